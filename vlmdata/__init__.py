@@ -1,0 +1,1 @@
+"""A data pipeline and dataset curation platform for vision-language models."""

@@ -1,0 +1,295 @@
+"""A dataset on disk or on any fsspec URL: paths, parts, manifests, snapshots, commits.
+
+A part is written aside and committed in one step: a rename on a local disk, one PUT on an object store. Readers list
+parts from manifests, never by listing a folder.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmdata.errors import DataError, InputError, MachineError
+
+FORMAT_VERSION = 1
+FIRST_LAYER = 1
+_FOOTER = b"vlmdata"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """A committed part. `path` is relative to the dataset; `also` are the files that came before it (an image tar)."""
+
+    name: str
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+    also: tuple["File", ...] = ()
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the dataset with what it must be."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table under one key, as its manifest lists it."""
+
+    table: str
+    key: str
+    parts: tuple[Part, ...]
+    inputs: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def sha256(self) -> str:
+        """Of the parts' hashes, in order: what a dependent table notes of its input."""
+        return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
+
+def make_key(stage: str, version: int, parameters: object, inputs: list[str]) -> str:
+    """16 hex digits: which values a table holds.
+
+    parameters: whatever changes values, as JSON can write it (options, rules' expressions, hashes of model files).
+    inputs: the keys of the tables that the stage reads, so that two recipes never overwrite each other's parts.
+    """
+    text = json.dumps([stage, version, parameters, inputs], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def table_folder(table: str, key: str) -> str:
+    """Where a table's parts lie: `tables/<table>/<key>`; images beside their tars in `images/<key>`."""
+    return f"images/{key}" if table == "images" else f"tables/{table}/{key}"
+
+
+def part_name(number: int, layer: int = FIRST_LAYER) -> str:
+    """`000001-0000042`: layer and number."""
+    return f"{layer:06d}-{number:07d}"
+
+
+class Dataset:
+    """The files below one folder or URL. All paths are relative to it, with `/`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"dataset {url!r}: {error}") from error
+        self.local = getattr(self.fs, "protocol", "") in ("file", ("file", "local"))
+
+    def path(self, relative: str) -> str:
+        return f"{self.root.rstrip('/')}/{relative}" if relative else self.root
+
+    def exists(self, relative: str) -> bool:
+        return self.fs.exists(self.path(relative))
+
+    def read_bytes(self, relative: str) -> bytes:
+        return self.fs.cat_file(self.path(relative))
+
+    def open(self, relative: str) -> Any:
+        """A binary file to read from."""
+        return self.fs.open(self.path(relative), "rb")
+
+    def write_bytes(self, relative: str, content: bytes) -> File:
+        """Commit a small file in one step."""
+        with self.spool() as folder:
+            aside = folder / "file"
+            aside.write_bytes(content)
+            return self.commit(aside, relative)
+
+    def write_json(self, relative: str, content: object) -> File:
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return self.write_bytes(relative, text.encode())
+
+    def read_json(self, relative: str) -> Any:
+        try:
+            return json.loads(self.read_bytes(relative))
+        except ValueError as error:
+            raise DataError(
+                f"{self.path(relative)}: not JSON ({error}); `vlmdata verify` lists what is damaged"
+            ) from error
+
+    @contextmanager
+    def spool(self) -> Iterator[Path]:
+        """A local folder to write aside in, on the dataset's own disk where that is local; gone afterwards."""
+        parent = None
+        if self.local:
+            parent = self.path(".spool")
+            try:
+                os.makedirs(parent, exist_ok=True)
+            except OSError as error:
+                raise MachineError(f"{self.root}: the dataset's folder cannot be written: {error.strerror}") from error
+        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def commit(self, aside: Path, relative: str) -> File:
+        """Move a finished local file to its place in one step: nobody ever sees half of it."""
+        digest, size = _sha256(aside.open("rb"))
+        target = self.path(relative)
+        if self.local:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with aside.open("rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(aside, target)
+        else:
+            # An object store shows an object only when its upload is complete.
+            self.fs.put_file(str(aside), target)
+        return File(relative, size, digest)
+
+    def sha256(self, relative: str) -> tuple[str, int]:
+        """A file's SHA-256 (hex) and its bytes."""
+        return _sha256(self.open(relative))
+
+    def remove(self, relative: str) -> None:
+        if self.exists(relative):
+            self.fs.rm(self.path(relative), recursive=True)
+
+    def clean_spool(self) -> None:
+        """Remove what killed runs left aside. Only the holder of the lock may call it."""
+        if self.local:
+            shutil.rmtree(self.path(".spool"), ignore_errors=True)
+
+    # Parts
+
+    def write_part(
+        self, table: str, key: str, name: str, rows: pa.Table, inputs: dict[str, str], also: tuple[File, ...] = ()
+    ) -> Part:
+        """Commit one part. `inputs` (path -> sha256 of the parts it was made from) goes into its footer."""
+        relative = f"{table_folder(table, key)}/{name}.parquet"
+        note = {"inputs": inputs, "also": [asdict(file) for file in also]}
+        with self.spool() as folder:
+            aside = folder / "part.parquet"
+            write_parquet(rows, aside, note)
+            file = self.commit(aside, relative)
+        return Part(name, relative, rows.num_rows, file.bytes, file.sha256, also)
+
+    def current_part(self, table: str, key: str, name: str, inputs: dict[str, str]) -> Part | None:
+        """The part, when it is there and was made from just these inputs; otherwise None."""
+        relative = f"{table_folder(table, key)}/{name}.parquet"
+        if not self.exists(relative):
+            return None
+        try:
+            with self.open(relative) as handle:
+                metadata = pq.read_metadata(handle)
+            note = json.loads((metadata.metadata or {})[_FOOTER])
+        except (pa.ArrowException, OSError, KeyError, ValueError):
+            return None  # damaged: it is made again
+        also = tuple(File(**file) for file in note["also"])
+        if note["inputs"] != inputs or not all(self.exists(file.path) for file in also):
+            return None
+        digest, size = self.sha256(relative)
+        return Part(name, relative, metadata.num_rows, size, digest, also)
+
+    def read_part(self, part: Part | str, columns: list[str] | None = None) -> pa.Table:
+        """A part's rows; the columns in the order asked for."""
+        relative = part if isinstance(part, str) else part.path
+        try:
+            with self.open(relative) as handle:
+                rows = pq.read_table(io.BytesIO(handle.read()), columns=columns, use_threads=False)
+        except (pa.ArrowException, FileNotFoundError) as error:
+            raise DataError(f"{self.path(relative)}: {error}; `vlmdata verify` lists what is damaged") from error
+        rows = rows.replace_schema_metadata(None)
+        return rows.select(columns) if columns is not None else rows
+
+    # Manifests
+
+    def write_table(self, table: Table) -> None:
+        """Write a table's manifest: the stage is done. Only the driver does it."""
+        self.write_json(
+            f"{table_folder(table.table, table.key)}/manifest.json",
+            {"format_version": FORMAT_VERSION, **asdict(table)},
+        )
+
+    def read_table(self, table: str, key: str) -> Table | None:
+        """A table as its manifest lists it, or None when the stage never ended."""
+        relative = f"{table_folder(table, key)}/manifest.json"
+        if not self.exists(relative):
+            return None
+        return _table(self.read_json(relative))
+
+    def tables_named(self, table: str) -> list[Table]:
+        """The table under every key whose stage ended, in the order of the keys."""
+        paths = sorted(self.fs.glob(self.path(f"tables/{table}/*/manifest.json")))
+        return [_table(json.loads(self.fs.cat_file(path))) for path in paths]
+
+    # Snapshots
+
+    def latest(self) -> dict[str, Any] | None:
+        """The manifest of the snapshot in force, or None."""
+        if not self.exists("latest.json"):
+            return None
+        return self.snapshot(self.read_json("latest.json")["snapshot"])
+
+    def snapshot(self, number: int) -> dict[str, Any]:
+        return self.read_json(f"{snapshot_folder(number)}/manifest.json")
+
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Write a snapshot's manifest, then switch `latest.json` to it."""
+        self.write_json(f"{snapshot_folder(manifest['number'])}/manifest.json", manifest)
+        self.write_json("latest.json", {"snapshot": manifest["number"]})
+
+
+def snapshot_folder(number: int) -> str:
+    return f"snapshots/{number:06d}"
+
+
+def new_id() -> str:
+    """A name that no other part of an append-only table has."""
+    return uuid.uuid4().hex
+
+
+def write_parquet(rows: pa.Table, path: Path, note: object = None) -> None:
+    """Parquet with settings that give the same bytes for the same rows."""
+    metadata = {_FOOTER: json.dumps(note, sort_keys=True).encode()} if note is not None else None
+    pq.write_table(
+        rows.replace_schema_metadata(metadata).combine_chunks(),
+        path,
+        compression="zstd",
+        row_group_size=65_536,
+        use_dictionary=True,
+        write_statistics=True,
+    )
+
+
+def _table(data: dict[str, Any]) -> Table:
+    parts = tuple(
+        Part(**{**part, "also": tuple(File(**file) for file in part["also"])})  # JSON has lists for tuples
+        for part in data["parts"]
+    )
+    return Table(data["table"], data["key"], parts, data["inputs"], data["about"])
+
+
+def _sha256(handle: Any) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size

@@ -1,0 +1,37 @@
+"""The errors that a user is meant to read: one line each, with the exit code of the command line."""
+
+
+class VlmdataError(Exception):
+    """What went wrong, where, and what to do, in one readable line."""
+
+    exit_code = 4
+
+
+class DataError(VlmdataError):
+    """The data is at fault: a corrupt part, a stage in which everything failed."""
+
+    exit_code = 1
+
+
+class InputError(VlmdataError):
+    """The user's input is at fault: the recipe, an option, a path, a query."""
+
+    exit_code = 2
+
+
+class JobError(VlmdataError):
+    """A job that the recipe started has failed."""
+
+    exit_code = 3
+
+
+class MachineError(VlmdataError):
+    """The machine or a service is at fault: disk, network, permissions, a bug."""
+
+    exit_code = 4
+
+
+class RefusedError(VlmdataError):
+    """The work is refused: another run holds the dataset, or a gate is shut."""
+
+    exit_code = 5

@@ -1,0 +1,390 @@
+"""The recipe: the one place where options and their defaults live. `load` reads a YAML file into a `Recipe`."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vlmdata.errors import InputError
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _bytes(value: object) -> object:
+    """`50MB` as a number of bytes (decimal units)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k|M|G)?B", value) if isinstance(value, str) else None
+    return int(float(match[1]) * {None: 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]]) if match else value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+
+
+class Options(BaseModel):
+    """Options that refuse what they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CrawlSource(Options):
+    """Web pages, followed from link to link within the hosts of `start`."""
+
+    kind: Literal["crawl"]
+    name: Name = "crawl"
+    start: list[str] = Field(min_length=1)
+    max_pages: int | None = Field(None, gt=0)
+    concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host")
+    delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
+    agent: str = Field("vlmdata", min_length=1, description="the user agent's name, which robots.txt may address")
+    contact: str | None = Field(None, description="an address or URL sent with the user agent")
+    max_page_bytes: Bytes = 10_000_000
+
+    @field_validator("start")
+    @classmethod
+    def _http(cls, start: list[str]) -> list[str]:
+        for url in start:
+            if not re.match(r"https?://[^/\s]+", url):
+                raise ValueError(f"{url!r} is not an http(s) URL")
+        return start
+
+
+class FolderSource(Options):
+    """Images with a .txt or .json file of the same name beside them."""
+
+    kind: Literal["folder"]
+    name: Name = "folder"
+    path: str
+    limit: int | None = Field(None, gt=0, description="the first so many images in the order of their paths")
+
+
+class TableSource(Options):
+    """A Parquet, CSV or JSONL file with a URL and a caption a row; globs and fsspec URLs are allowed."""
+
+    kind: Literal["table"]
+    name: Name = "table"
+    path: str
+    url: str = "url"
+    caption: str = "caption"
+
+
+Source = Annotated[CrawlSource | FolderSource | TableSource, Field(discriminator="kind")]
+
+
+class Consent(Options):
+    """What is done with what pages and hosts say about use for training."""
+
+    respect: list[Literal["robots", "noai", "tdm", "noml"]] = ["robots", "noai", "tdm"]
+
+
+class Download(Options):
+    """Fetching, checking and storing images."""
+
+    size: int = Field(512, ge=16, le=4096, description="the shorter side of the stored image, never enlarged")
+    mode: Literal["keep_ratio"] = "keep_ratio"
+    quality: int = Field(95, ge=1, le=100, description="of the stored JPEG")
+    timeout: float = Field(10, gt=0, description="seconds without an answer")
+    deadline: float = Field(60, gt=0, description="seconds for one URL, redirects and retries apart")
+    retries: int = Field(2, ge=0, le=10)
+    max_bytes: Bytes = 50_000_000
+    max_pixels: int = Field(100_000_000, gt=0)
+    allow_hosts: list[str] = Field(
+        [], description="`host:port` at a private address that may be fetched from all the same"
+    )
+    concurrency: int = Field(32, gt=0, le=512, description="URLs at once in one part")
+    agent: str = Field("vlmdata", min_length=1)
+
+
+class TextSignal(Options):
+    kind: Literal["text"]
+    name: Literal[""] = ""
+    after: list[str] = []
+
+
+class LanguageSignal(Options):
+    kind: Literal["language"]
+    name: Literal[""] = ""
+    after: list[str] = []
+
+
+class ImageSignal(Options):
+    kind: Literal["image"]
+    name: Literal[""] = ""
+    after: list[str] = []
+
+
+class NsfwSignal(Options):
+    kind: Literal["nsfw"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    after: list[str] = []
+    batch: int = Field(16, gt=0)
+
+
+class ClipSignal(Options):
+    """`model: lite` (embedded), or any open_clip architecture with a pretrained tag or a checkpoint's path."""
+
+    kind: Literal["clip"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    model: str = "lite"
+    pretrained: str | None = None
+    after: list[str] = []
+    batch: int = Field(32, gt=0)
+
+
+Signal = Annotated[
+    TextSignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal,
+    Field(discriminator="kind"),
+]
+
+
+class ExactDedup(Options):
+    kind: Literal["exact"]
+
+
+class PerceptualDedup(Options):
+    kind: Literal["perceptual"]
+    distance: int = Field(4, ge=0, le=16, description="differing bits of 64, at most")
+
+
+class SemanticDedup(Options):
+    kind: Literal["semantic"]
+    embeddings: str = Field("clip", description="the signal whose embeddings are compared: `clip`, or `clip_<name>`")
+    similarity: float = Field(0.95, gt=0, le=1, description="cosine, at least")
+
+
+Dedup = Annotated[ExactDedup | PerceptualDedup | SemanticDedup, Field(discriminator="kind")]
+
+
+class Select(Options):
+    """Which pairs are kept: the first rule that is not true is the reason."""
+
+    rules: dict[Name, str] = {}
+    survivor: str = "original_width * original_height desc, length(caption) desc"
+
+
+class Shards(Options):
+    """The files that training reads."""
+
+    formats: list[Literal["webdataset", "parquet"]] = Field(["webdataset", "parquet"], min_length=1)
+    samples: int = Field(10_000, gt=0, description="in one shard, at most")
+    seed: int = 0
+    columns: list[str] = Field([], description="further columns of samples for the shards' JSON")
+    splits: dict[Name, float] = {"train": 1.0}
+
+    @field_validator("splits")
+    @classmethod
+    def _whole(cls, splits: dict[str, float]) -> dict[str, float]:
+        if any(share <= 0 for share in splits.values()) or abs(sum(splits.values()) - 1) > 1e-9:
+            raise ValueError("the splits' shares must be above 0 and add up to 1")
+        return splits
+
+
+class Runner(Options):
+    """Where parts are worked on."""
+
+    kind: Literal["direct", "dask"] = "direct"
+    workers: int | None = Field(None, gt=0, description="threads (direct) or partitions (dask); default: one a core")
+    address: str | None = Field(None, description="of the Dask scheduler; default: a local cluster")
+
+
+class Parts(Options):
+    rows: int = Field(10_000, gt=0)
+
+
+class TrainJob(Options):
+    """The built-in trainer on the snapshot's shards."""
+
+    kind: Literal["train"]
+    name: Name = "train"
+    objective: Literal["contrastive"] = "contrastive"
+    model: str | dict[str, Any] = "tiny"
+    steps: int = Field(200, gt=0)
+    batch: int = Field(64, gt=1)
+    accumulate: int = Field(1, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(10, ge=0)
+    seed: int = 0
+    workers: int = Field(1, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    save_every: int = Field(100, gt=0)
+    eval_every: int = Field(100, gt=0)
+    train_split: Name = "train"
+    test_split: Name = "test"
+
+
+Job = Annotated[TrainJob, Field()]
+
+
+def _kind_alone(value: object) -> object:
+    """`- text` as `- {kind: text}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Recipe(Options):
+    """A whole recipe. Its JSON Schema is `schemas/recipe.schema.json`."""
+
+    dataset: str = Field(min_length=1, description="a folder or any fsspec URL")
+    sources: list[Source] = Field(min_length=1)
+    consent: Consent = Consent()
+    download: Download = Download()
+    signals: list[Annotated[Signal, BeforeValidator(_kind_alone)]] = []
+    dedup: list[Annotated[Dedup, BeforeValidator(_kind_alone)]] = []
+    select: Select = Select()
+    shards: Shards = Shards()
+    runner: Runner = Runner()
+    parts: Parts = Parts()
+    jobs: list[Job] = []
+
+    @model_validator(mode="after")
+    def _names(self) -> "Recipe":
+        for what, names in {
+            "sources": [s.name for s in self.sources],
+            "signals": [signal_name(s) for s in self.signals],
+            "dedup": [d.kind for d in self.dedup],
+            "jobs": [j.name for j in self.jobs],
+        }.items():
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
+        for signal in self.signals:
+            for rule in signal.after:
+                if rule not in self.select.rules:
+                    raise ValueError(
+                        f"signals.{signal.kind}.after: no rule is called {rule!r}{nearest(rule, self.select.rules)}"
+                    )
+        return self
+
+
+def signal_name(signal: Signal) -> str:
+    """`clip`, or `clip_b` for `name: b`: the name of the signal's table."""
+    return signal.kind + (f"_{signal.name}" if signal.name else "")
+
+
+def nearest(word: str, choices: Any) -> str:
+    """`; did you mean 'size'?` for the most similar of `choices`, or nothing."""
+    close = difflib.get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    settings: `key.path=YAML` changes, as the command line's `--set` gives them; list entries are addressed by
+    their kind or name.
+    Raises InputError, with the file and the line, for what cannot be read or is not a recipe.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: the recipe cannot be read: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a recipe is a mapping that begins with `dataset:`")
+    for setting in settings or []:
+        _set(data, setting)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(str(path), node, e) for e in error.errors()[:5])) from error
+
+
+def _set(data: dict[str, Any], setting: str) -> None:
+    """Apply one `key.path=YAML` to the recipe's data."""
+    key, sign, value = setting.partition("=")
+    if not sign or not key:
+        raise InputError(f"--set {setting}: write it as key.path=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from error
+    *way, last = key.split(".")
+    here: Any = data
+    for step in way:
+        here = _enter(here, step, setting)
+    if isinstance(here, list):
+        here[_index(here, last, setting)] = parsed
+    elif isinstance(here, dict):
+        here[last] = parsed
+    else:
+        raise InputError(f"--set {setting}: {way[-1]} has no parts")
+
+
+def _enter(here: Any, step: str, setting: str) -> Any:
+    if isinstance(here, list):
+        place = _index(here, step, setting)
+        if isinstance(here[place], str):
+            here[place] = {"kind": here[place]}
+        return here[place]
+    if isinstance(here, dict):
+        return here.setdefault(step, {})
+    raise InputError(f"--set {setting}: there is nothing below {step}")
+
+
+def _index(entries: list[Any], step: str, setting: str) -> int:
+    for key in ("name", "kind"):
+        for place, entry in enumerate(entries):
+            if (entry.get(key) if isinstance(entry, dict) else entry) == step:
+                return place
+    names = [e.get("name") or e.get("kind") if isinstance(e, dict) else e for e in entries]
+    raise InputError(f"--set {setting}: the list has no entry {step!r}{nearest(step, names)}")
+
+
+def _explain(path: str, node: yaml.Node | None, error: Any) -> str:
+    """One line for one of pydantic's errors: file, line, key, and the nearest right name."""
+    # pydantic puts the kind chosen from a union into the location; the YAML has no such step.
+    line, known = _line(node, error["loc"])
+    where = ".".join(str(step) for step in known)
+    if error["type"] == "extra_forbidden":
+        last = str(error["loc"][-1])
+        options = _options_at(error["loc"][:-1])
+        return f"{path}:{line}: unknown key {where!r}{nearest(last, options)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{path}:{line}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}"
+
+
+def _line(node: yaml.Node | None, location: tuple[str | int, ...]) -> tuple[int, list[str | int]]:
+    """The line (from 1) of the deepest node that `location` names, and the steps that the YAML has."""
+    line = node.start_mark.line + 1 if node else 1
+    steps: list[str | int] = []
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == step]
+            if not found:
+                if step == location[-1]:
+                    steps.append(step)
+                continue
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            continue
+        steps.append(step)
+    return line, steps
+
+
+def _options_at(location: tuple[str | int, ...]) -> list[str]:
+    """The names of the options that are allowed where `location` points."""
+    schema: Any = Recipe.model_json_schema()
+    definitions = schema.get("$defs", {})
+
+    def resolve(here: Any) -> Any:
+        return definitions[here["$ref"].rsplit("/", 1)[1]] if isinstance(here, dict) and "$ref" in here else here
+
+    for step in location:
+        schema = resolve(schema)
+        if isinstance(step, int):
+            schema = schema.get("items", {})
+        elif step in schema.get("properties", {}):
+            schema = schema["properties"][step]
+        elif "discriminator" in schema:
+            schema = (
+                {"$ref": schema["discriminator"]["mapping"][step]} if step in schema["discriminator"]["mapping"] else {}
+            )
+    return list(resolve(schema).get("properties", {}))
