@@ -1,0 +1,1 @@
+"""Beam pipelines: one file a stage that runs over parts."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from vlmdata.errors import DataError, InputError, MachineError
@@ -81,7 +82,10 @@ def make_key(stage: str, version: int, parameters: object, inputs: list[str]) ->
 
 
 def table_folder(table: str, key: str) -> str:
-    """Where a table's parts lie: `tables/<table>/<key>`; images beside their tars in `images/<key>`."""
+    """Where a table's parts lie: `tables/<table>/<key>`; images beside their tars in `images/<key>`; samples, whose
+    key is the snapshot's number, in the snapshot."""
+    if table == "samples":
+        return f"{snapshot_folder(int(key))}/samples"
     return f"images/{key}" if table == "images" else f"tables/{table}/{key}"
 
 
@@ -218,6 +222,10 @@ class Dataset:
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
 
+    def scan(self, parts: list[Part], schema: pa.Schema) -> pads.Dataset:
+        """The parts' rows as an Arrow dataset, read as they are asked for."""
+        return pads.dataset([self.path(part.path) for part in parts], schema, "parquet", filesystem=self.fs)
+
     # Manifests
 
     def write_table(self, table: Table) -> None:
@@ -278,12 +286,15 @@ def write_parquet(rows: pa.Table, path: Path, note: object = None) -> None:
     )
 
 
+def part_from(data: dict[str, Any]) -> Part:
+    """A part as a manifest or a worker's result has it in JSON."""
+    return Part(**{**data, "also": tuple(File(**file) for file in data["also"])})
+
+
 def _table(data: dict[str, Any]) -> Table:
-    parts = tuple(
-        Part(**{**part, "also": tuple(File(**file) for file in part["also"])})  # JSON has lists for tuples
-        for part in data["parts"]
+    return Table(
+        data["table"], data["key"], tuple(part_from(part) for part in data["parts"]), data["inputs"], data["about"]
     )
-    return Table(data["table"], data["key"], parts, data["inputs"], data["about"])
 
 
 def _sha256(handle: Any) -> tuple[str, int]:

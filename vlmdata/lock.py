@@ -1,5 +1,6 @@
 """The lock that lets one run at a time write to a dataset: an owner and a heartbeat in `lock.json`."""
 
+import json
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
+RUN_VARIABLE = "VLMDATA_RUN"
 
 
 @contextmanager
@@ -34,8 +36,8 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
             "wait for it, or end it"
         )
     if left is not None:
+        end_orphans(dataset)
         log.info("taking over the lock of a run that is gone (process %s on %s)", left["pid"], left["host"])
-        _end_server(left)
     process = psutil.Process()
     content: dict[str, Any] = {
         "owner": new_id(),
@@ -45,18 +47,22 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
         "host": socket.gethostname(),
         "heartbeat": time.time(),
     }
+    if left is not None or not dataset.exists("lock.json"):
+        dataset.clean_spool()
     _claim(dataset, content)
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_SECONDS):
             content["heartbeat"] = time.time()
-            dataset.write_json("lock.json", content)
+            try:
+                dataset.write_json("lock.json", content)
+            except OSError as error:  # the run itself will say what is wrong with the disk
+                log.warning("the lock's heartbeat could not be written: %s", error)
 
     thread = threading.Thread(target=beat, name="lock-heartbeat", daemon=True)
     thread.start()
     try:
-        dataset.clean_spool()
         yield content
     finally:
         done.set()
@@ -65,12 +71,24 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
 
 
 def _claim(dataset: Dataset, content: dict[str, Any]) -> None:
-    """Write the lock, then look whether it is ours: of two that start at once the later writer wins."""
+    """Write the lock so that of two runs that start at once only one gets it."""
+    taken = RefusedError(f"{dataset.root}: another run took this dataset at the same moment; try again later")
+    if dataset.local:
+        # A hard link fails where the name exists: the one atomic "create, with this content" of a file system.
+        dataset.remove("lock.json")
+        with dataset.spool() as folder:
+            aside = folder / "lock.json"
+            aside.write_text(json.dumps(content), "utf-8")
+            try:
+                os.link(aside, dataset.path("lock.json"))
+            except FileExistsError as error:
+                raise taken from error
+        return
     dataset.write_json("lock.json", content)
-    time.sleep(0.05)
+    time.sleep(1.0)  # the later writer wins; the earlier one sees it here
     holder = _read(dataset)
     if holder is None or holder["owner"] != content["owner"]:
-        raise RefusedError(f"{dataset.root}: another run took this dataset at the same moment; try again later")
+        raise taken
 
 
 def _read(dataset: Dataset) -> dict[str, Any] | None:
@@ -80,28 +98,32 @@ def _read(dataset: Dataset) -> dict[str, Any] | None:
 def _alive(content: dict[str, Any]) -> bool:
     if content["host"] != socket.gethostname():
         return time.time() - content["heartbeat"] < STALE_SECONDS
+    return _runs(content["pid"], content["started"])
+
+
+def end_orphans(dataset: Dataset) -> None:
+    """End the Prefect server that a killed run of this dataset has left behind: it knows its run by `RUN_VARIABLE`."""
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get(RUN_VARIABLE, "")
+            pid, _, rest = mark.partition(" ")
+            started, _, root = rest.partition(" ")
+            if root == dataset.root and not _runs(int(pid), float(started)) and "uvicorn" in process.cmdline():
+                process.terminate()
+                log.info("ended the Prefect server of a run that is gone (process %d)", process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it ended meanwhile, or is somebody else's
+
+
+def run_mark(dataset: Dataset) -> str:
+    """What a run puts into RUN_VARIABLE, so that its children can be told from others after it is gone."""
+    process = psutil.Process()
+    return f"{process.pid} {process.create_time()} {dataset.root}"
+
+
+def _runs(pid: int, started: float) -> bool:
     try:
         # A process id may have been given away again: the start time tells.
-        return abs(psutil.Process(content["pid"]).create_time() - content["started"]) < 1
+        return abs(psutil.Process(pid).create_time() - started) < 1
     except psutil.NoSuchProcess:
         return False
-
-
-def _end_server(content: dict[str, Any]) -> None:
-    """End the Prefect server that a killed run has left behind."""
-    server = content.get("server")
-    if server is None or content["host"] != socket.gethostname() or server["pid"] == os.getpid():
-        return
-    try:
-        process = psutil.Process(server["pid"])
-        if abs(process.create_time() - server["started"]) < 1:
-            process.terminate()
-            log.info("ended the Prefect server of the run that is gone (process %s)", server["pid"])
-    except psutil.NoSuchProcess:
-        pass  # it ended with its run
-
-
-def note_server(dataset: Dataset, content: dict[str, Any], pid: int) -> None:
-    """Write the Prefect server's process into the lock, so that a later run can end it after a kill."""
-    content["server"] = {"pid": pid, "started": psutil.Process(pid).create_time()}
-    dataset.write_json("lock.json", content)

@@ -193,22 +193,38 @@ class Parts(Options):
     rows: int = Field(10_000, gt=0)
 
 
+class LiteHeads(Options):
+    """The trained part of the embedded scorer `lite`."""
+
+    hidden: int = Field(512, gt=0, description="width of the heads' hidden layer")
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
 class TrainJob(Options):
     """The built-in trainer on the snapshot's shards."""
 
     kind: Literal["train"]
     name: Name = "train"
     objective: Literal["contrastive"] = "contrastive"
-    model: str | dict[str, Any] = "tiny"
+    model: str | dict[str, Any] = Field(
+        "tiny", description="tiny, lite, an open_clip architecture, its JSON file, or that file's content"
+    )
+    pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
+    heads: LiteHeads = Field(LiteHeads(), description="of the model lite")
     steps: int = Field(200, gt=0)
-    batch: int = Field(64, gt=1)
-    accumulate: int = Field(1, gt=0)
+    batch: int = Field(64, gt=1, description="samples of one forward pass in one process")
+    accumulate: int = Field(1, gt=0, description="forward passes a step")
     lr: float = Field(1e-3, gt=0)
-    warmup: int = Field(10, ge=0)
-    seed: int = 0
-    workers: int = Field(1, ge=0)
+    warmup: int = Field(10, ge=0, description="steps")
+    weight_decay: float = Field(0.1, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="the largest norm of the gradient")
+    crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    seed: int = Field(0, ge=0)
+    workers: int = Field(1, ge=0, description="threads that decode ahead")
+    threads: int = Field(1, gt=0, description="threads of the model's arithmetic; another number gives other last bits")
     precision: Literal["fp32", "bf16"] = "fp32"
     save_every: int = Field(100, gt=0)
+    keep: int = Field(2, gt=0, description="checkpoints that stay")
     eval_every: int = Field(100, gt=0)
     train_split: Name = "train"
     test_split: Name = "test"
@@ -239,12 +255,13 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _names(self) -> "Recipe":
-        for what, names in {
+        named: dict[str, list[str]] = {
             "sources": [s.name for s in self.sources],
             "signals": [signal_name(s) for s in self.signals],
             "dedup": [d.kind for d in self.dedup],
             "jobs": [j.name for j in self.jobs],
-        }.items():
+        }
+        for what, names in named.items():
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
@@ -275,27 +292,37 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
     their kind or name.
     Raises InputError, with the file and the line, for what cannot be read or is not a recipe.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the recipe cannot be read: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: a recipe is a mapping that begins with `dataset:`")
+    text, data = _read(path)
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
     for setting in settings or []:
-        _set(data, setting)
+        apply_setting(data, setting)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise InputError("\n".join(_explain(str(path), node, e) for e in error.errors()[:5])) from error
 
 
-def _set(data: dict[str, Any], setting: str) -> None:
-    """Apply one `key.path=YAML` to the recipe's data."""
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that is a mapping. Raises InputError with the file and the place."""
+    return _read(path)[1]
+
+
+def _read(path: str | Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a mapping (`key: value` lines) is expected")
+    return text, data
+
+
+def apply_setting(data: dict[str, Any], setting: str) -> None:
+    """Apply one `key.path=YAML` to options as YAML gives them. Raises InputError."""
     key, sign, value = setting.partition("=")
     if not sign or not key:
         raise InputError(f"--set {setting}: write it as key.path=value")

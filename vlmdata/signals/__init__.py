@@ -1,0 +1,137 @@
+"""What is measured, one file a family. A family gives columns for the rows of a part; `measure_part` runs them all.
+
+A family's module has `VERSION`, `IMAGES` (it reads pixels), `schemas(options)` (its tables), `identity(options)` (hashes of
+its model's files) and `measure(rows, images, options)`.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmdata.errors import DataError
+from vlmdata.recipe import Signal
+from vlmdata.rules import Expression, evaluate
+from vlmdata.schemas import conform
+from vlmdata.signals.pictures import Pictures
+
+# Images of so many rows are in memory at once, whatever the part's size.
+CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One signal of the recipe, ready to be measured: its options, tables and the rules that a row must pass before."""
+
+    options: Signal
+    schemas: dict[str, pa.Schema]
+    after: dict[str, Expression]
+
+
+def family(kind: str) -> Any:
+    """The module of a family of signals."""
+    return importlib.import_module(f"vlmdata.signals.{kind}")
+
+
+def measure_part(
+    rows: pa.Table,
+    read_image: Callable[[int, int], bytes],
+    measurements: list[Measurement],
+    measured: Mapping[str, pa.Table],
+    reuse: Mapping[str, pa.Table],
+) -> dict[str, pa.Table]:
+    """All signals of one part, each distinct image decoded once.
+
+    rows: the part's `pairs` and `images` columns, joined. read_image(offset, length): a stored image's bytes.
+    measurements: the signals to measure, those that others' `after` rules read first.
+    measured: tables of this part that are there already (table -> rows in the part's order), which rules may read.
+    reuse: values measured earlier for the same rows by the same model, null where they were not.
+    Returns table -> rows in the part's order; null where `after` or a missing image left a row out.
+    """
+    chunks: dict[str, list[pa.Table]] = {}
+    for start in range(0, max(rows.num_rows, 1), CHUNK_ROWS):
+        known = rows.slice(start, CHUNK_ROWS)
+        for table in measured.values():
+            known = _join(known, table.slice(start, CHUNK_ROWS))
+        store = _Store(known, read_image)
+        for measurement in measurements:
+            before = {name: reuse[name].slice(start, CHUNK_ROWS) for name in measurement.schemas if name in reuse}
+            for name, table in _measure(known, store, measurement, before).items():
+                chunks.setdefault(name, []).append(table)
+                known = _join(known, table)
+    return {name: pa.concat_tables(tables) for name, tables in chunks.items()}
+
+
+class _Store:
+    """The decoded images of a chunk: each stored image once, and only when something asks for it."""
+
+    def __init__(self, rows: pa.Table, read_image: Callable[[int, int], bytes]) -> None:
+        self.has_image = rows["length"].is_valid().to_numpy()
+        self.offsets = rows["offset"].to_numpy(zero_copy_only=False)
+        self.lengths = rows["length"].to_numpy(zero_copy_only=False)
+        self.uids = rows["uid"]
+        self.read_image = read_image
+        self.decoded: dict[int, np.ndarray] = {}
+
+    def pictures(self, chosen: np.ndarray) -> Pictures:
+        """The images of the rows at `chosen` (positions), each distinct one once."""
+        offsets, first, of = np.unique(self.offsets[chosen], return_index=True, return_inverse=True)
+        for offset, row in zip(offsets.astype(np.int64).tolist(), chosen[first].tolist(), strict=True):
+            if offset not in self.decoded:
+                content = np.frombuffer(self.read_image(offset, int(self.lengths[row])), np.uint8)
+                image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+                if image is None:
+                    raise DataError(
+                        f"pair {self.uids[row].as_py()}: its stored image cannot be read; try `vlmdata verify`"
+                    )
+                self.decoded[offset] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return Pictures([self.decoded[int(offset)] for offset in offsets], of)
+
+
+def _measure(
+    rows: pa.Table, store: _Store, measurement: Measurement, before: dict[str, pa.Table]
+) -> dict[str, pa.Table]:
+    """One signal for one chunk: the rows that qualify and have no value yet are measured, the others are null."""
+    module = family(measurement.options.kind)
+    wanted = store.has_image.copy() if module.IMAGES else np.ones(rows.num_rows, bool)
+    if measurement.after:
+        passed = evaluate(rows, measurement.after)
+        for name in measurement.after:
+            wanted &= pc.fill_null(passed[name], False).to_numpy(zero_copy_only=False).astype(bool)
+    known = np.zeros(rows.num_rows, bool)
+    if len(before) == len(measurement.schemas) and before:
+        columns = [column for table in before.values() for column in table.column_names if column != "uid"]
+        first = next(table[columns[0]] for table in before.values() if columns[0] in table.column_names)
+        known = first.is_valid().to_numpy()
+    todo = np.flatnonzero(wanted & ~known)
+    fresh = {}
+    if len(todo):
+        images = store.pictures(todo) if module.IMAGES else None
+        fresh = module.measure(rows.take(pa.array(todo)), images, measurement.options)
+    result = {}
+    for name, schema in measurement.schemas.items():
+        table = schema.empty_table()
+        places = np.full(rows.num_rows, -1, np.int64)
+        if name in fresh:
+            table = pa.concat_tables([table, conform(fresh[name], schema)])
+            places[todo] = np.arange(len(todo))
+        if known.any():
+            kept = np.flatnonzero(known & wanted)
+            places[kept] = table.num_rows + np.arange(len(kept))
+            table = pa.concat_tables([table, conform(before[name].take(pa.array(kept)), schema)])
+        scattered = table.take(pa.array(places, mask=places < 0))
+        result[name] = scattered.set_column(0, "uid", rows["uid"].combine_chunks())
+    return result
+
+
+def _join(rows: pa.Table, table: pa.Table) -> pa.Table:
+    """`rows` with the scalar columns of `table` beside them, by position."""
+    for column in table.column_names:
+        if column != "uid" and not pa.types.is_fixed_size_list(table.schema.field(column).type):
+            rows = rows.append_column(column, table[column])
+    return rows

@@ -1,0 +1,213 @@
+"""The flow `curate`: from a recipe to a snapshot with its shards, jobs and report. Prefect says when."""
+
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from vlmdata import card, ingest, snapshot
+from vlmdata.catalog import append
+from vlmdata.dataset import Dataset, Table, snapshot_folder
+from vlmdata.errors import InputError, MachineError
+from vlmdata.jobs import missing, run_job
+from vlmdata.lock import lock
+from vlmdata.pipelines import dedup as dedup_stage
+from vlmdata.pipelines import download as download_stage
+from vlmdata.pipelines import select as select_stage
+from vlmdata.pipelines import shards as shards_stage
+from vlmdata.pipelines import signals as signals_stage
+from vlmdata.plan import STAGES, Plan, make_plan, snapshot_keys
+from vlmdata.recipe import Recipe
+from vlmdata.report import write_report
+
+
+@dataclass
+class _Run:
+    """One run: the plan, the dataset, and the tables that are ready so far."""
+
+    plan: Plan
+    dataset: Dataset
+    stages: tuple[str, ...]
+    tables: dict[str, Table] = field(default_factory=dict)
+    seconds: dict[str, tuple[datetime.datetime, float]] = field(default_factory=dict)
+
+    def ready(self, stage: str, names: list[str]) -> None:
+        """Take a stage's tables from an earlier run. Raises InputError where they are not there."""
+        for name in names:
+            table = self.dataset.read_table(name, self.plan.tables[name])
+            if table is None:
+                raise InputError(f"--stages: {stage} has not been done for this recipe: name it too")
+            self.tables[name] = table
+
+
+@flow(name="curate", validate_parameters=False)
+def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] | None = None) -> str:
+    """Run a recipe (as `Recipe.model_dump()` gives it) and return the published snapshot's folder.
+
+    Stages that are done are found done; parts that are done are kept. Raises VlmdataError subclasses.
+    """
+    parsed = Recipe.model_validate(recipe)
+    dataset = Dataset(parsed.dataset)
+    run = _Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
+    with lock(dataset, "vlmdata run"):
+        dataset.remove("work")
+        _stage(run, "ingest", ["pairs"], ingest_pairs)
+        _stage(run, "download", ["images"], download_images)
+        _stage(
+            run, "signals", [name for name in run.plan.tables if name not in ("pairs", "images", "duplicates")], measure
+        )
+        _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
+        latest = dataset.latest()
+        if latest is None or latest["keys"] != snapshot_keys(run.plan):
+            if "select" not in run.stages:
+                return _unpublished(run)
+            latest = _publish(run)
+        if latest is None:
+            return _unpublished(run)
+        _log_times(run, latest["number"])
+        if "jobs" in run.stages:
+            for job in missing(parsed, dataset, latest["number"]):
+                train.with_options(name=f"job {job.name}")(job, dataset, latest)
+        if "report" in run.stages:
+            with _timed(run, "report"):
+                report(dataset, latest)
+            _log_times(run, latest["number"])
+        return dataset.path(snapshot_folder(latest["number"]))
+
+
+def _stage(run: _Run, name: str, tables: list[str], work: Callable[[_Run], dict[str, Table]]) -> None:
+    if not tables:
+        return
+    if name not in run.stages:
+        run.ready(name, tables)
+        return
+    with _timed(run, name):
+        run.tables |= work(run)
+
+
+def _publish(run: _Run) -> dict[str, Any] | None:
+    dataset, plan = run.dataset, run.plan
+    number = snapshot.next_number(dataset)
+    with _timed(run, "select"):
+        selection = select(run, number)
+    if "shards" not in run.stages:
+        return None
+    with _timed(run, "shards"):
+        shards = write_shards(run, selection, number)
+        manifest = snapshot.manifest(plan, number, run.tables, selection.samples, shards, [])
+        documents = card.write_documents(dataset, manifest)
+        manifest = snapshot.manifest(plan, number, run.tables, selection.samples, shards, documents)
+        snapshot.remove_leftovers(dataset, manifest)
+        dataset.publish(manifest)
+        shards_stage.clean(dataset)
+    return manifest
+
+
+def _unpublished(run: _Run) -> str:
+    """A run that was asked to stop before the shards publishes nothing."""
+    _log_times(run, 0)
+    return run.dataset.root
+
+
+@contextmanager
+def _timed(run: _Run, stage: str) -> Iterator[None]:
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    get_run_logger().info("%s: begins", stage)
+    yield
+    seconds = time.monotonic() - clock
+    get_run_logger().info("%s: done in %.1f s", stage, seconds)
+    run.seconds[stage] = (started, seconds)
+
+
+def _log_times(run: _Run, number: int) -> None:
+    """Write how long the stages took into `jobs`. Number 0 stands for no snapshot."""
+    rows = [
+        {"snapshot": number, "job": stage, "key": None, "kind": "stage", "state": "done", "exit_code": 0,
+         "started_at": started, "seconds": seconds, "output": None}
+        for stage, (started, seconds) in run.seconds.items()
+    ]  # fmt: skip
+    if rows:
+        append(run.dataset, "jobs", rows)
+    run.seconds.clear()
+
+
+def _worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
+    """Services and machines recover; a wrong recipe or broken data do not."""
+    return isinstance(state.result(raise_on_failure=False), MachineError)
+
+
+_retried: dict[str, Any] = {
+    "retries": 1,
+    "retry_delay_seconds": 5,
+    "retry_condition_fn": _worth_a_retry,
+    "cache_policy": NO_CACHE,
+}
+
+
+@task(name="ingest", **_retried)
+def ingest_pairs(run: _Run) -> dict[str, Table]:
+    """Read the sources that were not read yet, and unite their pairs."""
+    dataset, plan = run.dataset, run.plan
+    found = []
+    for source in plan.recipe.sources:
+        table = dataset.read_table("found", plan.found[source.name])
+        found.append(table or ingest.read_source(dataset, source, plan.found[source.name]))
+    pairs = dataset.read_table("pairs", plan.pairs)
+    pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit)
+    get_run_logger().info("%d pairs from %d sources", pairs.rows, len(found))
+    return {"pairs": pairs}
+
+
+@task(name="download", **_retried)
+def download_images(run: _Run) -> dict[str, Table]:
+    """Download the images of `pairs`."""
+    table = run.dataset.read_table("images", run.plan.images)
+    return {"images": table or download_stage.run(run.plan, run.dataset, run.tables["pairs"])}
+
+
+@task(name="signals", **_retried)
+def measure(run: _Run) -> dict[str, Table]:
+    """Measure what is missing of the signals."""
+    names = [name for signal in run.plan.signals for name in signal.measurement.schemas]
+    there = {name: run.dataset.read_table(name, run.plan.tables[name]) for name in names}
+    if all(there.values()):
+        return {name: table for name, table in there.items() if table}
+    return signals_stage.run(run.plan, run.dataset, run.tables["pairs"], run.tables["images"])
+
+
+@task(name="dedup", **_retried)
+def group_duplicates(run: _Run) -> dict[str, Table]:
+    """Group duplicates by every method of the recipe."""
+    assert run.plan.duplicates is not None
+    table = run.dataset.read_table("duplicates", run.plan.duplicates)
+    return {"duplicates": table or dedup_stage.run(run.plan, run.dataset, run.tables)}
+
+
+@task(name="select", **_retried)
+def select(run: _Run, number: int) -> select_stage.Selection:
+    """Give every pair its verdict."""
+    return select_stage.run(run.plan, run.dataset, run.tables, number)
+
+
+@task(name="shards", **_retried)
+def write_shards(run: _Run, selection: select_stage.Selection, number: int) -> list[dict[str, Any]]:
+    """Write the kept pairs into shards."""
+    return shards_stage.run(run.plan, run.dataset, run.tables, selection, number)
+
+
+@task(name="job", cache_policy=NO_CACHE)
+def train(job: Any, dataset: Dataset, manifest: dict[str, Any]) -> None:
+    """Run one job on the snapshot."""
+    metrics = run_job(job, dataset, manifest)
+    get_run_logger().info("job %s: %s", job.name, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(dataset: Dataset, manifest: dict[str, Any]) -> None:
+    """Write the snapshot's HTML report."""
+    write_report(dataset, manifest)

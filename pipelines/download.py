@@ -1,0 +1,68 @@
+"""The stage `download`: the images of every part of `pairs`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from vlmdata.dataset import Dataset, Part, Table, part_from, table_folder
+from vlmdata.download import download_part
+from vlmdata.errors import DataError
+from vlmdata.pipelines.runner import run_parts
+from vlmdata.plan import Plan, source_roots
+from vlmdata.recipe import Consent, Download
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker needs for any part."""
+
+    dataset: str
+    key: str
+    options: Download
+    consent: Consent
+    roots: dict[str, str]
+
+    def __call__(self, pairs: Part) -> dict[str, Any]:
+        dataset = Dataset(self.dataset)
+        inputs = {pairs.path: pairs.sha256}
+        part = dataset.current_part("images", self.key, pairs.name, inputs)
+        observed = dataset.current_part("observations", self.key, pairs.name, inputs)
+        if part is None or observed is None:
+            stored = f"{table_folder('images', self.key)}/{pairs.name}.tar"
+            rows = dataset.read_part(pairs)
+            with dataset.spool() as folder:
+                aside = folder / "images.tar"
+                images, observations = download_part(rows, str(aside), stored, self.options, self.consent, self.roots)
+                if images.num_rows != rows.num_rows:
+                    raise DataError(f"{pairs.path}: {rows.num_rows} rows in, {images.num_rows} out")
+                tar = dataset.commit(aside, stored)
+            observed = dataset.write_part("observations", self.key, pairs.name, observations, inputs)
+            part = dataset.write_part("images", self.key, pairs.name, images, inputs, also=(tar,))
+        return {"images": asdict(part), "observations": asdict(observed)}
+
+
+def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
+    """Download what is missing, write the manifests. Raises DataError when not one image of many came."""
+    work = _Work(dataset.url, plan.images, plan.recipe.download, plan.recipe.consent, source_roots(plan.recipe))
+    results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
+    inputs = {f"pairs/{pairs.key}": pairs.sha256}
+    observations = tuple(part_from(result["observations"]) for result in results)
+    dataset.write_table(Table("observations", plan.images, observations, inputs))
+    table = Table("images", plan.images, tuple(part_from(result["images"]) for result in results), inputs)
+    _check(dataset, table)
+    dataset.write_table(table)
+    return table
+
+
+def _check(dataset: Dataset, table: Table) -> None:
+    counts: dict[str, int] = {}
+    for part in table.parts:
+        for entry in pc.value_counts(dataset.read_part(part, ["download_status"])["download_status"]).to_pylist():
+            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+    if counts and "success" not in counts:
+        worst = max(sorted(counts), key=lambda status: counts[status])
+        raise DataError(
+            f"not one of {table.rows} images came: {counts[worst]} ended as {worst!r}; "
+            f"see the column error of images, and download.allow_hosts for servers at private addresses"
+        )

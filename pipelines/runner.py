@@ -1,0 +1,138 @@
+"""Runs one function over the parts of a stage on a Beam runner. Elements are parts, never rows."""
+
+import json
+import logging
+import os
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from vlmdata import errors
+from vlmdata.dataset import Dataset
+from vlmdata.recipe import Runner
+
+log = logging.getLogger(__name__)
+progress = logging.getLogger("vlmdata.progress")
+
+
+def run_parts(
+    dataset: Dataset, stage: str, work: Callable[[Any], Any], elements: list[Any], runner: Runner
+) -> list[Any]:
+    """`work(element)` for each element, wherever the runner puts it; the results in the order of the elements.
+
+    work: picklable; its result must be what JSON can write. It commits its part itself, so a retry is harmless.
+    An error in one part does not stop the others; the first one, in the order of elements, is raised afterwards.
+    """
+    if not elements:
+        return []
+    results = f"work/{stage}-{uuid.uuid4().hex}.json"
+    total = len(elements)
+    with (
+        _progress(stage, total),
+        beam.Pipeline(_beam_runner(runner), options=_options(runner, total)) as pipeline,
+    ):
+        (
+            pipeline
+            | "parts" >> beam.Create(list(enumerate(elements)))
+            # Not Reshuffle: its random keys leave the in-process runner's workers with unequal loads.
+            | "key" >> beam.Map(lambda element: (element[0], element[1]))
+            | "spread" >> beam.GroupByKey()
+            | "single" >> beam.FlatMap(lambda group: [(group[0], value) for value in group[1]])
+            | stage >> beam.Map(_attempt, work=work, dataset=dataset.url, stage=stage)
+            | "gather" >> beam.combiners.ToList()
+            | "record" >> beam.Map(_record, dataset=dataset.url, path=results)
+        )
+    outcomes = sorted(json.loads(dataset.read_bytes(results)))
+    dataset.remove("work")
+    for place, outcome in outcomes:
+        if "error" in outcome:
+            kind = getattr(errors, outcome["error"], errors.MachineError)
+            log.debug("part %s: %s", place, outcome["traceback"])
+            raise kind(outcome["message"])
+    assert [place for place, _ in outcomes] == list(range(total)), f"{stage}: {len(outcomes)} results for {total} parts"
+    return [outcome["result"] for _, outcome in outcomes]
+
+
+def _attempt(element: tuple[int, Any], work: Callable[[Any], Any], dataset: str, stage: str) -> tuple[int, Any]:
+    """An error is a value here: engines differ in what they make of an exception, and other parts should go on."""
+    place, argument = element
+    try:
+        outcome = {"result": work(argument)}
+    except errors.VlmdataError as error:
+        outcome = {"error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+    except OSError as error:
+        message = f"{stage}: {error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        outcome = {"error": "MachineError", "message": message, "traceback": traceback.format_exc()}
+    except Exception as error:  # noqa: BLE001 - a bug in one part: told by the driver, with its traceback in the log
+        message = f"{stage}, part {place}: {type(error).__name__}: {error} (a bug: --debug shows where)"
+        outcome = {"error": "MachineError", "message": message, "traceback": traceback.format_exc()}
+    _done(stage)
+    return place, outcome
+
+
+def _record(outcomes: list[Any], dataset: str, path: str) -> None:
+    Dataset(dataset).write_json(path, outcomes)
+
+
+# Parts done in this process, by stage: the in-process runner's threads count here. Other engines' workers count in
+# processes of their own, where nobody looks; there the engine's own pages show progress.
+_counts: dict[str, int] = {}
+_counts_lock = threading.Lock()
+
+
+def _done(stage: str) -> None:
+    with _counts_lock:
+        _counts[stage] = _counts.get(stage, 0) + 1
+
+
+@contextmanager
+def _progress(stage: str, total: int) -> Iterator[None]:
+    """Tell twice a second how many parts are done."""
+    with _counts_lock:
+        _counts[stage] = 0
+    ended = threading.Event()
+
+    def tell() -> None:
+        told = -1
+        while not ended.wait(0.5):
+            if _counts[stage] != told:
+                told = _counts[stage]
+                progress.info(
+                    "%s: %d of %d parts", stage, told, total, extra={"stage": stage, "done": told, "total": total}
+                )
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        progress.info("%s: %d of %d parts", stage, total, total, extra={"stage": stage, "done": total, "total": total})
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _beam_runner(runner: Runner) -> Any:
+    if runner.kind == "dask":
+        from apache_beam.runners.dask.dask_runner import DaskRunner
+
+        return DaskRunner()
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    return FnApiRunner()
+
+
+def _options(runner: Runner, parts: int) -> PipelineOptions:
+    workers = runner.workers or os.cpu_count() or 1
+    if runner.kind == "dask":
+        flags = [f"--dask_npartitions={max(1, min(parts, 4 * workers))}"]  # its default puts 128 parts on one worker
+        if runner.address:
+            flags.append(f"--dask_client_address={runner.address}")
+        return PipelineOptions(flags)
+    # Threads: decoding, models and DuckDB release the GIL, and processes would import everything again a stage.
+    return PipelineOptions(["--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"])

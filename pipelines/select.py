@@ -1,0 +1,103 @@
+"""The stage `select`: verdicts part by part, what only all pairs decide, then one row a pair in `samples`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from vlmdata.catalog import wide_part
+from vlmdata.dataset import Dataset, Part, Table, part_from, part_name
+from vlmdata.pipelines.runner import run_parts
+from vlmdata.plan import Plan
+from vlmdata.schemas import table_schema
+from vlmdata.select import Choice, judge_part, settle
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the selection came to: parts of samples, the funnel, samples in each split."""
+
+    samples: Table
+    funnel: list[dict[str, Any]]
+    splits: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    dataset: str
+    key: str
+    choice: Choice
+
+    def __call__(self, parts: list[Part]) -> dict[str, Any]:
+        dataset = Dataset(self.dataset)
+        rows = judge_part(wide_part(dataset, parts), self.choice)
+        return asdict(dataset.write_part("judged", self.key, parts[0].name, rows, {}))
+
+
+@dataclass(frozen=True)
+class _Write:
+    dataset: str
+    snapshot: str
+
+    def __call__(self, element: tuple[list[Part], Part]) -> dict[str, Any]:
+        parts, verdict = element
+        dataset = Dataset(self.dataset)
+        inputs = {part.path: part.sha256 for part in [*parts, verdict]}
+        name = f"part-{verdict.name.rsplit('-', 1)[1]}"
+        part = dataset.current_part("samples", self.snapshot, name, inputs)
+        if part is None:
+            rows = wide_part(dataset, [*parts, verdict])
+            part = dataset.write_part("samples", self.snapshot, name, rows, inputs)
+        return asdict(part)
+
+
+def choice_of(plan: Plan) -> Choice:
+    """The plan's selection, without its tables."""
+    unmeasured = {
+        column
+        for signal in plan.signals
+        if signal.measurement.after
+        for schema in signal.measurement.schemas.values()
+        for column in schema.names
+        if column != "uid"
+    }
+    methods = tuple(method.kind for method in plan.recipe.dedup)
+    return Choice(plan.rules, frozenset(unmeasured), methods, plan.survivor)
+
+
+def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
+    """Judge every pair for snapshot `number`. `tables`: pairs, images and the signals' tables, and duplicates where the recipe asks."""
+    choice = choice_of(plan)
+    scalar = [name for name in tables if name != "duplicates" and not name.startswith("embeddings")]
+    by_part = [list(parts) for parts in zip(*(tables[name].parts for name in scalar), strict=True)]
+    judged = run_parts(dataset, "judge", _Judge(dataset.url, plan.select, choice), by_part, plan.recipe.runner)
+    judged_parts = [part_from(result) for result in judged]
+    duplicates = None
+    if "duplicates" in tables:
+        duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
+    with dataset.spool() as spill:
+        verdicts, funnel, splits = settle(
+            dataset.scan(judged_parts, _judged_schema(dataset, judged_parts)),
+            duplicates,
+            [part.rows for part in judged_parts],
+            choice,
+            plan.recipe.shards,
+            spill,
+        )
+        verdict_parts = [
+            dataset.write_part("verdict", plan.select, part_name(number), rows, {})
+            for number, rows in enumerate(verdicts)
+        ]
+    elements = list(zip(by_part, verdict_parts, strict=True))
+    results = run_parts(dataset, "select", _Write(dataset.url, str(number)), elements, plan.recipe.runner)
+    for name in ("judged", "verdict"):
+        dataset.remove(f"tables/{name}")
+    inputs = {f"{name}/{table.key}": table.sha256 for name, table in tables.items()}
+    about = {"select": plan.select, "funnel": funnel, "splits": splits}
+    samples = Table("samples", str(number), tuple(part_from(result) for result in results), inputs, about)
+    dataset.write_table(samples)
+    return Selection(samples, funnel, splits)
+
+
+def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:
+    return dataset.read_part(parts[0]).schema

@@ -1,0 +1,112 @@
+"""The stage `shards`: kept samples scattered into buckets, then each bucket cut into shards."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmdata import shards
+from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
+from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.select import Selection
+from vlmdata.plan import Plan
+from vlmdata.recipe import Shards
+from vlmdata.schemas import table_schema
+
+
+@dataclass(frozen=True)
+class _Scatter:
+    dataset: str
+    work: str
+    columns: pa.Schema
+    buckets: list[list[str]]
+
+    def __call__(self, element: tuple[Part, Part, Part]) -> str:
+        samples, pairs, images = element
+        dataset = Dataset(self.dataset)
+        path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.arrow"
+        if not dataset.exists(path):
+            rows = dataset.read_part(samples)
+            rows = rows.append_column("captions", dataset.read_part(pairs, ["captions"])["captions"])
+            kept = rows.filter(rows["kept"])
+            with dataset.open(images.also[0].path) as tar, dataset.spool() as folder:
+                shards.scatter(kept, self.columns, _reader(tar), self.buckets, folder / "scattered.arrow")
+                dataset.commit(folder / "scattered.arrow", path)
+        return path
+
+
+@dataclass(frozen=True)
+class _Gather:
+    dataset: str
+    folder: str
+    work: str
+    columns: pa.Schema
+    formats: list[str]
+    scattered: list[str]
+
+    def __call__(self, element: tuple[int, list[str]]) -> list[dict[str, Any]]:
+        number, names = element
+        dataset = Dataset(self.dataset)
+        # The bucket's record is its commit: written when all its shards are in place.
+        record = f"{self.work}/bucket-{number}.json"
+        if dataset.exists(record):
+            written = dataset.read_json(record)
+            if all(dataset.exists(shard["path"]) for shard in written):
+                return written
+        rows = shards.gather((dataset.open(path) for path in self.scattered), number)
+        written = []
+        for name in names:
+            chosen = rows.filter(pc.equal(rows["shard"], name))
+            with dataset.spool() as folder:
+                for kind in self.formats:
+                    aside = folder / ("shard.tar" if kind == "webdataset" else "shard.parquet")
+                    if kind == "webdataset":
+                        shards.write_tar(chosen, aside)
+                    else:
+                        shards.write_parquet(chosen, self.columns, aside)
+                    file: File = dataset.commit(aside, f"{self.folder}/{name}{aside.suffix}")
+                    split = name.rsplit("-", 1)[0]
+                    written.append({**asdict(file), "rows": chosen.num_rows, "split": split, "format": kind})
+        dataset.write_json(record, written)
+        return written
+
+
+def run(
+    plan: Plan, dataset: Dataset, tables: dict[str, Table], selection: Selection, number: int
+) -> list[dict[str, Any]]:
+    """Write the shards of snapshot `number`; its manifest's entries (path, bytes, sha256, rows, split, format)."""
+    recipe: Shards = plan.recipe.shards
+    columns = columns_of(plan)
+    into = shards.buckets(selection.splits, recipe.samples)
+    work = f"work_shards/{plan.shards}-{selection.samples.sha256[:16]}"
+    elements = list(zip(selection.samples.parts, tables["pairs"].parts, tables["images"].parts, strict=True))
+    scatter = _Scatter(dataset.url, work, columns, into)
+    scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)
+    gather = _Gather(dataset.url, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), scattered)
+    written = run_parts(dataset, "shards", gather, list(enumerate(into)), plan.recipe.runner)
+    return [shard for bucket in written for shard in bucket]
+
+
+def columns_of(plan: Plan) -> pa.Schema:
+    """The columns of a sample's JSON and of the Parquet shards."""
+    used = [column for rule in plan.rules.values() for column in rule.columns]
+    everything = plan.columns
+    for column in table_schema("verdict"):
+        if column.name not in everything.names:
+            everything = everything.append(column)
+    return shards.json_columns(plan.recipe.shards, used, everything)
+
+
+def clean(dataset: Dataset) -> None:
+    """Remove the scattered files, once the snapshot is published."""
+    dataset.remove("work_shards")
+
+
+def _reader(tar: Any) -> Callable[[int, int], bytes]:
+    def read(offset: int, length: int) -> bytes:
+        tar.seek(offset)
+        return tar.read(length)
+
+    return read

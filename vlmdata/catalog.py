@@ -1,0 +1,108 @@
+"""DuckDB over a dataset: the view `samples` of the newest snapshot and a view for every table, from the manifests.
+
+Nothing is opened for writing, so a prompt never blocks a run, and a query can read this dataset's files only.
+"""
+
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from vlmdata.dataset import Dataset, Part, Table
+from vlmdata.errors import InputError
+from vlmdata.schemas import table_schema
+
+_APPEND_ONLY = ("jobs", "metrics")
+
+
+def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
+    """A connection that answers SELECTs on this dataset. Raises InputError where there is no dataset or snapshot."""
+    snapshot = dataset.latest()
+    if snapshot is None:
+        raise InputError(f"{dataset.url}: no snapshot here; make one by `vlmdata run RECIPE`")
+    connection = duckdb.connect(
+        ":memory:",
+        config={
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "python_enable_replacements": False,
+        },
+    )
+    if not dataset.local:
+        connection.register_filesystem(dataset.fs)
+    _view(connection, dataset, "samples", [part["path"] for part in snapshot["samples"]])
+    for name, table in snapshot["tables"].items():
+        _view(connection, dataset, name, [part["path"] for part in table["parts"]])
+    observed = [part.path for table in dataset.tables_named("observations") for part in table.parts if part.rows]
+    _view(connection, dataset, "observations", observed)
+    for name in _APPEND_ONLY:
+        appended = [part.path for table in dataset.tables_named(name) for part in table.parts]
+        _view(connection, dataset, name, appended)
+    if dataset.local:
+        connection.execute(f"SET allowed_directories = [{_text(dataset.root.rstrip('/') + '/')}]")
+        connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """The answer to one SELECT. Raises InputError, in a line, for anything else and for what DuckDB refuses."""
+    try:
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise InputError("one SELECT statement is expected: a dataset is changed by `vlmdata run` alone")
+        relation = connection.sql(sql)
+    except duckdb.Error as error:
+        raise InputError(str(error).strip().splitlines()[0]) from error
+    if relation is None:
+        raise InputError("one SELECT statement is expected: a dataset is changed by `vlmdata run` alone")
+    return relation
+
+
+def wide_part(dataset: Dataset, parts: list[Part]) -> pa.Table:
+    """One part's scalar columns of several tables side by side: part n of each holds the same rows in one order."""
+    wide: pa.Table | None = None
+    for part in parts:
+        rows = dataset.read_part(part)
+        chosen = [name for name in rows.column_names if not pa.types.is_nested(rows.schema.field(name).type)]
+        if wide is None:
+            wide = rows.select(chosen)
+            continue
+        assert rows.num_rows == wide.num_rows, f"{part.path}: {rows.num_rows} rows beside {wide.num_rows}"
+        for name in chosen:
+            if name != "uid":
+                wide = wide.append_column(name, rows[name])
+    assert wide is not None
+    return wide
+
+
+def append(dataset: Dataset, table: str, rows: list[dict[str, Any]]) -> None:
+    """Add rows to an append-only table (`jobs`, `metrics`). Only the holder of the lock may call it."""
+    assert table in _APPEND_ONLY
+    old = dataset.read_table(table, "log")
+    parts = old.parts if old else ()
+    schema = table_schema(table)
+    part = dataset.write_part(table, "log", f"000001-{len(parts):07d}", pa.Table.from_pylist(rows, schema), {})
+    dataset.write_table(Table(table, "log", (*parts, part)))
+
+
+def _view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, paths: list[str]) -> None:
+    if paths:
+        files = ", ".join(_text(_no_glob(_url(dataset, path))) for path in paths)
+        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{files}])')
+    else:
+        connection.register(name, table_schema(name).empty_table())
+
+
+def _url(dataset: Dataset, path: str) -> str:
+    return dataset.path(path) if dataset.local else f"{dataset.url.split('://')[0]}://{dataset.path(path)}"
+
+
+def _text(value: str) -> str:
+    """A SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _no_glob(path: str) -> str:
+    """The path with the signs that DuckDB reads as patterns put into brackets."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in path)

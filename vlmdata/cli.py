@@ -1,0 +1,234 @@
+"""The command line. stdout carries the answer alone, everything else goes to stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlmdata.errors import InputError, MachineError, VlmdataError
+
+app = typer.Typer(
+    help="Crawl, measure, deduplicate and select image-text pairs, and train vision-language models on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="the recipe, a YAML file", metavar="RECIPE")]
+DatasetUrl = Annotated[str, typer.Argument(help="the dataset's folder or URL", metavar="DATASET")]
+Setting = Annotated[list[str] | None, typer.Option("--set", help="change the recipe: key.path=YAML (may be repeated)")]
+Limit = Annotated[int | None, typer.Option(min=1, help="only the first N pairs")]
+
+_state = {"debug": False}
+
+
+class Format(StrEnum):
+    """How `sql` writes its answer."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and every log line")] = False) -> None:
+    from vlmdata.console import configure_logging
+
+    _state["debug"] = debug
+    configure_logging(debug)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    set_: Setting = None,
+    limit: Limit = None,
+    stages: Annotated[str | None, typer.Option(help="only these, with commas: ingest,download,signals,…")] = None,
+    runner: Annotated[str | None, typer.Option(help="direct or dask; the recipe's otherwise")] = None,
+) -> None:
+    """Run a recipe: from its sources to a published snapshot with shards, jobs and report."""
+    from vlmdata import recipe as recipes
+    from vlmdata.dataset import Dataset
+    from vlmdata.jobs import missing
+    from vlmdata.plan import STAGES, check_writable, done_already, make_plan
+
+    settings = [*(set_ or []), *([f"runner.kind={runner}"] if runner else [])]
+    parsed = recipes.load(recipe, settings)
+    chosen = [name.strip() for name in stages.split(",")] if stages else list(STAGES)
+    for name in chosen:
+        if name not in STAGES:
+            raise InputError(f"--stages: there is no stage {name!r}{recipes.nearest(name, STAGES)}")
+    dataset = Dataset(parsed.dataset)
+    plan = make_plan(parsed, limit)
+    check_writable(dataset)
+    latest = done_already(plan, dataset)
+    if latest is not None and not stages and not missing(parsed, dataset, latest["number"]):
+        folder = f"snapshots/{latest['number']:06d}"
+        if dataset.exists(f"{folder}/report.html"):
+            _say("nothing to do: the snapshot in force is just what this recipe asks for")
+            print(dataset.path(folder))
+            return
+    from vlmdata import console
+
+    console.prepare_prefect(dataset)
+    with console.progress():
+        from vlmdata.flows.curate import curate
+
+        folder = curate(parsed.model_dump(mode="json"), limit, chosen)
+    if dataset.latest() is not None:
+        for line in console.summary(dataset, parsed.dataset):
+            _say(line)
+    print(folder)
+
+
+@app.command()
+def plan(recipe: RecipePath, set_: Setting = None, limit: Limit = None) -> None:
+    """What `run` would do: the stages with what is there already, and what is missing."""
+    from vlmdata import recipe as recipes
+    from vlmdata.dataset import Dataset
+    from vlmdata.plan import describe, make_plan
+
+    parsed = recipes.load(recipe, set_)
+    for line in describe(make_plan(parsed, limit), Dataset(parsed.dataset)):
+        print(line)
+
+
+@app.command()
+def sql(
+    dataset: DatasetUrl,
+    query: Annotated[str | None, typer.Argument(help="one SELECT; without it a prompt opens")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="of the answer")] = Format.table,
+) -> None:
+    """Ask the dataset in SQL: the view `samples` and a view for every table."""
+    from vlmdata import catalog, console
+    from vlmdata.dataset import Dataset
+
+    connection = catalog.connect(Dataset(dataset))
+    if query is not None:
+        console.write_answer(catalog.query(connection, query), format_)
+        return
+    console.prompt(connection, format_)
+
+
+@app.command()
+def show(dataset: DatasetUrl, uid: Annotated[str, typer.Argument(metavar="UID")]) -> None:
+    """One pair's whole story: where it came from, every measure, its duplicates, its verdict."""
+    from vlmdata import console
+    from vlmdata.dataset import Dataset
+
+    console.show_pair(Dataset(dataset), uid)
+
+
+@app.command()
+def report(dataset: DatasetUrl) -> None:
+    """Write the newest snapshot's HTML report again and print its path."""
+    from vlmdata.dataset import Dataset
+    from vlmdata.report import write_report
+
+    opened = Dataset(dataset)
+    latest = opened.latest()
+    if latest is None:
+        raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
+    print(opened.path(write_report(opened, latest)))
+
+
+@app.command()
+def train(
+    objective: Annotated[str, typer.Argument(help="contrastive")],
+    data: Annotated[str, typer.Option(help="a dataset, or WebDataset shards (a path or a glob)")],
+    out: Annotated[str, typer.Option(help="the folder for checkpoints and logs")],
+    config: Annotated[Path | None, typer.Option(help="a YAML file with the trainer's options")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="an option of the trainer: key=YAML")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in OUT")] = False,
+) -> None:
+    """Train a model on a snapshot's shards."""
+    from vlmdata import console, jobs
+
+    job, shards = jobs.from_options(objective, data, config, set_ or [])
+    with console.progress():
+        from vlmdata.train.loop import train as train_loop
+
+        metrics = train_loop(job, shards, out, resume=resume)
+    print(json.dumps(metrics, indent=1))
+
+
+@app.command()
+def verify(dataset: DatasetUrl) -> None:
+    """Hash every file that a snapshot names; a line `path<TAB>expected<TAB>found` for each difference."""
+    from vlmdata import snapshot
+    from vlmdata.dataset import Dataset
+
+    opened = Dataset(dataset)
+    if opened.latest() is None:
+        raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
+    differences = list(snapshot.verify(opened))
+    for path, expected, found in differences:
+        print(f"{path}\t{expected}\t{found}")
+    if differences:
+        raise typer.Exit(1)
+    _say("every file is what its manifest says")
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which models and engines are there, and what to do about what is not."""
+    from vlmdata import doctor as checks
+
+    raise typer.Exit(checks.report())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; errors become one readable line and an exit code."""
+    for name, value in {
+        "NO_ALBUMENTATIONS_UPDATE": "1",  # these packages call home otherwise
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    raise SystemExit(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    import click
+
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _say("interrupted; the same command goes on where it stopped")
+        return 130
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except VlmdataError as error:
+        if _state["debug"]:
+            raise
+        _say(f"error: {error}")
+        return error.exit_code
+    except OSError as error:
+        if _state["debug"]:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        _say(f"error: {error.strerror or error}{where}")
+        return MachineError.exit_code
+    except Exception as error:
+        if _state["debug"]:
+            raise
+        _say(f"error: {type(error).__name__}: {error} (a bug: `vlmdata --debug …` shows where)")
+        return MachineError.exit_code
+
+
+if __name__ == "__main__":
+    main()

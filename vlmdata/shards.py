@@ -1,0 +1,130 @@
+"""The files that training reads: WebDataset tars and Parquet, written in two passes.
+
+First each part scatters its kept samples into buckets (a file a part, a record batch a bucket); then each bucket is
+read, sorted and cut into shards. The shards' bytes depend on the samples alone.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlmdata.errors import DataError, InputError
+from vlmdata.recipe import Shards, nearest
+
+VERSION = 1
+# So many samples are in memory at once in the second pass (or one shard, where shards are larger).
+BUCKET_SAMPLES = 10_000
+ALWAYS = ("uid", "url", "source", "license", "captions")
+SCATTERED = pa.schema(
+    [("shard", pa.string()), ("index", pa.int32()), ("uid", pa.string()), ("jpg", pa.binary()), ("txt", pa.string()),
+     ("json", pa.string())]
+)  # fmt: skip
+
+
+def check_columns(shards: Shards, columns: pa.Schema) -> None:
+    """Raise InputError when `shards.columns` names no column of samples."""
+    for name in shards.columns:
+        if name not in columns.names:
+            raise InputError(f"shards.columns: there is no column {name!r}{nearest(name, columns.names)}")
+
+
+def json_columns(shards: Shards, rule_columns: Iterable[str], columns: pa.Schema) -> pa.Schema:
+    """The columns of a sample's JSON: always uid, url, source, license, captions; then those that rules use or the
+    recipe names, in the order of `samples`."""
+    more = (set(rule_columns) | set(shards.columns)) - {*ALWAYS, "caption"}
+    fields = [columns.field(name) for name in ALWAYS if name != "captions"] + [
+        pa.field("captions", pa.list_(pa.string()))
+    ]
+    return pa.schema(fields + [field for field in columns if field.name in more])
+
+
+def buckets(split_counts: dict[str, int], samples: int) -> list[list[str]]:
+    """The shards' names in buckets of about BUCKET_SAMPLES samples, one shard at least; no bucket spans two splits."""
+    together = max(1, BUCKET_SAMPLES // samples)
+    result = []
+    for split, count in split_counts.items():
+        names = [f"{split}-{number:07d}" for number in range(-(-count // samples))]
+        result += [names[start : start + together] for start in range(0, len(names), together)]
+    return result
+
+
+def scatter(
+    kept: pa.Table, columns: pa.Schema, read_image: Callable[[int, int], bytes], into: list[list[str]], path: Path
+) -> None:
+    """First pass, one part: its kept samples as one Arrow IPC file with a record batch for each bucket.
+
+    kept: the kept rows of the part with verdict and image columns. read_image(offset, length): from the part's tar.
+    """
+    bucket_of = {name: place for place, names in enumerate(into) for name in names}
+    place = np.array([bucket_of[name] for name in kept["shard"].unique().to_pylist()], np.int64)
+    codes = kept["shard"].combine_chunks().dictionary_encode()
+    bucket = place[codes.indices.to_numpy()] if kept.num_rows else np.zeros(0, np.int64)
+    documents = _documents(kept, columns)
+    images = [
+        read_image(offset, length)
+        for offset, length in zip(kept["offset"].to_pylist(), kept["length"].to_pylist(), strict=True)
+    ]
+    rows = pa.table(
+        [kept["shard"], kept["index"], kept["uid"], pa.array(images, pa.binary()), kept["caption"], documents],
+        schema=SCATTERED,
+    ).combine_chunks()
+    with pa.ipc.new_file(path, SCATTERED) as writer:
+        for number in range(len(into)):
+            chosen = rows.filter(pa.array(bucket == number)).combine_chunks().to_batches()
+            writer.write_batch(chosen[0] if chosen else pa.RecordBatch.from_pylist([], SCATTERED))
+
+
+def gather(files: Iterable[Any], bucket: int) -> pa.Table:
+    """Second pass: one bucket's samples out of every part's file, in the order of shard and index."""
+    batches = []
+    for file in files:
+        with file, pa.ipc.open_file(file) as reader:
+            batches.append(reader.get_batch(bucket))
+    rows = pa.Table.from_batches(batches, SCATTERED)
+    return rows.sort_by([("shard", "ascending"), ("index", "ascending")])
+
+
+def write_tar(rows: pa.Table, path: Path) -> None:
+    """A WebDataset tar: `<uid>.jpg`, `<uid>.txt`, `<uid>.json` for each sample, without owner or time."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for row in rows.select(["uid", "jpg", "txt", "json"]).to_pylist():
+            for extension, content in (
+                ("jpg", row["jpg"]),
+                ("txt", row["txt"].encode()),
+                ("json", row["json"].encode()),
+            ):
+                member = tarfile.TarInfo(f"{row['uid']}.{extension}")  # the uid is hex: nothing of others in a name
+                member.size = len(content)
+                member.mode = 0o644
+                tar.addfile(member, io.BytesIO(content))
+
+
+def write_parquet(rows: pa.Table, columns: pa.Schema, path: Path) -> None:
+    """The same samples in the same order: `jpg` (bytes), `txt`, and the JSON's columns with their types."""
+    documents = [json.loads(text) for text in rows["json"].to_pylist()]
+    table = pa.Table.from_pylist(documents, columns)
+    table = table.append_column("jpg", rows["jpg"]).append_column("txt", rows["txt"])
+    pq.write_table(table.combine_chunks(), path, compression="zstd", row_group_size=1000)
+
+
+def _documents(kept: pa.Table, columns: pa.Schema) -> pa.Array:
+    """Each sample's JSON: every key with one type; null text is '', any other null is refused."""
+    table = kept.select(columns.names)
+    for place, field in enumerate(columns):
+        if pa.types.is_string(field.type):
+            table = table.set_column(place, field, pc.fill_null(table[field.name], ""))
+        missing = table[field.name].null_count
+        if missing:
+            raise DataError(
+                f"column {field.name!r} is null in {missing} kept pairs, but a shard's samples need a value: "
+                f"add a rule such as `{field.name} is not null`, or leave it out of shards.columns"
+            )
+    return pa.array([json.dumps(row, ensure_ascii=False, allow_nan=False) for row in table.to_pylist()], pa.string())

@@ -1,0 +1,101 @@
+"""What an image's pixels say of it: shape, perceptual hash, sharpness, entropy."""
+
+from functools import cache
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmdata import recipe
+from vlmdata.schemas import conform, table_schema
+from vlmdata.signals.pictures import Pictures
+
+VERSION = 1
+IMAGES = True
+
+_HASHED = 32  # pixels a side of what is hashed
+_BITS = 8  # the hash is made of 8 x 8 coefficients
+_SHARPNESS_AREA = 256 * 256  # pixels of what sharpness is measured on
+
+
+def schemas(options: recipe.ImageSignal) -> dict[str, pa.Schema]:
+    """The tables that `measure` gives."""
+    return {"image": table_schema("image")}
+
+
+def identity(options: recipe.ImageSignal) -> dict[str, str]:
+    """Nothing: no model is used."""
+    return {}
+
+
+def measure(rows: pa.Table, images: Pictures | None, options: recipe.ImageSignal) -> dict[str, pa.Table]:
+    """The `image` table of some rows; reads uid, original_width, original_height and the images.
+
+    aspect_ratio: longer side over shorter side of the image received, 1 or more, null where its size is not known.
+    phash: uint64, see `perceptual_hashes`. sharpness: variance of the Laplacian (Pech-Pacheco et al. 2000) of the
+    grey image (0 to 255) after resizing to 65,536 pixels, so that sizes compare; 0 or more. entropy: of the grey
+    values' histogram, bits, 0 to 8.
+    """
+    assert images is not None, "image reads images"
+    # One Python call an image, not a row: images have different sizes, and OpenCV takes them one by one.
+    small = np.empty((len(images.pixels), _HASHED, _HASHED), np.float32)
+    sharp, entropy = np.empty((2, len(images.pixels)), np.float32)
+    for place, pixels in enumerate(images.pixels):
+        grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+        small[place] = _resized(grey, _HASHED, _HASHED)
+        sharp[place] = _sharpness(grey)
+        entropy[place] = _entropy(grey)
+    width, height = (pc.cast(rows[side], pa.float64()) for side in ("original_width", "original_height"))
+    long, short = pc.max_element_wise(width, height, skip_nulls=False), pc.min_element_wise(width, height)
+    known = pc.greater(pc.fill_null(short, 0), 0)
+    columns = {
+        "uid": rows["uid"],
+        "aspect_ratio": pc.cast(pc.if_else(known, pc.divide(long, short), None), pa.float32()),
+        "phash": perceptual_hashes(small)[images.of],
+        "sharpness": sharp[images.of],
+        "entropy": entropy[images.of],
+    }
+    return {"image": conform(pa.table(columns), table_schema("image"))}
+
+
+def perceptual_hashes(small: np.ndarray) -> np.ndarray:
+    """uint64 [n] pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions").
+
+    small: grey values [n, 32, 32]. Of the two-dimensional DCT-II the 8 x 8 lowest frequencies without the first row
+    and column; bit = greater than their median, the lowest vertical and horizontal frequency in the highest bit.
+    A flat image's hash is 0; the fewer bits are set (never more than 32), the less the hash tells.
+    """
+    basis = _dct()[1 : 1 + _BITS]
+    found = (basis @ small.astype(np.float64) @ basis.T).reshape(-1, _BITS * _BITS)
+    # Rounded, so that coefficients that are zero but for arithmetic noise are equal on every machine.
+    found = found.round(3)
+    bits = found > np.median(found, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
+
+
+@cache
+def _dct() -> np.ndarray:
+    """The orthonormal DCT-II as a matrix: row k is the cosine of frequency k."""
+    k, x = np.mgrid[:_HASHED, :_HASHED]
+    scale = np.where(k == 0, np.sqrt(1 / _HASHED), np.sqrt(2 / _HASHED))
+    return scale * np.cos(np.pi * (2 * x + 1) * k / (2 * _HASHED))
+
+
+def _sharpness(grey: np.ndarray) -> float:
+    height, width = grey.shape
+    scale = (_SHARPNESS_AREA / (height * width)) ** 0.5
+    grey = _resized(grey, max(1, round(height * scale)), max(1, round(width * scale)))
+    return float(cv2.Laplacian(grey, cv2.CV_32F).var(dtype=np.float64))
+
+
+def _entropy(grey: np.ndarray) -> float:
+    counts = np.bincount(grey.ravel(), minlength=256)
+    share = counts[counts > 0] / grey.size
+    return abs(float(share @ np.log2(share)))
+
+
+def _resized(grey: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Area averages where the image shrinks, linear interpolation where it grows."""
+    shrinks = height * width < grey.size
+    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,0 +1,74 @@
+"""How signals use models: loaded once a process, run on batches of one fixed size, known by the hash of their files."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from vlmdata.errors import MachineError
+
+T = TypeVar("T")
+_loading = threading.RLock()
+
+
+def loaded_once(load: Callable[..., T]) -> Callable[..., T]:
+    """`load`, called once for the same arguments in a process, however many threads ask at the same time.
+
+    functools.cache alone would let two threads load the same model side by side.
+    """
+    kept = cache(load)
+
+    @wraps(load)
+    def once(*args: object) -> T:
+        with _loading:
+            return kept(*args)
+
+    return once
+
+
+def in_batches(run: Callable[[list[T]], np.ndarray], items: Sequence[T], size: int) -> np.ndarray:
+    """`run` over all items, always `size` of them at once, the last batch filled up with its last item.
+
+    A matrix product's rounding depends on its shape: with one shape, an item's values do not depend on how many
+    others there are. Returns [len(items), …]; `run` gives one row for each item. Raises ValueError for no items.
+    """
+    values = []
+    for start in range(0, len(items), size):
+        batch = list(items[start : start + size])
+        values.append(run(batch + [batch[-1]] * (size - len(batch)))[: len(batch)])
+    return np.concatenate(values)
+
+
+def package_file(package: str, *parts: str) -> Path:
+    """The path of a file inside an installed package, without importing the package.
+
+    Raises MachineError when the package or the file is not there.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MachineError(f"the package {package} is not installed: install vlmdata with all that it needs")
+    path = Path(spec.submodule_search_locations[0], *parts)
+    if not path.is_file():
+        raise MachineError(f"{path} is missing: install the package {package} again")
+    return path
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a file's bytes, read once in a process unless its size or time of change differs.
+
+    Raises OSError.
+    """
+    path = Path(path).resolve()
+    state = path.stat()
+    return _file_sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _file_sha256(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,110 @@
+"""Publishing: a snapshot's manifest with every file's hash, and what `verify` holds against it."""
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import jsonschema
+
+from vlmdata import schemas
+from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder
+from vlmdata.plan import Plan, snapshot_keys
+
+
+def next_number(dataset: Dataset) -> int:
+    """The number of the snapshot that the next run publishes."""
+    latest = dataset.latest()
+    return latest["number"] + 1 if latest else 1
+
+
+def manifest(
+    plan: Plan,
+    number: int,
+    tables: dict[str, Table],
+    samples: Table,
+    shards: list[dict[str, Any]],
+    documents: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """A snapshot's manifest; it is checked against `schemas/manifest.schema.json`.
+
+    documents: croissant.json and README.md (path, bytes, sha256). Only `created` holds a time.
+    """
+    content = {
+        "format_version": FORMAT_VERSION,
+        "number": number,
+        "revision": 1,
+        "parent": number - 1 if number > 1 else None,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        # The runner and the place of the dataset change no value.
+        "recipe": plan.recipe.model_dump(mode="json", exclude={"dataset", "runner"}),
+        "limit": plan.limit,
+        "keys": snapshot_keys(plan),
+        "tables": {name: _entry(table) for name, table in tables.items()},
+        "samples": _entry(samples)["parts"],
+        "shards": shards,
+        "documents": documents,
+        "funnel": samples.about["funnel"],
+        "splits": samples.about["splits"],
+        "columns": {field.name: str(field.type) for field in plan.columns},
+    }
+    _validate(content)
+    return content
+
+
+def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every file that a snapshot relies on: (path from the dataset, sha256)."""
+    for table in content["tables"].values():
+        for part in table["parts"]:
+            for file in part["also"]:
+                yield file["path"], file["sha256"]
+            yield part["path"], part["sha256"]
+    for part in content["samples"]:
+        yield part["path"], part["sha256"]
+    for file in [*content["shards"], *content["documents"]]:
+        yield file["path"], file["sha256"]
+    for name in ("observations", "found", "jobs", "metrics"):
+        for table in dataset.tables_named(name):
+            for part in table.parts:
+                yield part.path, part.sha256
+
+
+def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
+    """Hash every file of every snapshot; yield (path, expected, found) for each difference, each file once."""
+    seen: set[str] = set()
+    latest = dataset.latest()
+    for number in range(1, (latest["number"] if latest else 0) + 1):
+        for path, expected in expected_files(dataset, dataset.snapshot(number)):
+            if path in seen:
+                continue
+            seen.add(path)
+            found = dataset.sha256(path)[0] if dataset.exists(path) else "missing"
+            if found != expected:
+                yield path, expected, found
+
+
+def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
+    """Remove shards of an unpublished attempt under the same number that this manifest does not name."""
+    folder = f"{snapshot_folder(content['number'])}/shards"
+    if not dataset.exists(folder):
+        return
+    named = {shard["path"] for shard in content["shards"]}
+    for path in dataset.fs.ls(dataset.path(folder), detail=False):
+        relative = f"{folder}/{path.rsplit('/', 1)[1]}"
+        if relative not in named:
+            dataset.remove(relative)
+
+
+def _entry(table: Table) -> dict[str, Any]:
+    return {"key": table.key, "rows": table.rows, "parts": [asdict(part) for part in table.parts]}
+
+
+def _validate(content: dict[str, Any]) -> None:
+    jsonschema.validate(_plain(content), schemas.json_schema("manifest"))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON will have them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,145 @@
+"""The contrastive objective: CLIP (Radford 2021, arXiv:2103.00020), models and loss from open_clip."""
+
+import importlib.resources
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlmdata.errors import DataError, InputError
+from vlmdata.evaluate.retrieval import retrieval
+from vlmdata.recipe import TrainJob
+from vlmdata.train import data
+
+log = logging.getLogger(__name__)
+
+
+def build(job: TrainJob) -> Any:
+    """The objective for `job.model`: `lite` trains heads on locked towers, everything else is an open_clip model."""
+    if job.model == "lite":
+        from vlmdata.train.locked import Locked
+
+        return Locked(job)
+    return Contrastive(job)
+
+
+class Contrastive:
+    """An open_clip model, its tokenizer and its loss."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.job = job
+        self.clip, self.tokenizer, self.config = _open_clip(job.model, job.pretrained)
+        self.model = _Paired(self.clip)
+        size = self.clip.visual.image_size
+        self.size = size if isinstance(size, int) else size[0]
+
+    def samples(self, shards: data.Index, out: Path) -> "Pictures":
+        return Pictures(shards, self.size, self.job.crop, self.tokenizer)
+
+    @torch.inference_mode()
+    def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
+        """Recall on all samples of a split; see `vlmdata.evaluate.retrieval`."""
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        images, texts = [], []
+        for start in range(0, len(samples.uids), batch):
+            rows = samples.batch(np.arange(start, min(start + batch, len(samples.uids))), None)
+            image, text = self.model.encode(rows["image"].to(device), rows["text"].to(device))
+            images.append(image.float().cpu().numpy())
+            texts.append(text.float().cpu().numpy())
+        return retrieval(np.concatenate(images), np.concatenate(texts))
+
+    def export(self, folder: Path) -> None:
+        """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
+        save_file(weights, folder / "open_clip_model.safetensors")
+        (folder / "open_clip_config.json").write_text(json.dumps(self.config, indent=1) + "\n")
+
+
+class Pictures:
+    """Pairs of decoded, cut and resized images and tokenized captions; see `vlmdata.train.loop.Samples`."""
+
+    def __init__(self, shards: data.Index, size: int, crop: float, tokenizer: Any) -> None:
+        self.shards, self.uids, self.size, self.crop, self.tokenizer = shards, shards.uids, size, crop, tokenizer
+        self.broken: set[str] = set()
+
+    def batch(self, places: np.ndarray, seed: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """image: uint8 RGB [b, size, size, 3]; text: int64 [b, context]. Samples that cannot be decoded are left out,
+        with a warning that names each once; DataError where none of the batch can."""
+        images, captions = [], []
+        for row, place in enumerate(places):
+            picture = data.image(self.shards, int(place), round(1.5 * self.size))
+            if picture is None:
+                self._skip(self.uids[place])
+                continue
+            rng = None if seed is None or self.crop == 1 else np.random.default_rng([*seed, row])
+            images.append(data.square(picture, self.size, rng, self.crop))
+            captions.append(data.caption(self.shards, int(place)))
+        if not images:
+            raise DataError(f"no image of a batch can be decoded: {', '.join(self.uids[p] for p in places)}")
+        return {"image": torch.from_numpy(np.stack(images)), "text": self.tokenizer(captions)}
+
+    def _skip(self, uid: str) -> None:
+        if uid not in self.broken:
+            self.broken.add(uid)
+            log.warning("%s cannot be decoded and is skipped (%d so far)", uid, len(self.broken))
+
+
+class _Paired(nn.Module):
+    """From a batch to open_clip's loss, in one forward pass, so that a wrapper sees all of it."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        from open_clip.loss import ClipLoss
+
+        super().__init__()
+        self.clip = clip
+        # All ranks' features are gathered with their gradients: without, the towers' gradients are halved.
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        rank = torch.distributed.get_rank() if world > 1 else 0
+        self.criterion = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+
+    def encode(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 RGB [b, size, size, 3] and int64 [b, context] as unit vectors [b, d]."""
+        visual: Any = self.clip.visual
+        mean, std = (torch.tensor(v, device=image.device) for v in (visual.image_mean, visual.image_std))
+        pixels = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
+        clip: Any = self.clip
+        return clip.encode_image(pixels, normalize=True), clip.encode_text(text, normalize=True)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        image, text = self.encode(batch["image"], batch["text"])
+        # At most 100, as in the paper; the clamp stands here and not after the step, so that the loss knows of it.
+        return self.criterion(image, text, self.clip.logit_scale.clamp(max=np.log(100)).exp())
+
+
+def _open_clip(model: str | dict[str, Any], pretrained: str | None) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """The model, its tokenizer, and its configuration in the form of `open_clip_config.json`."""
+    import open_clip
+
+    if model == "tiny":
+        model = str(importlib.resources.files("vlmdata.train") / "tiny.json")
+    if isinstance(model, str) and model.endswith(".json"):
+        try:
+            model = json.loads(Path(model).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{model}: not a model's JSON configuration: {error}") from error
+    try:
+        if isinstance(model, dict):
+            config = model if "model_cfg" in model else {"model_cfg": model, "preprocess_cfg": {}}
+            with tempfile.TemporaryDirectory() as folder:  # open_clip takes a configuration from a file alone
+                (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
+                clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+                return clip, open_clip.get_tokenizer(f"local-dir:{folder}"), config
+        clip = open_clip.create_model(model, pretrained=pretrained)
+        config = {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": open_clip.get_model_preprocess_cfg(clip)}
+        return clip, open_clip.get_tokenizer(model), config
+    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"jobs.train.model: open_clip makes no model of it: {error}") from error

@@ -1,0 +1,203 @@
+"""WebDataset shards as a map: a sample is read by its position, so that a step's number alone determines its batch."""
+
+import json
+import logging
+import os
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, TypeVar
+
+import cv2
+import fsspec
+import numpy as np
+import simplejpeg
+
+from vlmdata.errors import DataError, InputError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+IMAGES = ("jpg", "jpeg", "png", "webp")
+MAX_PIXELS = 100_000_000
+_NOWHERE = (-1, 0)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where every sample of some shards is: n samples in the shards' order."""
+
+    tars: tuple[str, ...]
+    uids: tuple[str, ...]  # the members' common name; equal to the uid in shards of ours
+    tar: np.ndarray  # int32 [n], into `tars`
+    image: np.ndarray  # int64 [n, 2]: offset and size, bytes
+    text: np.ndarray  # int64 [n, 2]
+    meta: np.ndarray  # int64 [n, 2]; offset -1 where there is no .json
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+
+def index(tars: Sequence[str]) -> Index:
+    """Read the headers of WebDataset tars (local paths or fsspec URLs), each once from its beginning to its end.
+
+    A sample is the members that share a name up to the first dot of its last part, and follow each other; it needs
+    an image (jpg, jpeg, png, webp) and a txt. Others are left out, with a warning that counts and names them.
+    Raises DataError, naming the tar, for one that is cut off or no tar.
+    """
+    uids: list[str] = []
+    places: list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]] = []
+    partial: list[str] = []
+    for number, path in enumerate(tars):
+        for uid, members in _samples(path):
+            image = next((members[e] for e in IMAGES if e in members), None)
+            if image is None or "txt" not in members:
+                partial.append(f"{path}: {uid}")
+                continue
+            uids.append(uid)
+            places.append((number, image, members["txt"], members.get("json", _NOWHERE)))
+    if partial:
+        log.warning("%d samples without an image or a caption are left out, the first %s", len(partial), partial[0])
+    columns: list[Any] = list(zip(*places, strict=True)) or [(), (), (), ()]
+    pair = [np.array(column, np.int64).reshape(-1, 2) for column in columns[1:]]
+    return Index(tuple(tars), tuple(uids), np.array(columns[0], np.int32), pair[0], pair[1], pair[2])
+
+
+def _samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """(name, {extension: (offset, size)}) of a tar's samples, in order."""
+    try:
+        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            name, members = "", dict[str, tuple[int, int]]()
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                stem = f"{folder}/{stem}" if folder else stem
+                if stem != name and members:
+                    yield name, members
+                    members = {}
+                name = stem
+                members[extension.lower()] = (member.offset_data, member.size)
+            if members:
+                yield name, members
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{path}: the shard cannot be read: {error}") from error
+
+
+def positions(n: int, batch: int, seed: int, number: int) -> np.ndarray:
+    """The samples of batch `number` (from 0) of an endless training, int64 [batch], all different.
+
+    Every epoch is another permutation, a function of (seed, epoch); what does not fill a batch at its end is left out.
+    Raises InputError where there are fewer samples than a batch.
+    """
+    if n < batch:
+        raise InputError(f"the shards hold {n} samples and a batch is {batch}: make `batch` smaller")
+    epoch, place = divmod(number, n // batch)
+    return _permutation(n, seed, epoch)[place * batch : (place + 1) * batch]
+
+
+@lru_cache(maxsize=2)  # reading ahead needs two epochs at most
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def ahead(work: Callable[[int], T], numbers: range, workers: int) -> Iterator[T]:
+    """work(number) for each number, in order, with `workers` threads at work ahead of the reader (0: none).
+
+    Threads and not processes: decoding leaves Python's lock, and nothing has to be started, forked or sent.
+    """
+    if not workers:
+        yield from map(work, numbers)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for number in numbers:
+                waiting.append(pool.submit(work, number))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@cache
+def _filesystem(url: str) -> tuple[Any, str]:
+    return fsspec.core.url_to_fs(url)
+
+
+def read(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes of a shard at `offset`. Raises DataError, naming the shard, where there are fewer."""
+    fs, inside = _filesystem(path)
+    if "file" in fs.protocol:
+        with open(inside, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+    else:
+        data = fs.cat_file(inside, offset, offset + size)
+    if len(data) != size:
+        raise DataError(f"{path}: shorter than its own headers say; make the shard again")
+    return data
+
+
+def caption(shards: Index, position: int) -> str:
+    """The .txt of a sample."""
+    offset, size = shards.text[position]
+    return read(shards.tars[shards.tar[position]], int(offset), int(size)).decode("utf-8", "replace")
+
+
+def meta(shards: Index, position: int) -> dict[str, Any]:
+    """The .json of a sample; empty where there is none. Raises DataError, naming the sample, where it is no object."""
+    offset, size = shards.meta[position]
+    if offset < 0:
+        return {}
+    path = shards.tars[shards.tar[position]]
+    try:
+        values = json.loads(read(path, int(offset), int(size)))
+    except ValueError as error:
+        raise DataError(f"{path}: {shards.uids[position]}.json is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: {shards.uids[position]}.json is not an object")
+    return values
+
+
+def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
+    """The picture of a sample, uint8 RGB [height, width, 3]; None where its bytes are no such picture.
+
+    A JPEG may come at reduced scale, its shorter side no less than `shorter` pixels (0: at full scale).
+    """
+    offset, size = shards.image[position]
+    data = read(shards.tars[shards.tar[position]], int(offset), int(size))
+    try:
+        if data[:2] == b"\xff\xd8":
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            if height * width > MAX_PIXELS:
+                return None
+            scale = shorter / min(height, width) if shorter else 1.0
+            least = {"min_height": round(height * scale), "min_width": round(width * scale)} if scale < 1 else {}
+            return simplejpeg.decode_jpeg(data, "RGB", **least)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (ValueError, cv2.error):
+        return None
+    return None if decoded is None or decoded.size > 3 * MAX_PIXELS else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def square(picture: np.ndarray, size: int, rng: np.random.Generator | None = None, least: float = 1.0) -> np.ndarray:
+    """Cut a square out and resize it: uint8 RGB [size, size, 3].
+
+    Without `rng` the square is the largest one, in the centre; with it, its side is drawn from [least, 1] of the
+    shorter side and its place from all that are possible.
+    """
+    height, width = picture.shape[:2]
+    side, y, x = min(height, width), 0.5, 0.5
+    if rng is not None:
+        part, y, x = rng.random(3)
+        side = max(1, round(side * (least + (1 - least) * part)))
+    top, left = round((height - side) * y), round((width - side) * x)
+    cut = picture[top : top + side, left : left + side]
+    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
