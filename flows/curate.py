@@ -173,7 +173,7 @@ def download_images(run: _Run) -> dict[str, Table]:
 @task(name="signals", **_retried)
 def measure(run: _Run) -> dict[str, Table]:
     """Measure what is missing of the signals."""
-    names = [name for signal in run.plan.signals for name in signal.measurement.schemas]
+    names = run.plan.signal_tables
     there = {name: run.dataset.read_table(name, run.plan.tables[name]) for name in names}
     if all(there.values()):
         return {name: table for name, table in there.items() if table}

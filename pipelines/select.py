@@ -66,7 +66,10 @@ def choice_of(plan: Plan) -> Choice:
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
-    """Judge every pair for snapshot `number`. `tables`: pairs, images and the signals' tables, and duplicates where the recipe asks."""
+    """Judge every pair for snapshot `number`.
+
+    tables: pairs, images, the signals' tables, and duplicates where the recipe asks for them.
+    """
     choice = choice_of(plan)
     scalar = [name for name in tables if name != "duplicates" and not name.startswith("embeddings")]
     by_part = [list(parts) for parts in zip(*(tables[name].parts for name in scalar), strict=True)]

@@ -178,9 +178,13 @@ def verify(dataset: DatasetUrl) -> None:
 @app.command()
 def doctor() -> None:
     """What is installed, which models and engines are there, and what to do about what is not."""
-    from vlmdata import doctor as checks
+    from vlmdata.doctor import examine
 
-    raise typer.Exit(checks.report())
+    lines = examine()
+    for state, what, advice in lines:
+        print(f"{state:<8}{what}" + (f": {advice}" if advice else ""))
+    if any(state == "missing" for state, _, _ in lines):
+        raise typer.Exit(MachineError.exit_code)
 
 
 def _say(line: str) -> None:

@@ -17,15 +17,10 @@ OPTIONAL = {
 }
 
 
-def report() -> int:
-    """Print a line for each thing; 0 when nothing that is needed is missing, else 4."""
+def examine() -> list[tuple[str, str, str]]:
+    """A line for each thing: `ok`, `absent` (optional) or `missing` (needed), what it is, and what to do about it."""
     checks: list[Callable[[], list[tuple[str, str, str]]]] = [_python, _packages, _backport, _models, _devices]
-    missing = 0
-    for check in checks:
-        for state, what, advice in check():
-            missing += state == "missing"
-            print(f"{state:<8}{what}" + (f": {advice}" if advice else ""))
-    return 4 if missing else 0
+    return [line for check in checks for line in check()]
 
 
 def _python() -> list[tuple[str, str, str]]:

@@ -60,6 +60,11 @@ class Plan:
     jobs: str
     tables: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def signal_tables(self) -> list[str]:
+        """The signals' tables in the order of measuring."""
+        return [name for signal in self.signals for name in signal.measurement.schemas]
+
 
 def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     """Resolve a recipe.

@@ -1,7 +1,7 @@
 """What is measured, one file a family. A family gives columns for the rows of a part; `measure_part` runs them all.
 
-A family's module has `VERSION`, `IMAGES` (it reads pixels), `schemas(options)` (its tables), `identity(options)` (hashes of
-its model's files) and `measure(rows, images, options)`.
+A family's module has `VERSION`, `IMAGES` (whether it reads pixels), `schemas(options)` (its tables),
+`identity(options)` (hashes of its model's files) and `measure(rows, images, options)`.
 """
 
 import importlib

@@ -1,0 +1,47 @@
+# `make demo` and `make test` need Python 3.11 or 3.12 with venv, make, apt-get and npm; all else is installed by them.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+export NO_ALBUMENTATIONS_UPDATE = 1
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+
+.PHONY: setup demo test lint bench clean pins
+
+setup: $(STAMP)
+	@$(BIN)/python recipes/demo_data.py fetch
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q 'uv==0.13.9'
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	@$(BIN)/python recipes/demo_data.py serve -- $(BIN)/vlmdata run recipes/demo.yaml
+
+test: $(STAMP)
+	@command -v chromium >/dev/null || { \
+		test "$$(id -u)" = 0 || { echo "the report's test needs Chromium: sudo apt-get install chromium"; exit 1; }; \
+		(apt-get install -y -qq --no-install-recommends chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }) >/dev/null; }
+	@$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check -q . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+
+bench: setup
+	@for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
+
+clean:
+	rm -rf $(VENV) runs .cache build *.egg-info
+
+pins: $(STAMP)
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
+		--extra dev --extra dask pyproject.toml -o requirements.txt

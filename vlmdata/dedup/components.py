@@ -1,0 +1,63 @@
+"""Edges between rows that are alike, and the groups that they make: connected components."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+
+class Edges(NamedTuple):
+    """Pairs of rows that are alike.
+
+    i, j: int64 [m], rows, i < j. similarity: float32 [m], 0 to 1.
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    similarity: np.ndarray
+
+
+def components(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """int64 [n]: for each of n rows the smallest row that the edges i-j connect it with, itself where there is none."""
+    graph = coo_matrix((np.ones(len(i), np.bool_), (i, j)), shape=(n, n))
+    _, label = connected_components(graph, directed=False)
+    _, smallest = np.unique(label, return_index=True)
+    return smallest[label].astype(np.int64)
+
+
+def unite(n: int, blocks: Iterable[Edges]) -> tuple[np.ndarray, np.ndarray]:
+    """The components of edges that come block by block, in memory for n rows and a few blocks, not for all edges.
+
+    Returns labels as `components` gives them, and float32 [n]: each row's similarity to the row most like it, 0 where
+    it has no edge. Neither depends on the order of the blocks.
+    """
+    labels = np.arange(n, dtype=np.int64)
+    best = np.zeros(n, np.float32)
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    for i, j, similarity in blocks:
+        np.maximum.at(best, i, similarity)
+        np.maximum.at(best, j, similarity)
+        waiting.append((i, j))
+        # each merge costs n, so it waits for as many edges
+        if sum(len(i) for i, _ in waiting) >= max(n, 1_000_000):
+            labels, waiting = _merged(labels, waiting), []
+    return _merged(labels, waiting), best
+
+
+def _merged(labels: np.ndarray, waiting: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    if not waiting:
+        return labels
+    i, j = (np.concatenate(side) for side in zip(*waiting, strict=True))
+    # labels are rows too, each group's smallest, so edges between labels join whole groups
+    return components(len(labels), labels[i], labels[j])[labels]
+
+
+def stars(codes: np.ndarray) -> Edges:
+    """Edges from the first row of each code to every other row of it, similarity 1; codes: int [n], -1 for no value."""
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    hub = first[inverse].astype(np.int64)
+    row = np.arange(len(codes), dtype=np.int64)
+    other = (hub != row) & (codes >= 0)
+    return Edges(hub[other], row[other], np.ones(np.count_nonzero(other), np.float32))

@@ -1,0 +1,116 @@
+"""Near-duplicates by perceptual hash: all pairs within a Hamming distance, exactly.
+
+By multi-index hashing (Norouzi, Punjani and Fleet 2012, "Fast Search in Hamming Space with Multi-Index Hashing"):
+64 bits cut into m bands; two hashes within distance r differ by at most r // m bits in one band at least, so only
+hashes whose band is that near are compared.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from vlmdata import recipe
+from vlmdata.dedup.components import Edges, stars
+
+MIN_ENTROPY = 0.25
+MIN_BITS = 12
+_CANDIDATES = 1 << 22  # compared at once
+
+
+def reads(options: recipe.PerceptualDedup) -> tuple[str, list[str]]:
+    """The table and the columns of it that the method compares."""
+    return "image", ["phash", "entropy"]
+
+
+def edges(options: recipe.PerceptualDedup, values: Mapping[str, np.ndarray]) -> Iterator[Edges]:
+    """The edges between rows whose hashes are within the distance of the options."""
+    return pairs(np.asarray(values["phash"]), options.distance, np.asarray(values["entropy"]))
+
+
+def pairs(hashes: np.ndarray, distance: int, entropy: np.ndarray | None = None) -> Iterator[Edges]:
+    """The edges between hashes that differ in `distance` bits or fewer; similarity: the share of equal bits.
+
+    hashes: uint64 [n]. entropy: bits of the grey histogram, float [n], where it is known.
+    Rows of one hash are joined to their first; between different hashes all pairs are given, once.
+    Images without content do not join a group: those with an entropy below MIN_ENTROPY (nearly one grey value), and
+    those whose hash has fewer than MIN_BITS of at most 32 bits set (more than half of the coefficients are zero:
+    flat images and mere stripes, whose hashes are alike whatever they show).
+    """
+    telling = np.bitwise_count(hashes) >= MIN_BITS
+    if entropy is not None:
+        telling &= entropy >= MIN_ENTROPY  # false for NaN too
+    rows = np.flatnonzero(telling)
+    distinct, first, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
+    same = stars(inverse)
+    yield Edges(rows[same.i], rows[same.j], same.similarity)
+    rows = rows[first]
+    for a, b, differing in _near(distinct, distance):
+        i, j = rows[a], rows[b]
+        yield Edges(np.minimum(i, j), np.maximum(i, j), (1 - differing / 64).astype(np.float32))
+
+
+def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Places of all pairs of different hashes within the distance, once each, and their distance."""
+    if distance == 0 or len(hashes) < 2:
+        return
+    bands = _bands(len(hashes), distance)
+    within = distance // bands
+    cuts = [64 * band // bands for band in range(bands + 1)]
+    keys = [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in zip(cuts, cuts[1:])]
+    for band, key in enumerate(keys):
+        width = cuts[band + 1] - cuts[band]
+        for a, b in _candidates(key.astype(np.int64), width, within):
+            differing = np.bitwise_count(hashes[a] ^ hashes[b])
+            near = differing <= distance
+            a, b, differing = a[near], b[near], differing[near]
+            # a pair that an earlier band has found is not given again
+            new = np.ones(len(a), np.bool_)
+            for earlier in keys[:band]:
+                new &= np.bitwise_count(earlier[a] ^ earlier[b]) > within
+            yield a[new], b[new], differing[new]
+
+
+def _bands(n: int, distance: int) -> int:
+    """The number of bands for which the fewest look-ups and comparisons are to be expected."""
+
+    def cost(bands: int) -> float:
+        width, within = 64 // bands, distance // bands
+        looked_up = bands * sum(comb(width, flipped) for flipped in range(within + 1))
+        return looked_up * (n + n * n / 2 ** (width + 1))
+
+    # from 3 bands on a band's 22 bits index a table that fits into memory
+    return min(range(3, max(3, distance + 1) + 1), key=cost)
+
+
+def _candidates(key: np.ndarray, width: int, within: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of all pairs whose keys of `width` bits differ in `within` bits or fewer, in blocks of bounded size."""
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    place = np.arange(len(key))
+    size = np.bincount(key, minlength=1 << width)
+    start = np.cumsum(size) - size
+    for flipped in range(within + 1):
+        for bits in combinations(range(width), flipped):
+            other = ordered ^ sum(1 << bit for bit in bits)
+            # each pair once: in one bucket the later places, of two buckets from the smaller key's
+            begin = start[other] if flipped else place + 1
+            count = np.where(other > ordered, size[other], 0) if flipped else start[ordered] + size[ordered] - begin
+            for a, b in _ranges(begin, count):
+                yield order[a], order[b]
+
+
+def _ranges(begin: np.ndarray, count: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All (place, x) with begin <= x < begin + count of the place, about _CANDIDATES at once."""
+    places = np.flatnonzero(count)
+    total = np.cumsum(count[places])
+    done = 0
+    while done < len(places):
+        before = total[done - 1] if done else 0
+        stop = max(done + 1, int(np.searchsorted(total, before + _CANDIDATES, side="right")))
+        here = places[done:stop]
+        a = np.repeat(here, count[here])
+        offset = np.repeat(total[done:stop] - count[here] - before, count[here])
+        yield a, begin[a] + np.arange(len(a)) - offset
+        done = stop
