@@ -244,8 +244,11 @@ class Dataset:
 
     def tables_named(self, table: str) -> list[Table]:
         """The table under every key whose stage ended, in the order of the keys."""
-        paths = sorted(self.fs.glob(self.path(f"tables/{table}/*/manifest.json")))
-        return [_table(json.loads(self.fs.cat_file(path))) for path in paths]
+        folder = f"tables/{table}"
+        if not self.exists(folder):
+            return []
+        keys = sorted(path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(self.path(folder), detail=False))
+        return [found for key in keys if (found := self.read_table(table, key))]
 
     # Snapshots
 

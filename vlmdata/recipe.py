@@ -415,3 +415,10 @@ def _options_at(location: tuple[str | int, ...]) -> list[str]:
                 {"$ref": schema["discriminator"]["mapping"][step]} if step in schema["discriminator"]["mapping"] else {}
             )
     return list(resolve(schema).get("properties", {}))
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    json.dump(Recipe.model_json_schema(), sys.stdout, indent=1)

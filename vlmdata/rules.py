@@ -56,7 +56,9 @@ def connect() -> duckdb.DuckDBPyConnection:
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
                 "python_enable_replacements": False,
-                "ieee_floating_point_ops": False,  # 0/0 is NULL then, not a NaN that is greater than everything
+                # NULL, so that one odd row neither stops a run nor is greater than everything
+                "ieee_floating_point_ops": False,
+                "error_on_division_by_zero": False,
                 "enable_external_access": False,
                 "lock_configuration": True,
             },

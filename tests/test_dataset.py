@@ -1,0 +1,87 @@
+"""Parts are committed in one step, and are the same bytes for the same rows."""
+
+import pyarrow as pa
+import pytest
+
+from vlmdata.dataset import Dataset, Table, make_key, part_name
+from vlmdata.errors import DataError, InputError
+
+ROWS = pa.table({"uid": ["a", "b"], "value": pa.array([1.5, None], pa.float32())})
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return Dataset(str(tmp_path / "a folder [1]"))
+
+
+def test_a_part_is_found_current_only_with_its_inputs(dataset):
+    part = dataset.write_part("text", "k", part_name(0), ROWS, {"pairs": "x"})
+    assert dataset.current_part("text", "k", part_name(0), {"pairs": "x"}) == part
+    assert dataset.current_part("text", "k", part_name(0), {"pairs": "y"}) is None
+    assert dataset.current_part("text", "k", part_name(1), {"pairs": "x"}) is None
+    assert dataset.read_part(part).equals(ROWS)
+    assert dataset.read_part(part, ["value"]).column_names == ["value"]
+
+
+def test_equal_rows_give_equal_bytes_however_they_are_chunked(dataset):
+    chunked = pa.concat_tables([ROWS.slice(0, 1), ROWS.slice(1)])
+    first = dataset.write_part("text", "k", "1", ROWS, {})
+    second = dataset.write_part("text", "k", "2", chunked, {})
+    assert first.sha256 == second.sha256
+
+
+def test_a_damaged_part_is_made_again_and_its_reading_is_an_error(dataset):
+    part = dataset.write_part("text", "k", "1", ROWS, {})
+    with open(dataset.path(part.path), "r+b") as handle:
+        handle.truncate(part.bytes - 3)
+    assert dataset.current_part("text", "k", "1", {}) is None
+    with pytest.raises(DataError, match="vlmdata verify"):
+        dataset.read_part(part)
+
+
+def test_a_part_whose_tar_is_gone_is_not_current(dataset):
+    tar = dataset.write_bytes("images/k/1.tar", b"tar")
+    dataset.write_part("images", "k", "1", ROWS, {}, also=(tar,))
+    assert dataset.current_part("images", "k", "1", {}) is not None
+    dataset.remove("images/k/1.tar")
+    assert dataset.current_part("images", "k", "1", {}) is None
+
+
+def test_nothing_is_left_aside(dataset):
+    dataset.write_bytes("a/b", b"x")
+    with dataset.spool() as folder:
+        (folder / "half").write_bytes(b"half")
+    assert dataset.fs.find(dataset.path(".spool")) == []
+
+
+def test_a_table_comes_back_from_its_manifest(dataset):
+    part = dataset.write_part("text", "k", "1", ROWS, {})
+    table = Table("text", "k", (part,), {"pairs": "x"}, {"base": "b"})
+    dataset.write_table(table)
+    assert dataset.read_table("text", "k") == table
+    assert dataset.tables_named("text") == [table]
+    assert dataset.read_table("text", "other") is None
+
+
+def test_a_key_depends_on_everything_that_changes_values():
+    keys = {
+        make_key("clip", 1, {"model": "a"}, []),
+        make_key("clip", 2, {"model": "a"}, []),
+        make_key("clip", 1, {"model": "b"}, []),
+        make_key("clip", 1, {"model": "a"}, ["x"]),
+        make_key("nsfw", 1, {"model": "a"}, []),
+    }
+    assert len(keys) == 5
+    assert make_key("clip", 1, {"a": 1, "b": 2}, []) == make_key("clip", 1, {"b": 2, "a": 1}, [])
+
+
+def test_an_unknown_protocol_is_the_users_error():
+    with pytest.raises(InputError, match="nosuch"):
+        Dataset("nosuch://bucket/x")
+
+
+def test_a_dataset_in_memory_works_like_one_on_disk():
+    dataset = Dataset("memory://somewhere")
+    part = dataset.write_part("text", "k", "1", ROWS, {"a": "b"})
+    assert dataset.current_part("text", "k", "1", {"a": "b"}) == part
+    assert dataset.read_part(part).equals(ROWS)

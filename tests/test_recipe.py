@@ -1,0 +1,93 @@
+"""Reading recipes, and refusing what is wrong with them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlmdata import recipe, schemas
+from vlmdata.errors import InputError
+
+GOOD = """\
+dataset: runs/x
+sources:
+  - {kind: folder, path: photos}
+signals:
+  - text
+  - {kind: clip, model: lite, after: [size]}
+select:
+  rules:
+    size: original_width >= 10
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
+
+
+def test_a_recipe_has_defaults_and_kinds_alone(write):
+    loaded = recipe.load(write(GOOD))
+    assert loaded.signals[0].kind == "text"
+    assert loaded.download.max_bytes == 50_000_000
+    assert loaded.consent.respect == ["robots", "noai", "tdm"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "downlod: {}\n", r"recipe\.yaml:10: unknown key 'downlod'; did you mean 'download'\?"),
+        (GOOD.replace("model: lite", "modle: lite"), r":6: unknown key 'signals\.1\.modle'; did you mean 'model'\?"),
+        (GOOD.replace("after: [size]", "after: [siez]"), "no rule is called 'siez'; did you mean 'size'"),
+        (GOOD + "download: {size: large}\n", r":10: download\.size"),
+        (GOOD + "download: {max_bytes: 50XB}\n", r":10: download\.max_bytes"),
+        (GOOD.replace("kind: folder", "kind: foldr"), r":3: sources\.0"),
+        (GOOD + "shards: {splits: {train: 0.5}}\n", "add up to 1"),
+        ("dataset: [", "not YAML"),
+        ("- a\n", "a mapping"),
+        (GOOD.replace("size: orig", "Size!: orig"), r":9: select\.rules"),
+    ],
+)
+def test_what_is_wrong_is_said_with_line_and_key(write, text, message):
+    with pytest.raises(InputError, match=message):
+        recipe.load(write(text))
+
+
+def test_a_recipe_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        recipe.load(tmp_path / "none.yaml")
+
+
+def test_set_reaches_list_entries_by_kind_and_adds_rules_last(write):
+    loaded = recipe.load(
+        write(GOOD),
+        [
+            "signals.clip.model=ViT-B-32",
+            "select.rules.long=chars > 3",
+            "download.max_bytes=1MB",
+            "signals.text.after=[size]",
+        ],
+    )
+    assert loaded.signals[1].model == "ViT-B-32"
+    assert list(loaded.select.rules) == ["size", "long"]
+    assert loaded.download.max_bytes == 1_000_000
+    assert loaded.signals[0].after == ["size"]
+    with pytest.raises(InputError, match="no entry 'clipp'; did you mean 'clip'"):
+        recipe.load(write(GOOD), ["signals.clipp.model=x"])
+    with pytest.raises(InputError, match=r"key\.path=value"):
+        recipe.load(write(GOOD), ["nothing"])
+
+
+def test_the_json_schema_is_the_models():
+    # Remade by: python -m vlmdata.recipe > schemas/recipe.schema.json
+    assert schemas.json_schema("recipe") == json.loads(json.dumps(recipe.Recipe.model_json_schema()))
+
+
+def test_the_ready_recipes_are_recipes():
+    for path in sorted(Path("recipes").glob("*.yaml")):
+        assert recipe.load(path).sources

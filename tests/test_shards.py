@@ -1,0 +1,109 @@
+"""Shards: deterministic bytes, one type a key, and names that nothing of others gets into."""
+
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from vlmdata.errors import DataError, InputError
+from vlmdata.recipe import Shards
+from vlmdata.shards import buckets, check_columns, gather, json_columns, scatter, write_parquet, write_tar
+
+SAMPLES = pa.schema(
+    [("uid", pa.string()), ("url", pa.string()), ("caption", pa.string()), ("source", pa.string()),
+     ("license", pa.string()), ("clip_score", pa.float32()), ("words", pa.int32()), ("kept", pa.bool_())]
+)  # fmt: skip
+COLUMNS = json_columns(Shards(), ["clip_score", "words", "caption"], SAMPLES)
+
+
+def kept(count, samples=2, score=lambda n: n / 4):
+    rows = [
+        {
+            "uid": f"{n:032x}",
+            "url": f"https://example.org/{n}",
+            "caption": f'a "quoted" caption\n{n}',
+            "source": "s",
+            "license": None,
+            "clip_score": score(n),
+            "words": n,
+            "captions": ["a", "b"],
+            "shard": f"train-{n // samples:07d}",
+            "index": n % samples,
+            "offset": n,
+            "length": 1,
+        }
+        for n in range(count)
+    ]
+    more = [("captions", pa.list_(pa.string())), ("shard", pa.string()), ("index", pa.int32()),
+            ("offset", pa.int64()), ("length", pa.int64())]  # fmt: skip
+    fields = [field for field in SAMPLES if field.name != "kept"] + [pa.field(*pair) for pair in more]
+    return pa.Table.from_pylist(rows, pa.schema(fields))
+
+
+def image(offset, length):
+    return bytes([offset]) * length
+
+
+def write(tmp_path, rows, order):
+    into = buckets({"train": rows.num_rows}, 2)
+    paths = []
+    for number, chosen in enumerate(order):
+        path = tmp_path / f"{number}.arrow"
+        scatter(rows.take(pa.array(chosen, pa.int64())), COLUMNS, image, into, path)
+        paths.append(path)
+    return [gather((open(path, "rb") for path in paths), place) for place in range(len(into))], into
+
+
+def test_shards_do_not_depend_on_the_order_of_parts(tmp_path):
+    rows = kept(5)
+    (first,), into = write(tmp_path, rows, [[0, 1, 2], [3, 4]])
+    (second,), _ = write(tmp_path, rows, [[4, 1], [3], [2, 0]])
+    assert into == [["train-0000000", "train-0000001", "train-0000002"]]
+    assert first.equals(second)
+    write_tar(first, tmp_path / "a.tar")
+    write_tar(second, tmp_path / "b.tar")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_a_tar_is_webdataset_with_one_type_a_key(tmp_path):
+    (rows,), _ = write(tmp_path, kept(3), [[2, 1, 0]])
+    write_tar(rows, tmp_path / "a.tar")
+    write_parquet(rows, COLUMNS, tmp_path / "a.parquet")
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert {(member.mtime, member.uid, member.gid) for member in tar} == {(0, 0, 0)}
+    samples = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False, empty_check=False))
+    assert [sample["__key__"] for sample in samples] == [f"{n:032x}" for n in range(3)]
+    documents = [json.loads(sample["json"]) for sample in samples]
+    assert list(documents[0]) == ["uid", "url", "source", "license", "captions", "clip_score", "words"]
+    assert documents[0]["license"] == ""
+    assert all(isinstance(document["clip_score"], float) for document in documents)
+    assert b'"clip_score": 0.0' in samples[0]["json"]
+    assert samples[1]["txt"].decode() == 'a "quoted" caption\n1'
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["uid"].to_pylist() == [f"{n:032x}" for n in range(3)]
+    assert table["jpg"].to_pylist() == [sample["jpg"] for sample in samples]
+    assert table.schema.field("clip_score").type == pa.float32()
+
+
+def test_a_number_that_is_missing_in_a_kept_row_is_refused_with_the_count(tmp_path):
+    rows = kept(3, score=lambda n: None if n else 0.5)
+    with pytest.raises(DataError, match="'clip_score' is null in 2 kept pairs"):
+        write(tmp_path, rows, [[0, 1, 2]])
+
+
+def test_buckets_never_span_splits():
+    assert buckets({"train": 5, "test": 1, "none": 0}, 4000) == [["train-0000000"], ["test-0000000"]]
+    assert buckets({"train": 25_000}, 4000)[0] == ["train-0000000", "train-0000001"]
+
+
+def test_an_unknown_column_is_refused():
+    with pytest.raises(InputError, match="'wrods'; did you mean 'words'"):
+        check_columns(Shards(columns=["wrods"]), SAMPLES)
+
+
+def test_a_part_with_nothing_kept_scatters_nothing(tmp_path):
+    (rows,), _ = write(tmp_path, kept(2), [[], [1, 0]])
+    assert rows.num_rows == 2

@@ -1,0 +1,73 @@
+"""The caption's language."""
+
+import socket
+import threading
+
+import pyarrow as pa
+import pytest
+
+from vlmdata import recipe
+from vlmdata.schemas import table_schema
+from vlmdata.signals import language
+
+OPTIONS = recipe.LanguageSignal(kind="language")
+
+
+def measured(captions: list[str | None]) -> pa.Table:
+    rows = pa.table({"uid": [f"{n:032x}" for n in range(len(captions))], "caption": pa.array(captions, pa.string())})
+    return language.measure(rows, None, OPTIONS)["language"]
+
+
+def test_languages_are_told_apart() -> None:
+    found = measured(
+        [
+            "A brown dog is running over the green grass",
+            "Ein brauner Hund läuft über die grüne Wiese",
+            "Un chien brun court sur l'herbe verte",
+            "茶色の犬が緑の芝生を走っています",
+        ]
+    )
+    assert found.schema == table_schema("language")
+    assert found["lang"].to_pylist() == ["en", "de", "fr", "ja"]
+    assert all(0.8 < score <= 1 for score in found["lang_score"].to_pylist())
+
+
+def test_empty_captions_have_no_language() -> None:
+    found = measured([None, "", " \t\n\u3000", "the quick brown fox jumps over the lazy dog"])
+    assert found["lang"].to_pylist() == [None, None, None, "en"]
+    assert found["lang_score"].null_count == 3
+    assert measured([]).num_rows == 0
+
+
+def test_line_breaks_and_capitals_are_read_as_spaces_and_capitals() -> None:
+    sentence = "Ein brauner Hund läuft über die grüne Wiese"
+    plain, broken = measured([sentence, sentence.replace(" ", "\n")])["lang_score"].to_pylist()
+    assert plain == broken
+    shouted = measured([sentence.upper(), sentence])["lang_score"].to_pylist()
+    assert shouted[0] != shouted[1]
+
+
+def test_the_whole_caption_counts() -> None:
+    english, german = "The dog is here. ", "Der Hund läuft heute über die große grüne Wiese am Fluss. "
+    assert measured([english * 6 + german * 40])["lang"].to_pylist() == ["de"]
+
+
+def test_nothing_is_fetched_and_threads_share_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    found: list[list[str]] = []
+    captions = ["a dog on the grass in the sun", "ein Hund auf der Wiese in der Sonne"] * 200
+    threads = [
+        threading.Thread(target=lambda: found.append(measured(captions)["lang"].to_pylist())) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [["en", "de"] * 200] * 4
+
+
+def test_the_identity_is_the_models_hash() -> None:
+    assert [len(value) for value in language.identity(OPTIONS).values()] == [64]
