@@ -3,36 +3,48 @@
 Only hashes and vectors travel here, never images.
 """
 
+import functools
+import logging
+from typing import Any
+
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlmdata import dedup
 from vlmdata.dataset import Dataset, Table, part_name
 from vlmdata.plan import Plan
-from vlmdata.schemas import table_schema
+
+progress = logging.getLogger("vlmdata.progress")
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
     """Group the pairs by every method of the recipe and write the table's manifest."""
     parts = []
     for number, method in enumerate(plan.recipe.dedup):
-        columns = dedup.reads(method)
-        rows = pa.concat_tables([_read(dataset, tables, columns, place) for place in range(len(tables["pairs"].parts))])
-        groups = dedup.groups(rows, method)
-        schema = table_schema("duplicates")
-        parts.append(
-            dataset.write_part("duplicates", plan.tables["duplicates"], part_name(number), groups.cast(schema), {})
-        )
+        name, columns = dedup.reads(method)
+        told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
+        progress.info("dedup: %s", method.kind, extra=told)
+        uids, values = _gather(dataset, tables[name], columns)
+        groups = dedup.groups(method, uids, values)
+        parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], part_name(number), groups, {}))
+    progress.info("dedup: done", extra={"stage": "dedup", "done": len(parts), "total": len(parts)})
     inputs = {f"{name}/{table.key}": table.sha256 for name, table in tables.items()}
     table = Table("duplicates", plan.tables["duplicates"], tuple(parts), inputs)
     dataset.write_table(table)
     return table
 
 
-def _read(dataset: Dataset, tables: dict[str, Table], columns: dict[str, list[str]], place: int) -> pa.Table:
-    """One part's uid and the columns that a method reads (table -> columns), side by side."""
-    rows = dataset.read_part(tables["pairs"].parts[place], ["uid"])
-    for table, names in columns.items():
-        part = dataset.read_part(tables[table].parts[place], names)
-        for name in names:
-            rows = rows.append_column(name, part[name])
-    return rows
+def _gather(dataset: Dataset, table: Table, columns: list[str]) -> tuple[pa.ChunkedArray, dict[str, Any]]:
+    """The uids and values of all rows that have every value; vectors as one array [n, d]."""
+    chunks = []
+    for part in table.parts:
+        rows = dataset.read_part(part, ["uid", *columns])
+        chunks.append(rows.filter(functools.reduce(pc.and_, [rows[name].is_valid() for name in columns])))
+    rows = pa.concat_tables(chunks)
+    return rows["uid"], {name: _values(rows[name]) for name in columns}
+
+
+def _values(column: pa.ChunkedArray) -> Any:
+    if pa.types.is_fixed_size_list(column.type):
+        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return column.combine_chunks() if pa.types.is_string(column.type) else column.to_numpy()

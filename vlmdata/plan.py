@@ -11,7 +11,7 @@ import pyarrow as pa
 from vlmdata import dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.errors import InputError
-from vlmdata.recipe import FolderSource, Recipe, signal_name
+from vlmdata.recipe import FolderSource, Recipe, nearest, signal_name
 from vlmdata.rules import Expression, Order, check_order, check_rule
 from vlmdata.schemas import table_schema
 
@@ -93,7 +93,12 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     duplicates = None
     if recipe.dedup:
         for method in recipe.dedup:
-            dedup.check(method, tables)
+            read, _ = dedup.reads(method)
+            if read not in tables:
+                raise InputError(
+                    f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
+                    "`signals` must name what makes it"
+                )
         options = [method.model_dump(mode="json") for method in recipe.dedup]
         duplicates = make_key("duplicates", dedup.VERSION, options, [tables[name] for name in sorted(tables)])
         tables["duplicates"] = duplicates
