@@ -59,9 +59,7 @@ def test_nothing_is_fetched_and_threads_share_one_model(monkeypatch: pytest.Monk
     monkeypatch.setattr(socket.socket, "connect", refuse)
     found: list[list[str]] = []
     captions = ["a dog on the grass in the sun", "ein Hund auf der Wiese in der Sonne"] * 200
-    threads = [
-        threading.Thread(target=lambda: found.append(measured(captions)["lang"].to_pylist())) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(measured(captions)["lang"].to_pylist())) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,5 +1,6 @@
 """The command line. stdout carries the answer alone, everything else goes to stderr."""
 
+import atexit
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from vlmdata.errors import InputError, MachineError, VlmdataError
 
@@ -199,23 +201,29 @@ def main() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }.items():
         os.environ.setdefault(name, value)
+    atexit.register(_silence)
     raise SystemExit(_guarded(lambda: app(standalone_mode=False)))
 
 
-def _guarded(command: Callable[[], Any]) -> int:
-    import click
+def _silence() -> None:
+    """The last thing before the interpreter ends: DuckDB's bindings would print which of their objects still live."""
+    if not _state["debug"]:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
+
+def _guarded(command: Callable[[], Any]) -> int:
     try:
         result = command()
         return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("interrupted; the same command goes on where it stopped")
         return 130
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
+    except TyperException as error:  # of its usage errors
+        _say(f"error: {getattr(error, 'format_message', error.__str__)()} (--help lists what there is)")
+        return InputError.exit_code
     except VlmdataError as error:
         if _state["debug"]:
             raise

@@ -145,7 +145,9 @@ def write_answer(relation: "duckdb.DuckDBPyRelation", form: str) -> None:
     reader = relation.to_arrow_reader(10_000)
     names = reader.schema.names
     if form == "table":
-        table = RichTable(*[Text(clean(name)) for name in names], box=None, pad_edge=False, header_style="bold")
+        table = RichTable(box=None, pad_edge=False, header_style="bold")
+        for name in names:
+            table.add_column(Text(clean(name)))
         count = 0
         for batch in reader:
             for row in batch.to_pylist():
@@ -156,7 +158,7 @@ def write_answer(relation: "duckdb.DuckDBPyRelation", form: str) -> None:
         if count > _TABLE_ROWS:
             print(f"… {count - _TABLE_ROWS:,} rows more; --format csv writes all", file=sys.stderr)
     elif form == "csv":
-        writer = csv.writer(sys.stdout)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
         for batch in reader:
             writer.writerows([_plain_text(row[name]) for name in names] for row in batch.to_pylist())
@@ -201,7 +203,7 @@ def show_pair(dataset: Dataset, uid: str) -> None:
     connection = catalog.connect(dataset)
 
     def rows(sql: str) -> list[dict[str, Any]]:
-        return connection.execute(sql, {"uid": uid}).to_arrow_table().to_pylist()
+        return connection.sql(sql, params={"uid": uid}).to_arrow_table().to_pylist()
 
     sample = rows("SELECT * FROM samples WHERE uid = $uid")
     if not sample:

@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from vlmdata.errors import DataError, InputError, MachineError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 FORMAT_VERSION = 1
 FIRST_LAYER = 1
@@ -222,8 +224,10 @@ class Dataset:
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
 
-    def scan(self, parts: list[Part], schema: pa.Schema) -> pads.Dataset:
+    def scan(self, parts: list[Part], schema: pa.Schema) -> "pads.Dataset":
         """The parts' rows as an Arrow dataset, read as they are asked for."""
+        import pyarrow.dataset as pads  # it imports pandas, which most commands never need
+
         return pads.dataset([self.path(part.path) for part in parts], schema, "parquet", filesystem=self.fs)
 
     # Manifests

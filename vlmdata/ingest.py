@@ -7,7 +7,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from vlmdata.dataset import Dataset, Part, Table, make_key, part_name
@@ -39,6 +38,8 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
         with pq.ParquetWriter(raw, FOUND.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))) as writer:
             for batch in read(source, str(folder)):
                 writer.write_table(_with_uid(pa.table(batch)).select(writer.schema.names).cast(writer.schema))
+        import pyarrow.dataset as pads  # it imports pandas, which most commands never need
+
         connection = _connect(folder)
         connection.register("raw", pads.dataset(str(raw)))
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")

@@ -207,16 +207,26 @@ def _functions() -> frozenset[str]:
     return frozenset(name for (name,) in rows.fetchall()) - {"getenv", "json_serialize_sql", "json_deserialize_sql"}
 
 
+_SQL_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.bool_(): "BOOLEAN",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.uint64(): "UBIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.timestamp("ms", tz="UTC"): "TIMESTAMPTZ",
+}
+
+
 def _type(what: str, expression: Expression, schema: pa.Schema) -> str:
-    connection = connect()
-    connection.register("planned", schema.empty_table())
+    # Not by registering an empty Arrow table: DuckDB imports pandas then, a second that every command would wait.
+    columns = ", ".join(f'NULL::{_SQL_TYPES[schema.field(name).type]} AS "{name}"' for name in expression.columns)
+    query = f"DESCRIBE SELECT ({expression.sql}) AS value FROM (SELECT {columns or 1})"
     try:
-        query = f"DESCRIBE SELECT ({expression.sql}) AS value FROM planned"
-        return connection.execute(query).fetchall()[0][1]
+        return connect().execute(query).fetchall()[0][1]
     except duckdb.Error as error:
         raise InputError(f"{what}: {_first_line(error)}") from error
-    finally:
-        connection.unregister("planned")
 
 
 def _first_line(error: Exception) -> str:

@@ -6,17 +6,19 @@ Every pair ends with one verdict. The order of reasons: consent, download, rules
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from vlmdata.recipe import Shards
 from vlmdata.rules import Expression, Order, evaluate
 from vlmdata.schemas import table_schema
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 VERSION = 1
 CONSENT_STATUSES = ("robots", "noai", "tdm", "noml", "optout")
@@ -67,7 +69,12 @@ def judge_part(rows: pa.Table, choice: Choice) -> pa.Table:
 
 
 def settle(
-    judged: pads.Dataset, duplicates: pads.Dataset | None, sizes: list[int], choice: Choice, shards: Shards, spill: Path
+    judged: "pads.Dataset",
+    duplicates: "pads.Dataset | None",
+    sizes: list[int],
+    choice: Choice,
+    shards: Shards,
+    spill: Path,
 ) -> tuple[Iterator[pa.Table], list[dict[str, Any]], dict[str, int]]:
     """What only a look at all pairs decides: survivors of duplicate groups, and the place of each kept pair.
 

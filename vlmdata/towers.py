@@ -24,7 +24,10 @@ SIDE = 224
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 LENGTHS = (16, 32, 64, 128)  # tokens; MiniLM was trained with 128 at most
-PREPROCESSING = "whole picture to 224 x 224, area if shrunk and cubic if enlarged; ImageNet mean and deviation; lengths 16 32 64 128"
+PREPROCESSING = (
+    "whole picture to 224 x 224, area if shrunk, cubic if enlarged; ImageNet mean and deviation; "
+    "sentences padded to 16, 32, 64 or 128 tokens"
+)
 
 
 def weights() -> dict[str, Path]:
@@ -41,7 +44,9 @@ def _in_package(package: str, file: str) -> Path:
     found = importlib.util.find_spec(package)
     folder = Path(found.origin).parent if found and found.origin else None
     if folder is None or not (folder / file).exists():
-        raise MachineError(f"{package}: not installed, or without {file}; type `pip install {package.replace('_', '-')}`")
+        raise MachineError(
+            f"{package}: not installed, or without {file}; type `pip install {package.replace('_', '-')}`"
+        )
     return folder / file
 
 

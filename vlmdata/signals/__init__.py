@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import simplejpeg
 
 from vlmdata.errors import DataError
 from vlmdata.recipe import Signal
@@ -83,13 +83,14 @@ class _Store:
         offsets, first, of = np.unique(self.offsets[chosen], return_index=True, return_inverse=True)
         for offset, row in zip(offsets.astype(np.int64).tolist(), chosen[first].tolist(), strict=True):
             if offset not in self.decoded:
-                content = np.frombuffer(self.read_image(offset, int(self.lengths[row])), np.uint8)
-                image = cv2.imdecode(content, cv2.IMREAD_COLOR)
-                if image is None:
+                content = self.read_image(offset, int(self.lengths[row]))
+                try:
+                    self.decoded[offset] = simplejpeg.decode_jpeg(content, "RGB")
+                except ValueError as error:
+                    uid = self.uids[row].as_py()
                     raise DataError(
-                        f"pair {self.uids[row].as_py()}: its stored image cannot be read; try `vlmdata verify`"
-                    )
-                self.decoded[offset] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                        f"pair {uid}: its stored image is damaged ({error}); try `vlmdata verify`"
+                    ) from error
         return Pictures([self.decoded[int(offset)] for offset in offsets], of)
 
 
@@ -104,10 +105,9 @@ def _measure(
         for name in measurement.after:
             wanted &= pc.fill_null(passed[name], False).to_numpy(zero_copy_only=False).astype(bool)
     known = np.zeros(rows.num_rows, bool)
-    if len(before) == len(measurement.schemas) and before:
-        columns = [column for table in before.values() for column in table.column_names if column != "uid"]
-        first = next(table[columns[0]] for table in before.values() if columns[0] in table.column_names)
-        known = first.is_valid().to_numpy()
+    if len(before) == len(measurement.schemas):
+        # a family's values are all there or all null: its first column behind uid tells
+        known = next(iter(before.values())).column(1).is_valid().to_numpy()
     todo = np.flatnonzero(wanted & ~known)
     fresh = {}
     if len(todo):

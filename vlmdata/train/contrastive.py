@@ -4,6 +4,8 @@ import importlib.resources
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class Contrastive:
 
     def __init__(self, job: TrainJob) -> None:
         self.job = job
+        self.clip: Any
         self.clip, self.tokenizer, self.config = _open_clip(job.model, job.pretrained)
         self.model = _Paired(self.clip)
         size = self.clip.visual.image_size
@@ -96,6 +99,8 @@ class Pictures:
 class _Paired(nn.Module):
     """From a batch to open_clip's loss, in one forward pass, so that a wrapper sees all of it."""
 
+    clip: Any
+
     def __init__(self, clip: nn.Module) -> None:
         from open_clip.loss import ClipLoss
 
@@ -108,11 +113,10 @@ class _Paired(nn.Module):
 
     def encode(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB [b, size, size, 3] and int64 [b, context] as unit vectors [b, d]."""
-        visual: Any = self.clip.visual
+        visual = self.clip.visual
         mean, std = (torch.tensor(v, device=image.device) for v in (visual.image_mean, visual.image_std))
         pixels = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
-        clip: Any = self.clip
-        return clip.encode_image(pixels, normalize=True), clip.encode_text(text, normalize=True)
+        return self.clip.encode_image(pixels, normalize=True), self.clip.encode_text(text, normalize=True)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         image, text = self.encode(batch["image"], batch["text"])
@@ -120,10 +124,23 @@ class _Paired(nn.Module):
         return self.criterion(image, text, self.clip.logit_scale.clamp(max=np.log(100)).exp())
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip tells the root logger, as a warning, that a model to be trained has no weights yet."""
+
+    def foreign(record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname
+
+    root = logging.getLogger()
+    root.addFilter(foreign)
+    try:
+        yield
+    finally:
+        root.removeFilter(foreign)
+
+
 def _open_clip(model: str | dict[str, Any], pretrained: str | None) -> tuple[nn.Module, Any, dict[str, Any]]:
     """The model, its tokenizer, and its configuration in the form of `open_clip_config.json`."""
-    import open_clip
-
     if model == "tiny":
         model = str(importlib.resources.files("vlmdata.train") / "tiny.json")
     if isinstance(model, str) and model.endswith(".json"):
@@ -132,17 +149,25 @@ def _open_clip(model: str | dict[str, Any], pretrained: str | None) -> tuple[nn.
         except (OSError, ValueError) as error:
             raise InputError(f"{model}: not a model's JSON configuration: {error}") from error
     try:
-        if isinstance(model, dict):
-            config = model if "model_cfg" in model else {"model_cfg": model, "preprocess_cfg": {}}
-            with tempfile.TemporaryDirectory() as folder:  # open_clip takes a configuration from a file alone
-                (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
-                clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-                return clip, open_clip.get_tokenizer(f"local-dir:{folder}"), config
-        clip = open_clip.create_model(model, pretrained=pretrained)
-        config = {
-            "model_cfg": open_clip.get_model_config(model),
-            "preprocess_cfg": open_clip.get_model_preprocess_cfg(clip),
-        }
-        return clip, open_clip.get_tokenizer(model), config
+        with _quiet():
+            return _create(model, pretrained)
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"jobs.train.model: open_clip makes no model of it: {error}") from error
+
+
+def _create(model: str | dict[str, Any], pretrained: str | None) -> tuple[nn.Module, Any, dict[str, Any]]:
+    import open_clip
+
+    if isinstance(model, dict):
+        config = model if "model_cfg" in model else {"model_cfg": model, "preprocess_cfg": {}}
+        with tempfile.TemporaryDirectory() as folder:  # open_clip takes a configuration from a file alone
+            (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
+            clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+            return clip, open_clip.get_tokenizer(f"local-dir:{folder}"), config
+    clip = open_clip.create_model(model, pretrained=pretrained)
+    preprocess = open_clip.get_model_preprocess_cfg(clip)
+    return (
+        clip,
+        open_clip.get_tokenizer(model),
+        {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": preprocess},
+    )

@@ -1,0 +1,92 @@
+"""A folder of pictures with captions, and a dataset that the real command line made of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+RECIPE = {
+    "sources": [{"kind": "folder", "name": "photos", "path": "photos"}],
+    "download": {"size": 96},
+    "signals": [
+        "text",
+        "language",
+        "image",
+        {"kind": "clip", "model": "lite", "after": ["words"], "batch": 8},
+    ],
+    "dedup": ["exact", {"kind": "perceptual", "distance": 4}],
+    "select": {"rules": {"words": "words >= 3", "english": "lang = 'en'", "aligned": "clip_score >= -1"}},
+    "shards": {"samples": 8, "splits": {"train": 0.7, "test": 0.3}},
+    "parts": {"rows": 10},
+    "jobs": [{"kind": "train", "steps": 4, "batch": 8, "save_every": 2}],
+}
+HOSTILE = "<script>alert(1)</script> a 'quoted' \"caption\" & more; drop table pairs"
+
+
+def make_photos(folder: Path) -> None:
+    """24 different pictures with captions, four of them twice, one that is no image, one with a hostile caption."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(24):
+        small = draw.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        picture = cv2.resize(small, (160, 120), interpolation=cv2.INTER_CUBIC)
+        captions = [f"a photo of the thing with number {number} in the park"]
+        if number % 6 == 0:
+            captions.append(f"the very same thing number {number} seen once again by us")
+        if number == 5:
+            captions = [HOSTILE]
+        if number == 7:
+            captions = ["ein Bild von einem großen alten Haus mit vielen Fenstern"]
+        if number == 8:
+            captions = ["two words"]
+        for copy, caption in enumerate(captions):
+            cv2.imwrite(str(folder / f"{number:02d}{'b' * copy}.jpg"), picture)
+            (folder / f"{number:02d}{'b' * copy}.txt").write_text(caption, "utf-8")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    (folder / "broken.txt").write_text("a photo that cannot be read by anyone", "utf-8")
+
+
+def write_recipe(folder: Path, **changes: object) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"dataset": "runs/it", **RECIPE, **changes}, sort_keys=False), "utf-8")
+    return path
+
+
+def vlmdata(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in `folder`."""
+    command = [sys.executable, "-m", "vlmdata.cli", *arguments]
+    environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files that two equal runs must have in common, without the times that DESIGN.md names."""
+    apart = ("tables/observations/", "tables/jobs/", "tables/metrics/", "jobs/")
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or name.startswith(apart) or name.endswith("report.html"):
+            continue
+        files[name] = path.read_bytes()
+        if name.startswith("snapshots/") and name.count("/") == 2 and name.endswith("manifest.json"):
+            files[name] = json.dumps({**json.loads(files[name]), "created": None}).encode()
+    return files
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A folder with photos/, recipe.yaml and the dataset runs/it; tests must not change it."""
+    folder = tmp_path_factory.mktemp("a folder") / "with [signs] & spaces"
+    folder.mkdir()
+    make_photos(folder / "photos")
+    run = vlmdata(folder, "run", str(write_recipe(folder)))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == str(folder / "runs/it/snapshots/000001")
+    (folder / "run.log").write_text(run.stderr)
+    return folder

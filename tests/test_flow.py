@@ -1,0 +1,146 @@
+"""The whole main job through the command line: what it leaves behind, and what a second run does."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import HOSTILE, content, vlmdata, write_recipe
+
+from vlmdata.dataset import Dataset
+
+pytestmark = pytest.mark.xdist_group("flow")
+
+
+@pytest.fixture
+def dataset(made):
+    return Dataset(str(made / "runs/it"))
+
+
+def sql(made, query):
+    answer = vlmdata(made, "sql", "runs/it", query, "--format", "json")
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def test_every_pair_has_one_verdict_with_its_reason(made, dataset):
+    counts = {row["reason"]: row["n"] for row in sql(made, "select reason, count(*) n from samples group by all")}
+    assert counts["words"] == 1
+    assert counts["english"] == 1
+    assert counts["download: decode"] + counts.get("download: type", 0) == 1
+    assert counts["duplicate: exact"] == 4
+    assert sum(counts.values()) == 29
+    funnel = dataset.latest()["funnel"]
+    assert funnel[0]["left"] == 29
+    assert (
+        funnel[-1]["left"] == counts[None] == dataset.latest()["splits"]["train"] + dataset.latest()["splits"]["test"]
+    )
+
+
+def test_shards_are_read_alike_by_webdataset_datasets_and_pyarrow(made, dataset):
+    import datasets
+    import webdataset
+
+    shards = dataset.latest()["shards"]
+    tars = [str(made / "runs/it" / shard["path"]) for shard in shards if shard["format"] == "webdataset"]
+    tables = [made / "runs/it" / shard["path"] for shard in shards if shard["format"] == "parquet"]
+    by_wds = [sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)]
+    by_hf = [row["json"]["uid"] for row in datasets.load_dataset("webdataset", data_files=tars, split="train",
+                                                                 cache_dir=str(made / "hf"))]  # fmt: skip
+    by_arrow = [uid for path in tables for uid in pq.read_table(path)["uid"].to_pylist()]
+    kept = [row["uid"] for row in sql(made, "select uid from samples where kept")]
+    assert by_wds == by_hf == by_arrow
+    assert sorted(by_wds) == sorted(kept)
+
+
+def test_a_hostile_caption_is_data_to_the_end(made):
+    (row,) = sql(made, "select uid, kept from samples where caption like '<script>%'")
+    story = vlmdata(made, "show", "runs/it", row["uid"])
+    assert HOSTILE in story.stdout
+    assert row["kept"]
+
+
+def test_sql_reads_only_this_dataset(made):
+    for query in ("drop table x", "copy samples to 'x.csv'", "select * from read_csv('/etc/passwd')", "select 1; select 2",
+                  "attach 'x.db'", "pragma version", "set threads = 3", "install httpfs"):  # fmt: skip
+        answer = vlmdata(made, "sql", "runs/it", query)
+        assert answer.returncode == 2, query
+        assert answer.stderr.startswith("error: ")
+        assert answer.stdout == ""
+
+
+def test_verify_names_a_byte_that_changed(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made / "runs/it", copy)
+    assert vlmdata(tmp_path, "verify", "copy").returncode == 0
+    tar = next((copy / "snapshots/000001/shards").glob("*.tar"))
+    changed = bytearray(tar.read_bytes())
+    changed[700] ^= 1
+    tar.write_bytes(changed)
+    next(copy.glob("tables/text/*/000001-0000001.parquet")).unlink()
+    found = vlmdata(tmp_path, "verify", "copy")
+    assert found.returncode == 1
+    lines = [line.split("\t") for line in found.stdout.splitlines()]
+    assert {line[0].rsplit("/", 1)[1] for line in lines} == {tar.name, "000001-0000001.parquet"}
+    assert ["missing"] == [line[2] for line in lines if line[0].endswith("parquet")]
+
+
+def test_the_summary_says_what_was_kept_and_what_to_type(made):
+    told = (made / "run.log").read_text()
+    assert "kept 22 of 29 pairs" in told
+    assert "vlmdata sql runs/it" in told
+    assert "Traceback" not in told
+    assert "nanobind" not in told
+
+
+def test_a_second_run_finds_nothing_to_do(made):
+    before = content(made / "runs/it")
+    started = time.monotonic()
+    again = vlmdata(made, "run", "recipe.yaml")
+    assert again.returncode == 0
+    assert "nothing to do" in again.stderr
+    assert time.monotonic() - started < 60  # no server was started; the demo's own bound is measured elsewhere
+    assert content(made / "runs/it") == before
+
+
+def test_a_changed_rule_runs_selection_and_later_only(made, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    files = {
+        path: path.stat().st_mtime_ns
+        for part in ("images", "tables")
+        for path in (folder / "runs/it" / part).rglob("*.parquet")
+    }
+    run = vlmdata(folder, "run", "recipe.yaml", "--set", "select.rules.english=lang = 'de'")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith("runs/it/snapshots/000002")
+    assert all(path.stat().st_mtime_ns == changed for path, changed in files.items())
+    dataset = Dataset(str(folder / "runs/it"))
+    assert dataset.latest()["funnel"][-1]["left"] == 1
+    assert dataset.latest()["parent"] == 1
+    assert vlmdata(folder, "verify", "runs/it").returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["download", "signals", "judge", "shards", "train"])
+def test_a_run_killed_in_a_stage_goes_on_and_ends_with_the_same_bytes(made, tmp_path, stage):
+    folder = tmp_path / made.name
+    folder.mkdir()
+    shutil.copytree(made / "photos", folder / "photos")
+    recipe = write_recipe(folder)
+    command = [sys.executable, "-m", "vlmdata.cli", "run", str(recipe)]
+    environment = {**os.environ, "PREFECT_HOME": str(made / ".prefect")}
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        for line in run.stderr:
+            if line.startswith(f"{stage}") and not line.startswith(f"{stage}: 0 "):
+                run.send_signal(signal.SIGKILL)
+                break
+        run.wait()
+    assert run.returncode == -signal.SIGKILL
+    again = vlmdata(folder, "run", str(recipe))
+    assert again.returncode == 0, again.stderr
+    assert content(folder / "runs/it") == content(made / "runs/it")

@@ -1,0 +1,123 @@
+"""The contrastive objective: it learns pairs, its loss is open_clip's, its export loads, and broken input is said."""
+
+import io
+import json
+import logging
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.loss import ClipLoss
+
+from vlmdata.errors import InputError
+from vlmdata.recipe import TrainJob
+from vlmdata.train import data
+from vlmdata.train.contrastive import build
+from vlmdata.train.loop import train
+
+SMALL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+WORDS = [
+    "cat",
+    "house",
+    "river",
+    "lamp",
+    "stone",
+    "cloud",
+    "bread",
+    "ship",
+    "tree",
+    "ring",
+    "wolf",
+    "desk",
+    "coal",
+    "leaf",
+    "sand",
+    "moon",
+]
+
+
+def shard(path: Path, broken: bool = False) -> str:
+    """Sixteen pictures of noise, each with a word of its own; `broken` cuts the first picture's bytes off."""
+    with tarfile.open(path, "w") as out:
+        for number, word in enumerate(WORDS):
+            coarse = np.random.default_rng(number).integers(0, 255, (4, 4, 3), np.uint8)
+            picture = cv2.resize(coarse, (48, 48), interpolation=cv2.INTER_NEAREST)
+            content = cv2.imencode(".jpg", picture)[1].tobytes()
+            if broken and not number:
+                content = content[:100]
+            for extension, member in (("jpg", content), ("txt", f"a {word}".encode())):
+                info = tarfile.TarInfo(f"{word}.{extension}")
+                info.size = len(member)
+                out.addfile(info, io.BytesIO(member))
+    return str(path)
+
+
+def job(**options: Any) -> TrainJob:
+    return TrainJob(
+        **{"kind": "train", "model": SMALL, "steps": 60, "batch": 16, "lr": 3e-3, "save_every": 1000, **options}
+    )
+
+
+def test_sixteen_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
+    shards = [shard(tmp_path / "a.tar")]
+    final = train(job(), {"train": shards, "test": shards}, str(tmp_path / "out"))
+    assert final["retrieval/image_to_text/R@1"] == final["retrieval/text_to_image/R@1"] == 1
+    assert final["train/loss"] < 0.5 < np.log(16)
+
+
+def test_the_loss_is_that_of_open_clip(tmp_path: Path) -> None:
+    objective = build(job())
+    batch = objective.samples(data.index([shard(tmp_path / "a.tar")]), tmp_path).batch(np.arange(16), None)
+    objective.model.eval()
+    with torch.no_grad():
+        loss = objective.model(batch)
+        preprocess = open_clip.image_transform(32, is_train=False)
+        mean, std = preprocess.transforms[-1].mean, preprocess.transforms[-1].std
+        pixels = (batch["image"].permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
+            3, 1, 1
+        )
+        expected = ClipLoss()(*objective.clip(pixels, batch["text"]))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_export_is_loaded_by_open_clip_with_the_same_vectors(tmp_path: Path) -> None:
+    shards = [shard(tmp_path / "a.tar")]
+    train(job(steps=3), {"train": shards}, str(tmp_path / "out"))
+    loaded = open_clip.create_model(f"local-dir:{tmp_path / 'out' / 'model'}").eval()
+    objective = build(job())
+    from safetensors.torch import load_file
+
+    objective.model.load_state_dict(load_file(tmp_path / "out" / "checkpoints" / "3" / "model.safetensors"))
+    text = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out' / 'model'}")(["a cat"])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode_text(text), objective.clip.eval().encode_text(text))
+    assert text.shape == (1, 8)
+
+
+def test_a_picture_that_cannot_be_decoded_is_skipped_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = [shard(tmp_path / "a.tar", broken=True)]
+    with caplog.at_level(logging.WARNING):
+        final = train(job(steps=3), {"train": shards}, str(tmp_path / "out"))
+    assert caplog.text.count("cat cannot be decoded and is skipped") == 1
+    assert np.isfinite(final["train/loss"])
+
+
+def test_a_configuration_comes_from_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps(SMALL))
+    assert build(job(model=str(tmp_path / "mine.json"))).size == 32
+    assert build(job(model="tiny")).size == 64
+
+
+@pytest.mark.parametrize("model", ["ViT-Z-99", {"embed_dim": 32}, "missing.json"])
+def test_a_model_that_open_clip_does_not_know_is_refused(model: Any) -> None:
+    with pytest.raises(InputError, match=r"ViT-Z-99|open_clip makes no model|missing.json"):
+        build(job(model=model))

@@ -1,0 +1,151 @@
+"""The loop: exact resume, checkpoints, what it refuses, what it reports."""
+
+import io
+import json
+import logging
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from vlmdata.errors import DataError, InputError
+from vlmdata.recipe import TrainJob
+from vlmdata.train.loop import learning_rate, train
+
+# Dropped patches and random crops draw random numbers, so a wrong seed shows.
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "patch_dropout": 0.5},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255), "black": (0, 0, 0)}
+COLOURS |= {"yellow": (255, 255, 0), "pink": (255, 150, 200), "grey": (128, 128, 128)}
+
+
+def shard(path: Path, prefix: str = "u") -> str:
+    """Eight pictures, a coloured half beside a grey one, with the colour's name."""
+    with tarfile.open(path, "w") as out:
+        for name, colour in COLOURS.items():
+            picture = np.full((40, 40, 3), 90, np.uint8)
+            picture[:, 8:32] = colour[::-1]
+            for extension, content in (("jpg", cv2.imencode(".jpg", picture)[1].tobytes()), ("txt", name.encode())):
+                info = tarfile.TarInfo(f"{prefix}{name}.{extension}")
+                info.size = len(content)
+                out.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def job(**options: Any) -> TrainJob:
+    return TrainJob(
+        **{
+            "kind": "train",
+            "model": MODEL,
+            "steps": 6,
+            "batch": 4,
+            "warmup": 2,
+            "save_every": 2,
+            "crop": 0.5,
+            **options,
+        }
+    )
+
+
+def weights(out: Path, step: int = 6) -> dict[str, np.ndarray]:
+    return load_file(out / "checkpoints" / str(step) / "model.safetensors")
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(job(steps=100, warmup=10, lr=1.0), step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.001
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")], "test": [shard(tmp_path / "b.tar", "v")]}
+    whole = train(job(), shards, str(tmp_path / "whole"))
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job(), shards, str(tmp_path / "killed"), on_step=kill)
+    assert sorted(p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()) == ["2", "4"]
+    seen: list[int] = []
+    resumed = train(job(), shards, str(tmp_path / "killed"), resume=True, on_step=lambda step, _: seen.append(step))
+    assert seen == [5, 6]
+    assert resumed == whole
+    for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        one, other = (tmp_path / run / "checkpoints" / "6" / file for run in ("whole", "killed"))
+        assert one.read_bytes() == other.read_bytes(), file
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+    assert [step for step, _ in losses(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+    # Resuming what is done changes nothing and says the same.
+    assert train(job(), shards, str(tmp_path / "killed"), resume=True) == whole
+
+
+def test_the_seed_matters_and_the_number_of_workers_does_not(tmp_path: Path) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")]}
+    for name, options in {"one": {}, "two": {"workers": 3}, "three": {"seed": 1}}.items():
+        train(job(steps=3, **options), shards, str(tmp_path / name))
+    one, two, three = (weights(tmp_path / name, 3) for name in ("one", "two", "three"))
+    assert all((one[key] == two[key]).all() for key in one)
+    assert any((one[key] != three[key]).any() for key in one)
+
+
+def test_checkpoints_hold_nothing_that_is_unpickled_and_the_last_ones_stay(tmp_path: Path) -> None:
+    train(job(keep=2), {"train": [shard(tmp_path / "a.tar")]}, str(tmp_path / "out"))
+    written = [p for p in (tmp_path / "out" / "checkpoints").rglob("*") if p.is_file()]
+    assert {p.suffix for p in written} == {".safetensors", ".json"}
+    assert sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")]}
+    train(job(steps=2), shards, str(tmp_path / "out"))
+    with pytest.raises(InputError, match="--resume"):
+        train(job(steps=2), shards, str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"lr: 0\.001"):
+        train(job(steps=2, lr=0.5), shards, str(tmp_path / "out"), resume=True)
+    with pytest.raises(InputError, match="other samples"):
+        train(job(steps=2), {"train": [shard(tmp_path / "b.tar", "v")]}, str(tmp_path / "out"), resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"loss of step .* is nan.*ugreen"):
+        train(
+            job(lr=1e30, clip_norm=1e30, warmup=0, batch=8), {"train": [shard(tmp_path / "a.tar")]}, str(tmp_path / "o")
+        )
+
+
+def test_a_split_without_shards_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'train'; there are test"):
+        train(job(), {"test": [shard(tmp_path / "a.tar")]}, str(tmp_path / "out"))
+
+
+def test_progress_and_metrics_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")], "test": [shard(tmp_path / "b.tar", "v")]}
+    with caplog.at_level(logging.INFO):
+        final = train(job(steps=4, accumulate=2, eval_every=2), shards, str(tmp_path / "out"))
+    said = [r for r in caplog.records if r.name == "vlmdata.progress"]
+    assert (said[-1].stage, said[-1].done, said[-1].total) == ("train", 4, 4)  # type: ignore[attr-defined]
+    assert "waiting for data" in caplog.text
+    assert final["retrieval/image_to_text/R@1/chance"] == 1 / 8
+    assert 0 <= final["retrieval/text_to_image/R@5"] <= 1
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "retrieval/n" in row] == [2, 4]
+    assert {"loss", "lr", "grad_norm", "samples_per_second", "data_wait"} <= rows[0].keys()
+    assert list((tmp_path / "out").glob("events.out.tfevents.*"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["steps"] == 4

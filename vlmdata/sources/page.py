@@ -1,0 +1,271 @@
+"""What one HTML page holds: images with their captions, links, and what the page says about its use."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from vlmdata.sources.urls import clean_text, shorten, strip_signature, web_url
+
+_MOST_IMAGES = 5_000
+_LONGEST_CAPTION = 2_000
+_AROUND = 150
+_DEEPEST = 1_000
+_FEW_TAGS = 20_000
+
+_LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy")
+_BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
+# The tags that need no end, so that they do not say how deep a page goes.
+_UNCLOSED = frozenset(
+    "area base br col embed hr img input link meta source track wbr p li dt dd td th tr thead tbody option rt rp".split()
+)
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^>]*?(/?)>")
+_NUMBERING = re.compile(
+    r"(?:figure|fig\.?|abbildung|abb\.?|bild|figura|figur|afbeelding|ilustración|illustration|рисунок|rysunek|图|図|그림)"
+    r"\s*\d+(?:[.-]\d+)*\s*[.:)]?\s*",
+    re.IGNORECASE,
+)
+# Directives with a value of their own, which must not be read as `agent: directive`.
+_VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image with a caption. `url` is without signatures; `fetch_url` is the signed form or None."""
+
+    url: str
+    fetch_url: str | None
+    caption: str
+    caption_from: str
+    context: str | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that was read. `consent` has `deny`, `allow` or None for noai, tdm and noml."""
+
+    images: list[Image]
+    links: list[str]
+    lang: str | None
+    license: str | None
+    consent: dict[str, str | None]
+    left_out: int
+
+
+def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str) -> Page:
+    """Images with captions, links and consent signals of a page at `url`.
+
+    headers: the response's, names in lower case. agent: our name, which directives may address.
+    A caption is the figure's (HTML's figcaption; DocBook's title of the figure and caption of the media object,
+    without the numbering), else the image's alt, else its title; images without any of them are left aside.
+    `left_out` counts the images beyond the first 5,000 of a page, which are not read.
+    Raises ValueError for a page that is nested more than 1,000 tags deep: parsing one takes quadratic time.
+    """
+    _check_depth(html)
+    # The markers that tell where in the text an image stands; noncharacters have no other use in a text.
+    tree = LexborHTMLParser(html.replace("\ufdd0", " "))
+    first = tree.css_first("base[href]")
+    base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
+    directives = robots_directives(_robots_values(tree, headers, agent), agent)
+    links = [] if directives & {"nofollow", "none"} else list(_links(tree, base))
+    images = tree.css("img")
+    found = list(_captioned(images[:_MOST_IMAGES], base))
+    contexts = _contexts(tree, [node for node, *_ in found])
+    root = tree.css_first("html")
+    lang = (root.attributes.get("lang") or root.attributes.get("xml:lang") or "").strip() if root is not None else ""
+    license_node = tree.css_first('a[rel~="license"][href],link[rel~="license"][href]')
+    license_url = web_url(license_node.attributes.get("href") or "", base) if license_node is not None else None
+    return Page(
+        [Image(*rest, context) for (_, *rest), context in zip(found, contexts, strict=True)],
+        links,
+        clean_text(lang)[:35] or None,
+        strip_signature(license_url)[0] if license_url else None,
+        {
+            "noai": "deny" if directives & {"noai", "noimageai"} else None,
+            "tdm": _tdm(tree, headers),
+            "noml": "deny" if "noml" in directives else None,
+        },
+        max(0, len(images) - _MOST_IMAGES),
+    )
+
+
+def robots_directives(values: Iterable[str], agent: str) -> set[str]:
+    """The directives for `agent` in values of X-Robots-Tag, in lower case.
+
+    A value is a list at commas; `name: directive` addresses that agent alone, and so does what follows it.
+    https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
+    """
+    found = set()
+    for value in values:
+        ours = True
+        for piece in value.lower().split(","):
+            name, colon, rest = piece.partition(":")
+            if colon and name.strip() not in _VALUED:
+                ours, piece = name.strip() == agent.lower(), rest
+            if ours:
+                found.update(piece.split())
+    return found
+
+
+def _robots_values(tree: LexborHTMLParser, headers: Mapping[str, Sequence[str]], agent: str) -> Iterator[str]:
+    yield from headers.get("x-robots-tag", ())
+    for node in tree.css("meta[name][content]"):
+        if (node.attributes["name"] or "").strip().lower() in ("robots", agent.lower()):
+            yield node.attributes["content"] or ""
+
+
+def _tdm(tree: LexborHTMLParser, headers: Mapping[str, Sequence[str]]) -> str | None:
+    """https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/ : 1 reserves the rights, 0 does not."""
+    values = list(headers.get("tdm-reservation", ()))
+    for node in tree.css("meta[name][content]"):
+        if (node.attributes["name"] or "").strip().lower() == "tdm-reservation":
+            values.append(node.attributes["content"] or "")
+    said = {value.strip() for value in values}
+    return "deny" if "1" in said else "allow" if "0" in said else None
+
+
+def _check_depth(html: str) -> None:
+    if html.count("<") <= _FEW_TAGS:
+        return
+    depth = 0
+    for match in _TAG.finditer(html):
+        end, name, closed = match.groups()
+        if name.lower() not in _UNCLOSED and not closed:
+            depth += -1 if end else 1
+            if depth > _DEEPEST:
+                raise ValueError(f"nested more than {_DEEPEST} tags deep")
+
+
+@lru_cache(200_000)
+def _resolve(link: str, base: str) -> str | None:
+    return web_url(link, base)
+
+
+def _absolute(link: str, base: str) -> str | None:
+    # Links are resolved against the page's folder where that is the same, so that the cache knows them again.
+    link = link.strip()
+    return _resolve(link, base if link[:1] in ("", "?", "#") else base.rpartition("/")[0] + "/")
+
+
+def _links(tree: LexborHTMLParser, base: str) -> Iterator[str]:
+    for node in tree.css("a[href],area[href]"):
+        link = node.attributes.get("href")
+        absolute = _absolute(link.partition("#")[0], base) if link and link[0] != "#" else None
+        if absolute:
+            yield absolute
+
+
+def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode, str, str | None, str, str]]:
+    """Each image that has a URL and a caption: (node, url, fetch_url, caption, caption_from)."""
+    captions: dict[int, str] = {}
+    for node in images:
+        attributes = node.attributes
+        source = _best_source(attributes, base)
+        if source is None:
+            continue
+        for caption_from, text in (
+            ("figcaption", _figure_caption(node, captions)),
+            ("alt", attributes.get("alt") or ""),
+            ("title", attributes.get("title") or ""),
+        ):
+            caption = shorten(clean_text(text), _LONGEST_CAPTION)
+            if caption:
+                yield node, *strip_signature(source), caption, caption_from
+                break
+
+
+def _best_source(attributes: dict[str, str | None], base: str) -> str | None:
+    """The largest candidate of srcset, else a lazily loaded image's URL, else src."""
+    links = [_largest(attributes.get("data-srcset") or attributes.get("srcset") or "")]
+    links += [attributes.get(name) or "" for name in (*_LAZY, "src")]
+    return next((url for link in links if link.strip() for url in [_absolute(link, base)] if url), None)
+
+
+def _largest(srcset: str) -> str:
+    """The URL with the largest width or density; URLs may hold commas, but neither begin nor end with one.
+
+    https://html.spec.whatwg.org/multipage/images.html#parsing-a-srcset-attribute
+    """
+    best, best_size, url = "", 0.0, ""
+    for token in srcset.split():
+        size = 0.0
+        if not url:
+            url = token.lstrip(",")
+            done = url.endswith(",")
+            url, size = url.rstrip(","), 1.0
+        else:
+            descriptor = token.rstrip(",")
+            done = True
+            if re.fullmatch(r"\d{1,6}(\.\d{1,6})?[wx]", descriptor):
+                size = float(descriptor[:-1])
+        if url and size > best_size:
+            best, best_size = url, size
+        if done:
+            url = ""
+    return best
+
+
+def _figure_caption(image: LexborNode, captions: dict[int, str]) -> str:
+    """The caption of the figure around an image; `captions` remembers those of figures seen before."""
+    own, node = "", image.parent
+    for _ in range(12):  # a figure is near its image; a page may be nested without end
+        if node is None or node.tag == "body":
+            break
+        classes = (node.attributes.get("class") or "").split()
+        if "mediaobject" in classes or "informalfigure" in classes:
+            own = own or _child_text(node, captions)
+        elif node.tag == "figure" or "figure" in classes:
+            title = _NUMBERING.sub("", _child_text(node, captions), count=1)
+            return f"{title}: {own}" if title and own and own not in title else title or own
+        node = node.parent
+    return own
+
+
+def _child_text(figure: LexborNode, captions: dict[int, str]) -> str:
+    """The text of the first of a figure's children that is its caption, or nothing."""
+    key = figure.mem_id
+    if key not in captions:
+        captions[key] = ""
+        for place, child in enumerate(figure.iter()):
+            classes = (child.attributes.get("class") or "").split()
+            if child.tag == "figcaption" or "caption" in classes or (child.tag in ("p", "div") and "title" in classes):
+                captions[key] = shorten(clean_text(child.text()), _LONGEST_CAPTION)
+                break
+            if place > 200:
+                break
+    return captions[key]
+
+
+def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | None]:
+    """The text before and after each image, about 150 characters of each. Changes the tree."""
+    if not nodes or tree.body is None:
+        return [None] * len(nodes)
+    tree.body.strip_tags(["script", "style", "template"], recursive=True)
+    for block in tree.css(_BLOCKS):
+        block.insert_before(" ")
+    for node in nodes:
+        node.replace_with("\ufdd0")
+    pieces = [clean_text(piece) for piece in tree.body.text().split("\ufdd0")]
+    if len(pieces) != len(nodes) + 1:  # an image outside the body, in a template or in a script: no place is known
+        return [None] * len(nodes)
+    contexts = []
+    for number in range(len(nodes)):
+        before, after = _tail(pieces, number), _head(pieces, number + 1)
+        contexts.append(f"{before} {after}".strip() or None)
+    return contexts
+
+
+def _tail(pieces: list[str], last: int) -> str:
+    text, number = "", last
+    while number >= max(0, last - 20) and len(text) < _AROUND:
+        text, number = f"{pieces[number][-_AROUND:]} {text}".strip(), number - 1
+    return text if len(text) <= _AROUND else text[-_AROUND:].partition(" ")[2]
+
+
+def _head(pieces: list[str], first: int) -> str:
+    text, number = "", first
+    while number < min(len(pieces), first + 20) and len(text) < _AROUND:
+        text, number = f"{text} {pieces[number][:_AROUND]}".strip(), number + 1
+    return shorten(text, _AROUND)

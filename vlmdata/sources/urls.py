@@ -1,0 +1,115 @@
+"""URLs and text from outside, made fit to be kept: one form for one URL, no signatures in it, valid UTF-8."""
+
+import re
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+
+_LONGEST_URL = 4096
+_CONTROL_AND_SPACE = "".join(map(chr, range(33)))
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# What RFC 3986 lets stand in a path or query, and the percent sign of what is encoded already.
+_KEPT = "/%:?#[]@!$&'()*+,;=~|"
+_PLAIN = re.compile(r"[!#-;=?-\[\]_a-z|~]*")
+
+# Parameters that give access, whatever else the query holds …
+_SECRET = re.compile(
+    r"(?:x-amz-|x-goog-|x-oss-|x-ms-signature).*"
+    r"|signature|sig|awsaccesskeyid|googleaccessid|ossaccesskeyid|key-pair-id|hdnea|hdnts|__token__|__gda__"
+    r"|token|(?:access|auth|id|refresh|session|csrf|security)[-_]?token|api[-_]?key|jwt|password|passwd|secret"
+    r"|(?:j|php|asp)?sess(?:ion)?[-_]?id"
+)
+# … and those that belong to a signature beside them: CloudFront's and S3's, Azure's SAS, Facebook's CDN.
+_COMPANIONS = {
+    frozenset({"signature", "key-pair-id"}): frozenset({"expires", "policy", "hash-algorithm"}),
+    frozenset({"sig"}): frozenset(
+        "sv ss srt st se sp spr sip sr si sdd ses skoid sktid skt ske sks skv saoid suoid scid "
+        "rscc rscd rsce rscl rsct".split()
+    ),
+    frozenset({"token", "hdnea", "hdnts", "__token__"}): frozenset({"expires", "expiry", "exp"}),
+    frozenset({"oh"}): frozenset({"oh", "oe"}),
+}
+
+
+def strip_signature(url: str) -> tuple[str, str | None]:
+    """A URL without what gives access to it, and the URL as it was where that differs.
+
+    Dropped from http(s) URLs: a user's name and password, the query's signature and token parameters (S3, Google
+    Cloud Storage, CloudFront, Azure's shared access signatures, Akamai, OSS, session ids and plain tokens), and the
+    fragment, which no request sends. The other parameters keep their order and spelling.
+    Returns (url, None) when there was nothing to drop: the second is what belongs into `fetch_url`.
+    """
+    if not url[:8].lower().startswith(("http://", "https://")) or not any(sign in url for sign in "?@#"):
+        return url, None
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as an unclosed bracket; nobody can fetch it, but it must not keep a secret either
+        return re.split(r"[?#]", url.rpartition("@")[2], maxsplit=1)[0], None
+    query = parts.query
+    if query:
+        pieces = query.split("&")
+        names = [unquote(piece.partition("=")[0]).lower() for piece in pieces]
+        drop = {name for name in names if _SECRET.fullmatch(name)}
+        for signs, companions in _COMPANIONS.items():
+            if not signs.isdisjoint(names) and (signs & drop or signs == {"oh"} and "oe" in names):
+                drop |= companions
+        if not drop.isdisjoint(names):
+            query = "&".join(piece for piece, name in zip(pieces, names, strict=True) if name not in drop)
+    netloc = parts.netloc.rpartition("@")[2]
+    if query == parts.query and netloc == parts.netloc:
+        return url.partition("#")[0], None
+    return urlunsplit((parts.scheme, netloc, parts.path, query, "")), url
+
+
+def web_url(link: str, base: str = "") -> str | None:
+    """A link as an absolute http(s) URL in one form, or None where it is none.
+
+    Scheme and host in lower case, a default port and the fragment dropped, an empty path as `/`, what a URL may not
+    hold percent-encoded as UTF-8 (a host as IDNA). What is percent-encoded already stays as it is.
+    """
+    link = link.strip(_CONTROL_AND_SPACE)
+    if len(link) > _LONGEST_URL:
+        return None
+    try:
+        parts = urlsplit(urljoin(base, link))
+        host, port = parts.hostname, parts.port
+        # A backslash is a slash to browsers: what the host is would be a matter of taste.
+        if parts.scheme not in _DEFAULT_PORTS or not host or "\\" in parts.netloc:
+            return None
+        if not host.isascii():
+            host = host.encode("idna").decode("ascii")
+        elif not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", host):
+            return None
+    except ValueError:  # UnicodeError is one, too
+        return None
+    if ":" in host:
+        host = f"[{host}]"
+    user, sign, _ = parts.netloc.rpartition("@")
+    if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
+        host = f"{host}:{port}"
+    url = urlunsplit((parts.scheme, _encode(user) + sign + host, _encode(parts.path) or "/", _encode(parts.query), ""))
+    return url if len(url) <= _LONGEST_URL else None
+
+
+def host_and_port(url: str) -> str:
+    """`example.org:443` of an http(s) URL that `web_url` has made."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
+
+
+def clean_text(text: str) -> str:
+    """Text as valid UTF-8 without NUL, its runs of white space as one space, none at its ends."""
+    if not text.isascii():
+        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return " ".join(text.replace("\0", "").split())
+
+
+def shorten(text: str, longest: int) -> str:
+    """`text` cut at a space so that it has at most `longest` characters."""
+    if len(text) <= longest:
+        return text
+    return text[: longest + 1].rpartition(" ")[0] or text[:longest]
+
+
+def _encode(part: str) -> str:
+    if _PLAIN.fullmatch(part):
+        return part
+    return quote(part.encode("utf-8", "surrogatepass").decode("utf-8", "replace"), safe=_KEPT)
