@@ -69,6 +69,7 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
             latest = _publish(run)
         if latest is None:
             return _unpublished(run)
+        shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
         _log_times(run, latest["number"])
         if "jobs" in run.stages:
             for job in missing(parsed, dataset, latest["number"]):
@@ -104,7 +105,6 @@ def _publish(run: _Run) -> dict[str, Any] | None:
         manifest = snapshot.manifest(plan, number, run.tables, selection.samples, shards, documents)
         snapshot.remove_leftovers(dataset, manifest)
         dataset.publish(manifest)
-        shards_stage.clean(dataset)
     return manifest
 
 

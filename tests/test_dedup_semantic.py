@@ -53,13 +53,32 @@ def test_a_small_set_is_compared_whole() -> None:
 
 
 @pytest.mark.parametrize("similarity", [0.9, 0.95])
-def test_partitions_find_99_of_100_pairs_and_no_others(similarity: float) -> None:
-    vectors = clustered(12_000, seed=1)
+def test_partitions_find_99_of_100_pairs_and_no_others(similarity: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "PARTITION", 64)  # many partitions, as in a larger set
+    vectors = clustered(6_000, seed=1)
     want = compared_all(vectors, similarity)
     found = found_pairs(vectors, similarity, brute_force=1_000)
-    assert len(want) > 2_000
+    assert len(want) > 1_000
     assert found.keys() <= want.keys()
     assert len(found) >= 0.99 * len(want)
+
+
+def test_partitions_that_a_pair_lies_across_give_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "PARTITION", 8)
+    vectors = clustered(1_500, d=6)
+    want = compared_all(vectors, 0.95)
+    found = found_pairs(vectors, 0.95, brute_force=0)
+    assert 0.8 * len(want) < len(found) < len(want)
+    assert found.keys() <= want.keys()
+
+
+def test_a_crowd_of_vectors_that_are_nearly_one_is_one_group() -> None:
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=16) + 0.001 * rng.normal(size=(6_000, 16))).astype(np.float16)
+    options = recipe.SemanticDedup(kind="semantic", similarity=0.95)
+    found = dedup.groups(options, pa.array([f"{k:032x}" for k in range(6_000)]), {"vector": vectors})
+    assert found.num_rows == 6_000
+    assert found["dup_group"].unique().to_pylist() == ["0" * 32]
 
 
 def test_lengths_do_not_matter_and_unusable_rows_have_no_edges() -> None:
@@ -100,17 +119,13 @@ def test_the_number_of_threads_changes_nothing() -> None:
     program = """
 import hashlib, sys
 import faiss
-import pyarrow as pa
 sys.path.insert(0, sys.argv[1])
 from test_dedup_semantic import clustered
-from vlmdata import dedup, recipe
 from vlmdata.dedup import semantic
 faiss.omp_set_num_threads(int(sys.argv[2]))
-semantic.pairs.__defaults__ = (1_000,)
-uids = pa.array([f"{n:032x}" for n in range(8_000)])
-options = recipe.SemanticDedup(kind="semantic", similarity=0.9)
-found = dedup.groups(options, uids, {"vector": clustered(8_000)})
-print(len(found), hashlib.sha256(repr(found.to_pydict()).encode()).hexdigest())
+blocks = list(semantic.pairs(clustered(6_000), 0.9, brute_force=1_000))
+digest = hashlib.sha256(b"".join(column.tobytes() for block in blocks for column in block))
+print(sum(len(block.i) for block in blocks), digest.hexdigest())
 """
     here = str(Path(__file__).parent)
     answers = []
@@ -121,7 +136,7 @@ print(len(found), hashlib.sha256(repr(found.to_pydict()).encode()).hexdigest())
         )
         answers.append(run.stdout)
     assert answers[0] == answers[1]
-    assert int(answers[0].split()[0]) > 2_000
+    assert int(answers[0].split()[0]) > 1_000
 
 
 def test_no_rows_and_one_row_are_no_groups() -> None:

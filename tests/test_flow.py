@@ -87,7 +87,7 @@ def test_verify_names_a_byte_that_changed(made, tmp_path):
     assert found.returncode == 1
     lines = [line.split("\t") for line in found.stdout.splitlines()]
     assert {line[0].rsplit("/", 1)[1] for line in lines} == {tar.name, "000001-0000001.parquet"}
-    assert ["missing"] == [line[2] for line in lines if line[0].endswith("parquet")]
+    assert [line[2] for line in lines if line[0].endswith("parquet")] == ["missing"]
 
 
 def test_the_summary_says_what_was_kept_and_what_to_type(made):

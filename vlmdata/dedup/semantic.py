@@ -17,7 +17,8 @@ NEAREST = 4  # partitions in which a row is compared
 _TRAINING = 32  # rows for each centroid that k-means sees
 _ITERATIONS = 8
 _ROWS = 4096  # converted or compared at once
-_SLACK = 1e-4  # more than a matrix product's rounding: near the threshold the exact sum decides
+_SLACK = 1e-4  # more than a float32 product's rounding
+_EQUAL = 1e-6  # a cosine this little below the threshold counts as equal to it: float32 vectors are not more exact
 
 
 def reads(options: recipe.SemanticDedup) -> tuple[str, list[str]]:
@@ -108,15 +109,22 @@ def _near(
 def _compared(
     vectors: np.ndarray, rows: np.ndarray, home: np.ndarray, other: np.ndarray, similarity: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of home x other the pairs with that cosine, and their cosine as an exact sum in a fixed order."""
+    """Of home x other the pairs with that cosine, and their cosine.
+
+    A float32 product, whose rounding depends on the machine's threads, only finds the rows that have a neighbour at
+    all. Their cosines are sums of whole numbers below 2**53 in float64, which come out the same in every order.
+    """
     left, right = _unit(vectors, rows[home]), _unit(vectors, rows[other])
-    a, b = np.nonzero(left @ right.T >= similarity - _SLACK)
-    cosine = np.empty(len(a), np.float32)
-    for start in range(0, len(a), _ROWS):
-        here = slice(start, start + _ROWS)
-        cosine[here] = np.einsum("nd,nd->n", left[a[here]], right[b[here]])
-    kept = cosine >= similarity - 1e-6
-    return home[a[kept]], other[b[kept]], cosine[kept].clip(max=1)
+    near = left @ right.T >= similarity - _SLACK
+    home_near, other_near = near.any(axis=1), near.any(axis=0)
+    cosine = _whole(left[home_near]) @ _whole(right[other_near]).T * 2.0**-52
+    a, b = np.nonzero(cosine >= similarity - _EQUAL)
+    return home[home_near][a], other[other_near][b], cosine[a, b].astype(np.float32).clip(max=1)
+
+
+def _whole(unit: np.ndarray) -> np.ndarray:
+    """float64, whole numbers: `unit` in steps of 2**-26, so that no sum of products of two rows exceeds 2**53."""
+    return np.rint(unit.astype(np.float64) * 2.0**26)
 
 
 def _unit(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:

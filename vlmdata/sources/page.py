@@ -260,12 +260,12 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
 def _tail(pieces: list[str], last: int) -> str:
     text, number = "", last
     while number >= max(0, last - 20) and len(text) < _AROUND:
-        text, number = f"{pieces[number][-_AROUND:]} {text}".strip(), number - 1
+        text, number = f"{pieces[number][-_AROUND - 1 :]} {text}".strip(), number - 1
     return text if len(text) <= _AROUND else text[-_AROUND:].partition(" ")[2]
 
 
 def _head(pieces: list[str], first: int) -> str:
     text, number = "", first
     while number < min(len(pieces), first + 20) and len(text) < _AROUND:
-        text, number = f"{text} {pieces[number][:_AROUND]}".strip(), number + 1
+        text, number = f"{text} {pieces[number][: _AROUND + 1]}".strip(), number + 1
     return shorten(text, _AROUND)

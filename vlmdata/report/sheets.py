@@ -1,0 +1,256 @@
+"""Contact sheets: a seeded choice of kept pairs, of rejected pairs by reason, and of duplicate groups by method.
+
+The choice is made by SQL over uids; then only the chosen pairs' rows and images are read.
+"""
+
+import base64
+import io
+import logging
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+from PIL import Image, UnidentifiedImageError
+
+from vlmdata.dataset import Dataset
+from vlmdata.errors import DataError
+
+log = logging.getLogger(__name__)
+
+KEPT, REJECTED, GROUPS, MEMBERS = 24, 8, 4, 6
+# Of a thumbnail, in pixels: about twice as many as the page shows it with, for sharp screens.
+WIDTH, HEIGHT, QUALITY = 216, 168, 62
+_CAPTION, _URL = 280, 60
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair on a sheet. Texts are cut, and hold no control characters; they are not escaped: the template does it.
+
+    thumbnail: a data: URL, or None where there is no image to show. link: an http(s) URL, or None.
+    """
+
+    uid: str
+    caption: str
+    url: str
+    link: str | None
+    source: str
+    kept: bool
+    reason: str | None
+    split: str | None
+    status: str
+    score: float | None
+    thumbnail: str | None = None
+    similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some members of a duplicate group, those that are kept first; `size` counts all."""
+
+    name: str
+    size: int
+    members: list[Pair]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A dedup method: how many groups and members it found, how many pairs it rejected, and some of its groups."""
+
+    name: str
+    groups: int
+    members: int
+    rejected: int
+    shown: list[Group]
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Everything that the report shows pictures of."""
+
+    kept: list[Pair]
+    rejected: dict[str, list[Pair]]
+    methods: list[Method]
+
+
+@dataclass
+class _Choice:
+    kept: list[str]
+    rejected: dict[str, list[str]]
+    methods: list[dict[str, Any]]
+    groups: dict[tuple[str, str], list[tuple[str, float]]] = field(default_factory=dict)
+
+    @property
+    def uids(self) -> list[str]:
+        members = [uid for group in self.groups.values() for uid, _ in group]
+        return sorted({*self.kept, *members, *(uid for uids in self.rejected.values() for uid in uids)})
+
+
+def contact_sheets(dataset: Dataset, connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) -> Sheets:
+    """Choose, read and shrink. The choice depends on the recipe's `shards.seed` and on uids alone.
+
+    connection: as `catalog.connect` gives it. Raises DataError where a tar that the tables name is not there.
+    """
+    seed = str(manifest["recipe"]["shards"]["seed"])
+    choice = _choose(connection, seed, "duplicates" in manifest["tables"])
+    rows = _rows(connection, choice.uids, manifest["columns"])
+    pictures = _thumbnails(dataset, rows)
+
+    def pair(uid: str, similarity: float | None = None) -> Pair:
+        return _pair(rows[uid], pictures.get(uid), similarity)
+
+    methods = []
+    for facts in choice.methods:
+        shown = [
+            Group(name, facts["sizes"][name], [pair(uid, similarity) for uid, similarity in choice.groups[method, name]])
+            for method, name in choice.groups
+            if method == facts["method"]
+        ]
+        methods.append(Method(facts["method"], facts["groups"], facts["members"], facts["rejected"], shown))
+    order = [entry["kind"] for entry in manifest["recipe"]["dedup"]]
+    methods.sort(key=lambda method: (order.index(method.name) if method.name in order else len(order), method.name))
+    rejected = {reason: [pair(uid) for uid in uids] for reason, uids in choice.rejected.items()}
+    return Sheets([pair(uid) for uid in choice.kept], rejected, methods)
+
+
+def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) -> _Choice:
+    """min_by keeps a few rows for each group, so that the choice needs no memory for the rest."""
+    parameters: dict[str, Any] = {"seed": f"{seed} report "}
+    kept = connection.execute(
+        f"SELECT min_by(uid, md5($seed || uid), {KEPT}) FROM samples WHERE kept", parameters
+    ).fetchall()
+    rejected = connection.execute(
+        f"SELECT reason, min_by(uid, md5($seed || uid), {REJECTED}) FROM samples WHERE NOT kept GROUP BY reason",
+        parameters,
+    ).fetchall()
+    choice = _Choice(kept[0][0] or [], dict(rejected), [])
+    if not duplicates:
+        return choice
+    # Groups in which the method rejected something say most; then by lot.
+    groups = connection.execute(
+        f"""
+        WITH sized AS (
+            SELECT dup_method, dup_group, count(*) AS size,
+                   count(*) FILTER (reason = 'duplicate: ' || dup_method) AS rejected
+            FROM duplicates JOIN samples USING (uid) GROUP BY ALL)
+        SELECT dup_method, count(*), sum(size)::BIGINT, sum(rejected)::BIGINT,
+               min_by({{'name': dup_group, 'size': size}},
+                      {{'a': rejected = 0, 'b': md5($seed || dup_group)}}, {GROUPS})
+        FROM sized GROUP BY dup_method""",
+        parameters,
+    ).fetchall()
+    for method, count, members, lost, chosen in groups:
+        sizes = {group["name"]: group["size"] for group in chosen}
+        choice.methods.append(
+            {"method": method, "groups": count, "members": members, "rejected": lost, "sizes": sizes}
+        )
+        found = connection.execute(
+            f"""
+            SELECT dup_group, min_by({{'uid': uid, 'similarity': similarity}},
+                                     {{'a': NOT kept, 'b': -similarity, 'c': uid}}, {MEMBERS})
+            FROM duplicates JOIN samples USING (uid)
+            WHERE dup_method = $method AND list_contains($groups, dup_group) GROUP BY dup_group""",
+            {"method": method, "groups": list(sizes)},
+        ).fetchall()
+        members_of = dict(found)
+        for name in sizes:
+            choice.groups[method, name] = [(entry["uid"], entry["similarity"]) for entry in members_of[name]]
+    return choice
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, uids: list[str], columns: dict[str, str]) -> dict[str, dict[str, Any]]:
+    score = next((f'"{name}"' for name in columns if name.startswith("clip_score")), "NULL::FLOAT")
+    table = connection.execute(
+        f"""
+        SELECT uid, left(caption, {_CAPTION + 1}) AS caption, left(url, 2000) AS url, source, kept, reason, split,
+               download_status, {score} AS score, stored_tar, "offset", length
+        FROM samples WHERE list_contains($uids, uid)""",
+        {"uids": uids},
+    ).to_arrow_table()
+    return {row["uid"]: row for row in table.to_pylist()}
+
+
+def _thumbnails(dataset: Dataset, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """uid -> data: URL; each tar is opened once and read from front to back, at the chosen images' places only."""
+    stored = [row for row in rows.values() if row["stored_tar"] is not None and row["length"]]
+    stored.sort(key=lambda row: (row["stored_tar"], row["offset"]))
+    pictures: dict[str, str] = {}
+    tar, opened = None, None
+    try:
+        for row in stored:
+            if row["stored_tar"] != opened:
+                if tar is not None:
+                    tar.close()
+                try:
+                    tar, opened = dataset.open(row["stored_tar"]), row["stored_tar"]
+                except FileNotFoundError as error:
+                    raise DataError(
+                        f"{row['stored_tar']}: is not there, but pair {row['uid']} has its image in it; "
+                        "`vlmdata verify` lists what is damaged"
+                    ) from error
+            tar.seek(row["offset"])
+            try:
+                pictures[row["uid"]] = thumbnail(tar.read(row["length"]))
+            except (UnidentifiedImageError, OSError, ValueError) as error:
+                log.warning("the stored image of %s cannot be shown: %s", row["uid"], error)
+    finally:
+        if tar is not None:
+            tar.close()
+    return pictures
+
+
+def thumbnail(content: bytes) -> str:
+    """A stored image (any format that Pillow reads) as a small WebP image in a data: URL, never enlarged.
+
+    Raises OSError or ValueError for bytes that are no image.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        image.draft("RGB", (WIDTH, HEIGHT))  # a JPEG is decoded at a fraction of its size
+        picture = image.convert("RGB")
+    picture.thumbnail((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    picture.save(out, "WEBP", quality=QUALITY, method=4)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _pair(row: dict[str, Any], picture: str | None, similarity: float | None) -> Pair:
+    url = row["url"] or ""
+    return Pair(
+        row["uid"],
+        cut(row["caption"] or "", _CAPTION),
+        tail(url),
+        url if url.startswith(("http://", "https://")) and clean(url) == url else None,
+        cut(row["source"] or "", _URL),
+        row["kept"],
+        row["reason"],
+        row["split"],
+        row["download_status"],
+        row["score"],
+        picture,
+        similarity,
+    )
+
+
+def cut(text: str, most: int) -> str:
+    """At most `most` characters of a text of others, in one line and without control characters."""
+    text = " ".join(clean(text).split())
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def tail(url: str) -> str:
+    """The end of a URL, which tells one image from the next."""
+    url = clean(url)
+    return url if len(url) <= _URL else "…" + url[-_URL + 1 :]
+
+
+def clean(text: str) -> str:
+    """A text of others with its control characters replaced: NUL is not allowed in HTML, and overrides of the
+    direction of writing could make a text read as another."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\t\n\r" or c in _OVERRIDES else c
+        for c in text
+    )
+
+
+_OVERRIDES = frozenset("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u202c\u2069")

@@ -1,0 +1,104 @@
+"""What the training jobs of a snapshot came to: their curves, their speed, and their final measures beside chance."""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from vlmdata.dataset import Dataset
+
+_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job. Series are (step, value), at most 400 points each; measures are None where there are none.
+
+    recall: (direction, k, value, chance), shares from 0 to 1. options: the recipe's options of the job.
+    """
+
+    name: str
+    state: str
+    seconds: float
+    options: dict[str, Any]
+    loss: list[tuple[float, float]]
+    smooth: list[tuple[float, float]]
+    recalls: dict[str, list[tuple[float, float]]]
+    recall: list[tuple[str, int, float, float | None]]
+    measures: dict[str, float]
+    speed: float | None
+
+
+def training_jobs(dataset: Dataset, connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) -> list[Job]:
+    """The newest run of each of the snapshot's training jobs, in the order in which they began."""
+    rows = connection.execute(
+        """SELECT job, arg_max(state, started_at), arg_max(seconds, started_at), arg_max(output, started_at)
+        FROM jobs WHERE snapshot = $number AND kind = 'train' GROUP BY job ORDER BY min(started_at), job""",
+        {"number": manifest["number"]},
+    ).fetchall()
+    options = {job["name"]: job for job in manifest["recipe"].get("jobs", [])}
+    return [_job(dataset, connection, manifest, row, options.get(row[0], {})) for row in rows]
+
+
+def _job(
+    dataset: Dataset,
+    connection: duckdb.DuckDBPyConnection,
+    manifest: dict[str, Any],
+    row: tuple[str, str, float, str],
+    options: dict[str, Any],
+) -> Job:
+    name, state, seconds, output = row
+    measures = dict(
+        connection.execute(
+            "SELECT name, last(value) FROM metrics WHERE snapshot = $number AND job = $job AND step IS NULL "
+            "GROUP BY name ORDER BY name",
+            {"number": manifest["number"], "job": name},
+        ).fetchall()
+    )
+    recall = []
+    for direction in ("image_to_text", "text_to_image"):
+        for k in (1, 5, 10):
+            key = f"retrieval/{direction}/R@{k}"
+            if key in measures:
+                recall.append((direction, k, measures[key], measures.get(f"{key}/chance")))
+    lines = _lines(dataset, f"{output}/metrics.jsonl") if output else []
+    loss = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    speeds = sorted(line["samples_per_second"] for line in lines if "samples_per_second" in line)
+    recalls = {}
+    for direction in ("image_to_text", "text_to_image"):
+        key = f"retrieval/{direction}/R@10"
+        recalls[direction] = [(line["step"], line[key]) for line in lines if key in line]
+    return Job(
+        name, state, seconds, options, thin(loss), thin(smoothed(loss)), recalls, recall, measures,
+        speeds[len(speeds) // 2] if speeds else None,
+    )  # fmt: skip
+
+
+def _lines(dataset: Dataset, relative: str) -> list[dict[str, Any]]:
+    """The trainer's log, a JSON object a line; a killed run may have cut its last line."""
+    if not dataset.exists(relative):
+        return []
+    lines = []
+    with dataset.open(relative) as handle:
+        for line in io.TextIOWrapper(handle, "utf-8"):
+            if line.endswith("\n"):
+                lines.append(json.loads(line))
+    return lines
+
+
+def smoothed(points: list[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
+    """An exponential moving average over about `share` of the points, without a bias towards the first one."""
+    rate = 1 / max(1.0, share * len(points))
+    average, weight, result = 0.0, 0.0, []
+    for step, value in points:
+        average, weight = average * (1 - rate) + value * rate, weight * (1 - rate) + rate
+        result.append((step, average / weight))
+    return result
+
+
+def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most 400 of the points, evenly spaced, the last one among them."""
+    every = max(1, -(-len(points) // _POINTS))
+    return points[::-1][::every][::-1]
