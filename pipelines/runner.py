@@ -119,6 +119,10 @@ def _progress(stage: str, total: int) -> Iterator[None]:
 
 def _beam_runner(runner: Runner) -> Any:
     if runner.kind == "dask":
+        import dask
+
+        # Its scheduler tells of every connection; what goes wrong reaches us as an exception.
+        dask.config.set({"logging.distributed": "critical"})
         from apache_beam.runners.dask.dask_runner import DaskRunner
 
         return DaskRunner()

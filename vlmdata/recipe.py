@@ -86,7 +86,7 @@ class Download(Options):
     mode: Literal["keep_ratio"] = "keep_ratio"
     quality: int = Field(95, ge=1, le=100, description="of the stored JPEG")
     timeout: float = Field(10, gt=0, description="seconds without an answer")
-    deadline: float = Field(60, gt=0, description="seconds for one URL, redirects and retries apart")
+    deadline: float = Field(60, gt=0, description="seconds for one URL, redirects and retries included")
     retries: int = Field(2, ge=0, le=10)
     max_bytes: Bytes = 50_000_000
     max_pixels: int = Field(100_000_000, gt=0)
@@ -94,7 +94,8 @@ class Download(Options):
         [], description="`host:port` at a private address that may be fetched from all the same"
     )
     concurrency: int = Field(32, gt=0, le=512, description="URLs at once in one part")
-    agent: str = Field("vlmdata", min_length=1)
+    agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name, which robots.txt may address")
+    contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 
 
 class TextSignal(Options):

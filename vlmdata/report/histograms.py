@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from vlmdata.card import column_meanings
+from vlmdata.report.facts import column_meanings
 from vlmdata.report.thresholds import Threshold, thresholds
 
 BINS = 36

@@ -86,11 +86,12 @@ def _sharpness(grey: np.ndarray) -> float:
     height, width = grey.shape
     scale = (_SHARPNESS_AREA / (height * width)) ** 0.5
     grey = _resized(grey, max(1, round(height * scale)), max(1, round(width * scale)))
-    return float(cv2.Laplacian(grey, cv2.CV_32F).var(dtype=np.float64))
+    _, deviation = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))
+    return float(deviation[0, 0]) ** 2
 
 
 def _entropy(grey: np.ndarray) -> float:
-    counts = np.bincount(grey.ravel(), minlength=256)
+    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64)  # exact below 2**24 pixels
     share = counts[counts > 0] / grey.size
     return abs(float(share @ np.log2(share)))
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -41,5 +42,5 @@ def read(source: Source, scratch: str) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
-def _module(source: Source):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a module has no narrower type
+def _module(source: Source) -> Any:
     return importlib.import_module(f"vlmdata.sources.{source.kind}")

@@ -73,9 +73,11 @@ def _crawl(source: CrawlSource, options: Path, rows: Path) -> dict[str, Any]:
             child.stdin.close()
     if code or "failed" not in outcome:
         lines = errors.read_text("utf-8", "replace").strip().splitlines()[-5:]
-        raise MachineError(f"sources.{source.name}: the crawler ended with code {code}: {' | '.join(lines) or 'no word'}")
-    for line in errors.read_text("utf-8", "replace").splitlines():
-        log.debug("%s: %s", source.name, line)
+        raise MachineError(
+            f"sources.{source.name}: the crawler ended with code {code}: {' | '.join(lines) or 'no word'}"
+        )
+    for told in errors.read_text("utf-8", "replace").splitlines():
+        log.debug("%s: %s", source.name, told)
     return outcome
 
 

@@ -18,9 +18,10 @@ _FEW_TAGS = 20_000
 _LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy")
 _BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
 # The tags that need no end, so that they do not say how deep a page goes.
-_UNCLOSED = frozenset(
-    "area base br col embed hr img input link meta source track wbr p li dt dd td th tr thead tbody option rt rp".split()
+_VOID = frozenset(
+    {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 )
+_UNCLOSED = _VOID | {"p", "li", "dt", "dd", "td", "th", "tr", "thead", "tbody", "option", "rt", "rp"}
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^>]*?(/?)>")
 _NUMBERING = re.compile(
     r"(?:figure|fig\.?|abbildung|abb\.?|bild|figura|figur|afbeelding|ilustración|illustration|рисунок|rysunek|图|図|그림)"
@@ -78,7 +79,10 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     license_node = tree.css_first('a[rel~="license"][href],link[rel~="license"][href]')
     license_url = web_url(license_node.attributes.get("href") or "", base) if license_node is not None else None
     return Page(
-        [Image(*rest, context) for (_, *rest), context in zip(found, contexts, strict=True)],
+        [
+            Image(*strip_signature(source), caption, caption_from, context)
+            for (_, source, caption, caption_from), context in zip(found, contexts, strict=True)
+        ],
         links,
         clean_text(lang)[:35] or None,
         strip_signature(license_url)[0] if license_url else None,
@@ -157,8 +161,8 @@ def _links(tree: LexborHTMLParser, base: str) -> Iterator[str]:
             yield absolute
 
 
-def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode, str, str | None, str, str]]:
-    """Each image that has a URL and a caption: (node, url, fetch_url, caption, caption_from)."""
+def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode, str, str, str]]:
+    """Each image that has a URL and a caption: (node, url with its signature, caption, caption_from)."""
     captions: dict[int, str] = {}
     for node in images:
         attributes = node.attributes
@@ -172,7 +176,7 @@ def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode
         ):
             caption = shorten(clean_text(text), _LONGEST_CAPTION)
             if caption:
-                yield node, *strip_signature(source), caption, caption_from
+                yield node, source, caption, caption_from
                 break
 
 

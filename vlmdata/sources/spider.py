@@ -70,8 +70,8 @@ class PageSpider(scrapy.Spider):
     def __init__(self, source: CrawlSource, rows: pa.RecordBatchFileWriter) -> None:
         super().__init__()
         self.source, self.rows = source, rows
-        self.start = [url for url in (web_url(link) for link in source.start) if url]
-        self.hosts = {host for url in self.start for host in _hosts(url)}
+        self.first = [url for url in (web_url(link) for link in source.start) if url]
+        self.hosts = {host for url in self.first for host in _hosts(url)}
         self.robots: set[str] = set()
         self.delay = 0.0
         self.asked: set[str] = set()
@@ -93,8 +93,8 @@ class PageSpider(scrapy.Spider):
     def within(self, url: str) -> bool:
         return url.startswith(("http://", "https://")) and host_and_port(url) in self.hosts
 
-    async def start_requests(self) -> AsyncIterator[scrapy.Request]:
-        for url in self.start:
+    async def start(self) -> AsyncIterator[scrapy.Request]:
+        for url in self.first:
             if url not in self.asked:
                 self.asked.add(url)
                 yield self._request(url, {"start": url})
@@ -118,7 +118,7 @@ class PageSpider(scrapy.Spider):
             raise StopDownload(fail=False)  # parse sees what it is
 
     def on_failure(self, failure: Failure) -> None:
-        error, request = failure.value, failure.request
+        error, request = failure.value, failure.request  # type: ignore[attr-defined]
         if isinstance(error, HttpError):
             reason = f"HTTP {error.response.status}"
         elif isinstance(error, OtherHost):
@@ -222,7 +222,8 @@ def _hosts(url: str) -> list[str]:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):
+        pass
     os._exit(4)
 
 
@@ -237,6 +238,8 @@ def main(options: str, rows: str) -> None:
         process.crawl(crawler, source=source, rows=writer)
         process.start()
         spider = crawler.spider
+        assert isinstance(spider, PageSpider)
+        assert crawler.stats is not None
         spider.flush()
     spider.tell(
         failed=spider.failed,

@@ -17,13 +17,14 @@ _SECRET = re.compile(
     r"|token|(?:access|auth|id|refresh|session|csrf|security)[-_]?token|api[-_]?key|jwt|password|passwd|secret"
     r"|(?:j|php|asp)?sess(?:ion)?[-_]?id"
 )
+_AZURE = frozenset(
+    {"sv", "ss", "srt", "st", "se", "sp", "spr", "sip", "sr", "si", "sdd", "ses", "saoid", "suoid", "scid"}
+)
+_AZURE |= {"skoid", "sktid", "skt", "ske", "sks", "skv", "rscc", "rscd", "rsce", "rscl", "rsct"}
 # … and those that belong to a signature beside them: CloudFront's and S3's, Azure's SAS, Facebook's CDN.
 _COMPANIONS = {
     frozenset({"signature", "key-pair-id"}): frozenset({"expires", "policy", "hash-algorithm"}),
-    frozenset({"sig"}): frozenset(
-        "sv ss srt st se sp spr sip sr si sdd ses skoid sktid skt ske sks skv saoid suoid scid "
-        "rscc rscd rsce rscl rsct".split()
-    ),
+    frozenset({"sig"}): _AZURE,
     frozenset({"token", "hdnea", "hdnts", "__token__"}): frozenset({"expires", "expiry", "exp"}),
     frozenset({"oh"}): frozenset({"oh", "oe"}),
 }
@@ -49,7 +50,7 @@ def strip_signature(url: str) -> tuple[str, str | None]:
         names = [unquote(piece.partition("=")[0]).lower() for piece in pieces]
         drop = {name for name in names if _SECRET.fullmatch(name)}
         for signs, companions in _COMPANIONS.items():
-            if not signs.isdisjoint(names) and (signs & drop or signs == {"oh"} and "oe" in names):
+            if not signs.isdisjoint(names) and (signs & drop or (signs == {"oh"} and "oe" in names)):
                 drop |= companions
         if not drop.isdisjoint(names):
             query = "&".join(piece for piece, name in zip(pieces, names, strict=True) if name not in drop)

@@ -1,0 +1,40 @@
+"""Images: fetched safely through img2dataset's Downloader, decoded, made smaller and stored, one part at a time.
+
+`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` reads files, `consent.py` reads
+what hosts say, `decode.py` turns bytes into stored JPEGs, `images.py` puts img2dataset to work with all of them.
+"""
+
+import os
+
+import pyarrow as pa
+
+from vlmdata.recipe import Consent, Download
+
+VERSION = 1
+
+
+def download_part(
+    pairs: pa.Table,
+    tar: str | os.PathLike[str],
+    stored_tar: str,
+    options: Download,
+    consent: Consent,
+    roots: dict[str, str],
+) -> tuple[pa.Table, pa.Table]:
+    """Get the images of one part of `pairs`.
+
+    pairs: rows of the `pairs` schema; a URL's rows share one request and one stored image.
+    tar: the local file to write: `<stored_key>.jpg` for each image got, in the order of `pairs`, no times in it.
+        `stored_key` is the uid of the URL's first row that was asked for.
+    stored_tar: what stands in the column of that name.
+    roots: source name -> folder of its local files, whose URLs are `<source name>:/<percent-encoded path>`.
+
+    Returns (images, observations), both with one row for each of `pairs`, in its order. What failed has one of the
+    classes of DESIGN.md in `download_status` and a line of words in `error`. The same answers give the same bytes.
+    Safe to run in several threads of a process at once.
+    Raises DataError for an `expected_hash` that is none, MachineError when the disk is at fault or rows got lost.
+    """
+    # img2dataset, aiohttp and OpenCV take seconds to import, and the command line needs none of them.
+    from vlmdata.download import images
+
+    return images.download(pairs, tar, stored_tar, options, consent, roots)

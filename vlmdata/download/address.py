@@ -1,0 +1,141 @@
+"""Which addresses a request may go to: none but public ones, unless the recipe names the host.
+
+An address is checked where it is about to be connected to, so that neither a redirect nor a DNS answer that changes
+between check and use leads into the machine's own network (server-side request forgery, DNS rebinding).
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from typing import Any
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+# Reachable from everywhere by their range, and yet a cloud's inside: Azure's and Oracle's metadata, and 192.0.0.0/24,
+# which Python 3.11 counts as private in part only.
+_INSIDE = [ipaddress.ip_network(net) for net in ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48")]
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Blocked(OSError):
+    """An address that no request may go to."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an IPv4 or IPv6 address is one of the public internet.
+
+    False for private, loopback, link-local (cloud metadata among them), multicast, reserved and unspecified ones, and
+    for IPv6 forms that carry such an IPv4 address (mapped, 6to4, Teredo, NAT64). Raises ValueError for no address.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if any(ip.version == net.version and ip in net for net in _INSIDE):
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner: list[ipaddress.IPv4Address] = [v4 for v4 in (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())) if v4]
+        if ip in _NAT64:
+            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        if not all(is_public(str(v4)) for v4 in inner):
+            return False
+        if ip.ipv4_mapped:
+            return True
+        if ip.is_site_local:
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_link_local)
+
+
+class Gate:
+    """Decides about hosts and addresses for one client.
+
+    allow: `host`, `host:port` or `[v6]:port` that may be at a private address.
+    """
+
+    def __init__(self, allow: Iterable[str]) -> None:
+        self._hosts = {_host_and_port(entry) for entry in allow}
+        self._permitted: set[tuple[str, int]] = set()
+
+    def names(self, host: str, port: int) -> bool:
+        """Whether the recipe allows this host at a private address."""
+        host = host.lower().rstrip(".")
+        return (host, port) in self._hosts or (host, None) in self._hosts
+
+    def check(self, host: str, port: int) -> None:
+        """Raise Blocked when `host` is a literal address that is not public. Names are checked when they resolve."""
+        try:
+            public = is_public(host)
+        except ValueError:
+            return
+        if self.names(host, port):
+            self._permitted.add((host, port))
+        elif not public:
+            raise Blocked("the address is not a public one")
+
+    def choose(self, host: str, port: int, addresses: list[str]) -> list[str]:
+        """Those of a host's addresses that may be connected to. Raises Blocked when there is none."""
+        if self.names(host, port):
+            self._permitted.update((address, port) for address in addresses)
+            return addresses
+        public = [address for address in addresses if is_public(address)]
+        if not public:
+            raise Blocked("the host's name leads to an address that is not a public one")
+        return public
+
+    def socket(self, info: Any) -> socket.socket:
+        """A socket for one of getaddrinfo's entries: the last place to look, whichever way the address came."""
+        family, kind, protocol, _, address = info
+        if not is_public(address[0]) and (address[0], address[1]) not in self._permitted:
+            raise Blocked("the address is not a public one")
+        return socket.socket(family, kind, protocol)
+
+
+class Resolver(AbstractResolver):
+    """Asks the system for a host's addresses and gives out only those that the gate lets through.
+
+    executor: where the system's blocking call waits. seconds: how long it may take.
+    """
+
+    def __init__(self, gate: Gate, executor: Executor, seconds: float) -> None:
+        self._gate, self._executor, self._seconds = gate, executor, seconds
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The host's addresses. Raises OSError (Blocked, or socket.gaierror when there is none in time)."""
+        loop = asyncio.get_running_loop()
+        ask = loop.run_in_executor(
+            self._executor, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
+        )
+        try:
+            async with asyncio.timeout(self._seconds):
+                found = await ask
+        except TimeoutError as error:
+            raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {self._seconds:g} s") from error
+        except UnicodeError as error:
+            raise socket.gaierror(socket.EAI_NONAME, "not a host's name") from error
+        by_address = {str(entry[4][0]): entry for entry in found}
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=by_address[address][0],
+                proto=by_address[address][2],
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for address in self._gate.choose(host, port, list(by_address))
+        ]
+
+    async def close(self) -> None:
+        """Nothing to release: the executor belongs to the client."""
+
+
+def _host_and_port(entry: str) -> tuple[str, int | None]:
+    try:
+        return str(ipaddress.ip_address(entry)), None
+    except ValueError:
+        pass
+    host, colon, port = entry.rpartition(":")
+    if not colon or not port.isdigit():
+        host, port = entry, ""
+    return host.strip("[]").lower().rstrip("."), int(port) if port else None

@@ -1,0 +1,122 @@
+"""One part from `pairs` to `images`: one job a URL, the tar in the order of the pairs, one row a pair."""
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from typing import IO, Any
+
+import pyarrow as pa
+
+from vlmdata.download.consent import refusal
+from vlmdata.download.seams import MISMATCH, NO_HASH, Job, run
+from vlmdata.errors import DataError, MachineError
+from vlmdata.recipe import Consent, Download
+from vlmdata.schemas import table_schema
+
+_HASHES = ("sha256", "md5", "sha1", "sha512")
+
+
+def download(
+    pairs: pa.Table,
+    tar: str | os.PathLike[str],
+    stored_tar: str,
+    options: Download,
+    consent: Consent,
+    roots: dict[str, str],
+) -> tuple[pa.Table, pa.Table]:
+    """See `vlmdata.download.download_part`."""
+    refused = [refusal(said, consent.respect) for said in pairs["page_consent"].to_pylist()]
+    jobs = _jobs(pairs, refused)
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
+            if jobs:
+                run(list(jobs.values()), spool, options, consent, roots)
+            _write_tar(list(jobs.values()), spool, tar)
+    except OSError as error:
+        raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error
+    return _images(pairs, refused, jobs, stored_tar), _observations(pairs, refused, jobs)
+
+
+def _jobs(pairs: pa.Table, refused: list[str | None]) -> dict[str, Job]:
+    """URL -> job, in the order of `pairs`, for the URLs of which a page allows at least one pair."""
+    jobs: dict[str, Job] = {}
+    columns = (pairs[name].to_pylist() for name in ("uid", "url", "fetch_url", "expected_hash"))
+    for no, uid, url, fetch_url, expected in zip(refused, *columns, strict=True):
+        if no is None:
+            job = jobs.setdefault(url, Job(url, fetch_url or url, uid))
+            job.expected.add(_expected(uid, expected))
+    return jobs
+
+
+def _expected(uid: str, text: str | None) -> str:
+    """`sha256:<hex>` in lower case, or NO_HASH. Raises DataError."""
+    if not text:
+        return NO_HASH
+    kind, _, digest = text.strip().lower().partition(":")
+    if kind not in _HASHES or len(digest) != 2 * hashlib.new(kind, usedforsecurity=False).digest_size:
+        raise DataError(
+            f"pairs, uid {uid}: expected_hash {text[:100]!r} is not `sha256:<hex digits>` (or md5, sha1, sha512)"
+        )
+    return f"{kind}:{digest}"
+
+
+def _write_tar(jobs: list[Job], spool: IO[bytes], path: str | os.PathLike[str]) -> None:
+    """The spooled images as a tar, in the order of the jobs; their places become those in the tar."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for job in jobs:
+            if job.status == "success":
+                member = tarfile.TarInfo(f"{job.key}.jpg")  # its owner and times are 0
+                member.size = job.length
+                spool.seek(job.place)
+                job.place = tar.offset + tarfile.BLOCKSIZE
+                tar.addfile(member, spool)
+
+
+def _images(pairs: pa.Table, refused: list[str | None], jobs: dict[str, Job], stored_tar: str) -> pa.Table:
+    rows = [
+        _refused_row(word) if word else _row(jobs[url], _expected(uid, expected), stored_tar)
+        for word, uid, url, expected in zip(
+            refused, *(pairs[name].to_pylist() for name in ("uid", "url", "expected_hash")), strict=True
+        )
+    ]
+    schema = table_schema("images")
+    columns = [pairs["uid"].combine_chunks()]
+    columns += [pa.array([row.get(column.name) for row in rows], column.type) for column in list(schema)[1:]]
+    return pa.table(columns, schema=schema)
+
+
+def _refused_row(word: str) -> dict[str, Any]:
+    return {"download_status": word, "error": f"the page says no ({word})"}
+
+
+def _row(job: Job, expected: str, stored_tar: str) -> dict[str, Any]:
+    assert job.answer is not None
+    status, error = job.status, job.error
+    if job.digests and not job.fits(expected):
+        # The URL's other rows may expect just these bytes: each row is judged by its own hash.
+        status, error = "hash_mismatch", MISMATCH
+    row: dict[str, Any] = {
+        "consent": job.answer.consent,
+        "download_status": status,
+        "error": error,
+        "sha256": job.digests.get("sha256"),
+        "mime": job.mime,
+        "received_bytes": job.received,
+    }
+    if job.original and status != "hash_mismatch":
+        row["original_width"], row["original_height"] = job.original
+    if status == "success":
+        assert job.size is not None
+        row["width"], row["height"] = job.size
+        row |= {"stored_tar": stored_tar, "stored_key": job.key, "offset": job.place, "length": job.length}
+    return row
+
+
+def _observations(pairs: pa.Table, refused: list[str | None], jobs: dict[str, Job]) -> pa.Table:
+    """When each row's image was asked for; null for what was not."""
+    answers = [None if word else jobs[url].answer for word, url in zip(refused, pairs["url"].to_pylist(), strict=True)]
+    schema = table_schema("observations")
+    fetched = pa.array([answer.fetched_at if answer else None for answer in answers], schema.field("fetched_at").type)
+    crawled = pa.nulls(pairs.num_rows, schema.field("crawled_at").type)
+    return pa.table([pairs["uid"].combine_chunks(), crawled, fetched], schema=schema)

@@ -1,0 +1,257 @@
+"""img2dataset's Downloader at work on one part: our fetch, our resizer and our writer in its seams.
+
+`Downloader.download_shard` looks its thread pool up in its module. It runs here as a copy whose globals have our pool
+instead, so that nothing is changed for anybody else and parts in several threads do not meet.
+"""
+
+import asyncio
+import hashlib
+import io
+import os
+import queue
+import threading
+import types
+import uuid
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import uvloop
+
+from vlmdata.download import decode
+from vlmdata.download.fetch import Answer, Client
+from vlmdata.download.local import local_path, read_local
+from vlmdata.errors import MachineError
+from vlmdata.recipe import Consent, Download
+
+NO_HASH = ""
+MISMATCH = "the bytes are not those of which the source has the hash"
+
+
+@dataclass
+class Job:
+    """One URL and what became of it.
+
+    expected: the hashes of its rows, `sha256:<hex>` each, NO_HASH for a row without one.
+    place, length: where the JPEG stands, and its bytes: in the spool first, then in the tar.
+    """
+
+    url: str
+    fetch_url: str
+    key: str
+    expected: set[str] = field(default_factory=set)
+    answer: Answer | None = None
+    received: int | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+    mime: str | None = None
+    status: str = ""
+    error: str | None = None
+    size: tuple[int, int] | None = None
+    original: tuple[int, int] | None = None
+    place: int = 0
+    length: int = 0
+
+    def fits(self, expected: str) -> bool:
+        """Whether the bytes received have this hash."""
+        kind, _, digest = expected.partition(":")
+        return expected == NO_HASH or self.digests[kind] == digest
+
+
+def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, roots: dict[str, str]) -> None:
+    """Fetch, decode and spool every job's image, and note in each job what became of it.
+
+    Raises MachineError when img2dataset has lost a row or has changed inside.
+    """
+    downloader, names = img2dataset_parts()
+    # Numbers, not URLs: what a signature gives access to stays out of other hands.
+    shard = f"memory://vlmdata-{uuid.uuid4().hex}.arrow"
+    rows = pa.table({"url": [str(number) for number in range(len(jobs))]})
+    with fsspec.open(shard, "wb") as file, pa.ipc.new_file(file, rows.schema) as batches:
+        batches.write_table(rows)
+    part = downloader(
+        sample_writer_class=lambda *_: _Writer(jobs, spool),
+        resizer=partial(_resize, options=options),
+        thread_count=options.concurrency,
+        save_caption=False,
+        extract_exif=False,
+        output_folder="",
+        column_list=["url"],
+        timeout=options.timeout,
+        number_sample_per_shard=max(10, len(jobs)),
+        oom_shard_count=1,
+        compute_hash=None,
+        verify_hash_type=None,
+        encode_format="jpg",
+        retries=options.retries,
+        user_agent_token=None,
+        disallowed_header_directives=None,
+    )
+    pool = _Pool(jobs, options, consent, roots)
+    copy = types.FunctionType(downloader.download_shard.__code__, {**names, "ThreadPool": lambda _: pool})
+    copy(part, (0, shard))
+    lost = [job.key for job in jobs if not job.status]
+    if lost:
+        raise MachineError(f"img2dataset lost {len(lost)} of {len(jobs)} rows, the first for uid {lost[0]}")
+
+
+@cache
+def img2dataset_parts() -> tuple[Any, dict[str, Any]]:
+    """img2dataset's Downloader, and the globals for a copy of its `download_shard`.
+
+    With them it writes no statistics, prints nothing, and what it would print and pass over is raised.
+    Raises MachineError when the function does not use these names any more.
+    """
+    # Its imports look for newer versions and send statistics home otherwise.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from img2dataset import downloader
+
+    ours = {
+        "write_stats": lambda *_: None,
+        "traceback": types.SimpleNamespace(print_exc=_raise_again),
+        "print": lambda *_: None,
+    }
+    original = downloader.Downloader.download_shard
+    missing = {"ThreadPool", *ours} - set(original.__code__.co_names)
+    if missing or original.__code__.co_freevars:
+        raise MachineError(
+            f"img2dataset: download_shard is not as expected (no {', '.join(sorted(missing)) or 'plain function'}); "
+            "install img2dataset==1.47.0"
+        )
+    return downloader.Downloader, {**original.__globals__, **ours}
+
+
+def _raise_again() -> None:
+    raise  # what the except clause that calls this has caught
+
+
+class _Stream(io.BytesIO):
+    """The bytes of an image, with the job that they are for."""
+
+    def __init__(self, job: Job, body: bytes) -> None:
+        super().__init__(body)
+        self.job = job
+
+
+class _Pool:
+    """Stands where img2dataset has a pool of threads: answers come as they are done, from one event loop beside.
+
+    img2dataset gives out two items for each of its threads, and one more after each answer that it has dealt with.
+    """
+
+    def __init__(self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str]) -> None:
+        self._jobs, self._options, self._consent, self._roots = jobs, options, consent, roots
+        self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vlmdata-fetch", daemon=True)
+
+    def __enter__(self) -> "_Pool":
+        self._thread.start()
+        try:
+            self._client = self._wait(self._open())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait(self._close())
+        self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _open(self) -> Client:
+        return Client(self._options, self._consent)
+
+    async def _close(self) -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        await self._client.close()
+
+    def imap_unordered(
+        self, _: Callable, items: Iterable[tuple[int, str]]
+    ) -> Iterator[tuple[int, _Stream | None, str | None]]:
+        """(number, stream, None) or (number, None, `class: words`) for each of img2dataset's (number, url)."""
+        rest = iter(items)
+        waiting, free = 0, 2 * self._options.concurrency
+        while True:
+            while free and (item := next(rest, None)) is not None:
+                job = self._jobs[item[0]]
+                local = local_path(job.url, self._roots)
+                if local is not None:
+                    yield self._deliver(item[0], read_local(*local, self._options.max_bytes))
+                    continue
+                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url), self._loop)
+                future.add_done_callback(partial(self._note, item[0]))
+                waiting, free = waiting + 1, free - 1
+            if not waiting:
+                return
+            number, done = self._done.get()
+            yield self._deliver(number, done.result())
+            waiting, free = waiting - 1, free + 1
+
+    def _note(self, number: int, future: "Future[Answer]") -> None:
+        self._done.put((number, future))
+
+    def _deliver(self, number: int, answer: Answer) -> tuple[int, _Stream | None, str | None]:
+        job, body = self._jobs[number], answer.body
+        # Without the body, so that it goes as soon as it is decoded.
+        job.answer = Answer(answer.status, answer.error, None, answer.consent, answer.fetched_at)
+        if body is None:
+            return number, None, f"{answer.status}: {answer.error}"
+        job.received, job.mime = len(body), decode.sniff(body)
+        for kind in {"sha256", *(text.partition(":")[0] for text in job.expected if text)}:
+            job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
+        if not any(job.fits(text) for text in job.expected):
+            return number, None, f"hash_mismatch: {MISMATCH}"
+        return number, _Stream(job, body), None
+
+    def terminate(self) -> None:
+        """The end of img2dataset's with statement does it."""
+
+    def join(self) -> None:
+        """The end of img2dataset's with statement does it."""
+
+
+def _resize(stream: _Stream, _: object, options: Download) -> tuple:
+    """img2dataset's resizer: (jpeg, width, height, original width, original height, error)."""
+    try:
+        picture = decode.to_jpeg(stream.getvalue(), options.size, options.quality, options.max_pixels)
+    except decode.ImageError as error:
+        stream.job.original = error.size
+        return None, None, None, None, None, f"{error.status}: {error}"
+    return picture.jpeg, picture.width, picture.height, *picture.original, None
+
+
+class _Writer:
+    """img2dataset's sample writer: spools the images, which come as they are done, and notes the rest in the jobs."""
+
+    def __init__(self, jobs: list[Job], spool: IO[bytes]) -> None:
+        self._jobs, self._spool = jobs, spool
+
+    def write(self, jpeg: bytes | None, key: str, _: object, meta: dict[str, Any]) -> None:
+        job = self._jobs[int(key)]
+        if jpeg is None:
+            status, _, words = meta["error_message"].partition(": ")
+            job.status, job.error = status, words
+            return
+        job.place, job.length = self._spool.tell(), len(jpeg)
+        self._spool.write(jpeg)
+        job.status = meta["status"]
+        job.size = meta["width"], meta["height"]
+        job.original = meta["original_width"], meta["original_height"]
+
+    def close(self) -> None:
+        """The spool is closed by who has opened it."""

@@ -1,0 +1,181 @@
+"""Pairs from a folder: images with a .json or .txt file of the same name beside them."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import pyarrow as pa
+
+from vlmdata.errors import DataError, InputError
+from vlmdata.recipe import FolderSource
+from vlmdata.sources import BATCH_ROWS, ROWS
+from vlmdata.sources.urls import clean_text, shorten, strip_signature
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_LARGEST_TEXT = 1_000_000  # bytes of a .json or .txt file
+_CONTEXT = 300
+_SAFE = "/!$&'()*+,;=:@-._~"
+
+
+def check(source: FolderSource) -> None:
+    """Refuse a folder that is not there, holds no image, or no caption beside an image. Raises InputError."""
+    _begin(source)
+
+
+def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
+    """The images with captions in the order of their paths, the first `limit` of them.
+
+    The caption is the .json file's caption, else its title with what its description adds, else the .txt file's
+    text; caption_from is that key, or `file:txt`. The JSON's keywords become the context, its license the license.
+    The url is `<source name>:/<path>`, the path from the source's root, percent-encoded (see `local_path`).
+    Symbolic links to folders are not followed, those to files only where they stay in the folder.
+    Raises InputError as `check` does, DataError where the folder cannot be read to its end.
+    """
+    rows: list[dict[str, Any]] = []
+    pairs = silent = 0
+    for path in _begin(source):
+        found = _caption(os.path.join(source.path, path))
+        if found is None:
+            silent += 1
+            continue
+        rows.append(_row(source, path, *found))
+        pairs += 1
+        if len(rows) == BATCH_ROWS:
+            yield pa.RecordBatch.from_pylist(rows, ROWS)
+            rows = []
+        if pairs == source.limit:
+            break
+    if silent:
+        log.info("%s: %d images have no caption beside them and are left aside", source.name, silent)
+    yield pa.RecordBatch.from_pylist(rows, ROWS)
+
+
+def local_path(url: str, root: str) -> str:
+    """The file that a url of this source (`<source name>:/<path>`) means, below the source's folder `root`.
+
+    Raises ValueError for a url that leads out of the folder, by `..` or by a symbolic link.
+    """
+    path = os.fsdecode(unquote_to_bytes(url.partition(":/")[2]))
+    file = os.path.join(root, path)
+    if "\0" in path or os.path.isabs(path) or not _inside(file, os.path.realpath(root)):
+        raise ValueError(f"{url!r} leads out of its source's folder")
+    return file
+
+
+def _begin(source: FolderSource) -> Iterator[str]:
+    """The images' paths from the root, after a look that there are captions. Raises InputError."""
+    if not os.path.isdir(source.path):
+        raise InputError(f"sources.{source.name}.path: there is no folder {source.path!r}")
+    number = 0
+    for path in _images(source):
+        number += 1
+        if _caption(os.path.join(source.path, path)) is not None:
+            return _images(source)
+    if not number:
+        raise InputError(f"sources.{source.name}: {source.path!r} holds no image ({' '.join(EXTENSIONS)})")
+    raise InputError(
+        f"sources.{source.name}: none of the {number} images in {source.path!r} has a caption: "
+        "a .txt file, or a .json file with a caption, title or description, of the same name beside it"
+    )
+
+
+def _images(source: FolderSource) -> Iterator[str]:
+    root = os.path.realpath(source.path)
+    waiting = [""]
+    while waiting:
+        path = waiting.pop()
+        whole = os.path.join(root, path) if path else root
+        if path and not os.path.isdir(whole):
+            yield path
+            continue
+        try:
+            with os.scandir(whole) as entries:
+                names = [entry.name for entry in entries if _wanted(entry, root)]
+        except OSError as error:
+            raise DataError(f"sources.{source.name}: {whole!r} cannot be read: {error.strerror}") from error
+        waiting += [os.path.join(path, name) for name in sorted(names, reverse=True)]
+
+
+def _wanted(entry: "os.DirEntry[str]", root: str) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return True
+    if not entry.name.lower().endswith(EXTENSIONS) or not entry.is_file():
+        return False
+    return not entry.is_symlink() or _inside(entry.path, root)
+
+
+def _inside(file: str, root: str) -> bool:
+    return os.path.realpath(file).startswith(os.path.join(root, ""))
+
+
+def _caption(image: str) -> tuple[str, str, dict[str, Any]] | None:
+    """(caption, caption_from, the JSON file's content) of an image, or None."""
+    stem = os.path.splitext(image)[0]
+    about = _json(f"{stem}.json")
+    for key in ("caption", "title", "description"):
+        if caption := _string(about, key):
+            if key == "title":
+                return *_with_description(caption, _string(about, "description")), about
+            return caption, key, about
+    caption = clean_text((_bytes(f"{stem}.txt") or b"").decode("utf-8-sig", "replace"))
+    return (caption, "file:txt", about) if caption else None
+
+
+def _with_description(title: str, description: str) -> tuple[str, str]:
+    """A title with the first sentence of its description, where that says something else: (caption, caption_from)."""
+    sentence = description.partition(". ")[0].rstrip(".")
+    if title.casefold() in sentence.casefold():
+        return sentence, "description" if sentence.casefold() != title.casefold() else "title"
+    if len(sentence.split()) < 2 or sentence.casefold() in title.casefold() or "://" in sentence:
+        return title, "title"
+    return f"{title.rstrip('.')}. {sentence}", "title+description"
+
+
+def _row(source: FolderSource, path: str, caption: str, caption_from: str, about: dict[str, Any]) -> dict[str, Any]:
+    keywords = about.get("keywords")
+    words = [clean_text(word) for word in keywords if isinstance(word, str)] if isinstance(keywords, list) else []
+    return dict.fromkeys(ROWS.names) | {
+        "url": f"{source.name}:/{quote_from_bytes(os.fsencode(path), safe=_SAFE)}",
+        "caption": caption,
+        "caption_from": caption_from,
+        "source": source.name,
+        "context": shorten(", ".join(filter(None, words)), _CONTEXT) or None,
+        "license": strip_signature(_string(about, "license"))[0] or None,
+    }
+
+
+def _string(about: dict[str, Any], key: str) -> str:
+    value = about.get(key)
+    return clean_text(value) if isinstance(value, str) else ""
+
+
+def _json(path: str) -> dict[str, Any]:
+    data = _bytes(path)
+    if data is None:
+        return {}
+    try:
+        about = json.loads(data.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError) as error:
+        log.warning("%s: not JSON: %s", path, error)
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _bytes(path: str) -> bytes | None:
+    """A file's bytes; None where there is none, or more than a caption's file can hold."""
+    file = Path(path)
+    try:
+        # A pipe or a device under that name would be read for ever.
+        if not file.is_file() or file.stat().st_size > _LARGEST_TEXT:
+            return None
+        return file.read_bytes()
+    except OSError as error:
+        log.warning("%s: cannot be read: %s", path, error.strerror)
+        return None
