@@ -64,9 +64,7 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
         if latest is None or latest["keys"] != snapshot_keys(run.plan):
-            if "select" not in run.stages:
-                return _unpublished(run)
-            latest = _publish(run)
+            latest = _publish(run) if "select" in run.stages else None
         if latest is None:
             return _unpublished(run)
         shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
@@ -82,7 +80,8 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
 
 
 def _stage(run: _Run, name: str, tables: list[str], work: Callable[[_Run], dict[str, Table]]) -> None:
-    if not tables:
+    last = max(STAGES.index(stage) for stage in run.stages)
+    if not tables or STAGES.index(name) > last:
         return
     if name not in run.stages:
         run.ready(name, tables)

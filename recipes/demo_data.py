@@ -353,8 +353,8 @@ class Site(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         root: str = self.server.root  # type: ignore[attr-defined]
         path = unquote(urlsplit(self.path).path)
-        file = os.path.realpath(root + path) if path.startswith("/") and "\0" not in path else root
-        if not file.startswith(root + os.sep) and file != root:
+        file = os.path.realpath(root + path) if path.startswith("/") and "\0" not in path else ""
+        if not file.startswith(root + os.sep) and file != root:  # a link may lead out, too
             return self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
         if os.path.isdir(file):
             if not path.endswith("/"):

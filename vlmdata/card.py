@@ -84,7 +84,9 @@ def summary(manifest: dict[str, Any]) -> str:
 def _connect(dataset: Dataset, manifest: dict[str, Any]) -> duckdb.DuckDBPyConnection:
     """DuckDB with the tables samples, pairs and images of a snapshot that is not published yet."""
     connection = duckdb.connect(":memory:")
-    entries = {"samples": manifest["samples"]} | {name: manifest["tables"][name]["parts"] for name in ("pairs", "images")}
+    entries = {"samples": manifest["samples"]} | {
+        name: manifest["tables"][name]["parts"] for name in ("pairs", "images")
+    }
     for name, parts in entries.items():
         with dataset.open(parts[0]["path"]) as handle:
             schema = pq.read_schema(handle).remove_metadata()
@@ -92,9 +94,7 @@ def _connect(dataset: Dataset, manifest: dict[str, Any]) -> duckdb.DuckDBPyConne
     return connection
 
 
-def _commonest(
-    connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any], column: str
-) -> list[tuple[str, int]]:
+def _commonest(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any], column: str) -> list[tuple[str, int]]:
     """A column's values over the kept pairs with their counts; '' for none."""
     if column not in manifest["columns"]:
         return []
@@ -115,7 +115,9 @@ def _front_matter(dataset: Dataset, manifest: dict[str, Any], languages: list[tu
         configs.append({"config_name": config, "data_files": _data_files(shards, manifest, ending)})
         if kind == "parquet":
             with dataset.open(shards[0]["path"]) as handle:
-                infos.append({"config_name": config, "features": [_feature(column) for column in pq.read_schema(handle)]})
+                infos.append(
+                    {"config_name": config, "features": [_feature(column) for column in pq.read_schema(handle)]}
+                )
     front = {
         "license": "other",
         "license_name": "as-each-source-states",
@@ -147,8 +149,12 @@ def _feature(column: pa.Field) -> dict[str, Any]:
     if column.name == "jpg":
         return {"name": "jpg", "dtype": "image"}
     if pa.types.is_list(column.type):
-        return {"name": column.name, "list": str(column.type.value_type)}
-    return {"name": column.name, "dtype": str(column.type)}
+        return {"name": column.name, "list": _dtype(column.type.value_type)}
+    return {"name": column.name, "dtype": _dtype(column.type)}
+
+
+def _dtype(kind: pa.DataType) -> str:
+    return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
 
 def _reading(manifest: dict[str, Any]) -> list[str]:
@@ -165,7 +171,9 @@ def _reading(manifest: dict[str, Any]) -> list[str]:
         lines.append(f'datasets.load_dataset("PATH/TO/THIS/FOLDER", split="{split}")')
     if "webdataset" in formats:
         number = next(s["path"] for s in manifest["shards"] if s["format"] == "webdataset" and s["split"] == split)
-        lines.append(f'webdataset.WebDataset("PATH/TO/THIS/FOLDER/shards/{number.rsplit("/", 1)[1]}", shardshuffle=False)')
+        lines.append(
+            f'webdataset.WebDataset("PATH/TO/THIS/FOLDER/shards/{number.rsplit("/", 1)[1]}", shardshuffle=False)'
+        )
     return [*lines, "```", "", "A sample's members are `jpg`, `txt` (the caption) and `json` (uid, url, source, license,"
             " captions, and the values that rules used).", ""]  # fmt: skip
 

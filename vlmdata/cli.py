@@ -202,7 +202,7 @@ def main() -> None:
     }.items():
         os.environ.setdefault(name, value)
     atexit.register(_silence)
-    raise SystemExit(_guarded(lambda: app(standalone_mode=False)))
+    raise SystemExit(guarded(lambda: app(standalone_mode=False)))
 
 
 def _silence() -> None:
@@ -212,7 +212,7 @@ def _silence() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _guarded(command: Callable[[], Any]) -> int:
+def guarded(command: Callable[[], Any]) -> int:
     try:
         result = command()
         return result if isinstance(result, int) else 0

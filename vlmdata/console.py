@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _TABLE_ROWS = 100
+PLAIN_SECONDS = 5.0
 
 
 def configure_logging(debug: bool) -> None:
@@ -51,21 +53,27 @@ def prepare_prefect(dataset: Dataset) -> None:
 
 
 class _Bars(logging.Handler):
-    """Records of `vlmdata.progress` as bars on a terminal, as plain lines elsewhere."""
+    """Records of `vlmdata.progress` as bars on a terminal; elsewhere as plain lines, one every few seconds a stage."""
 
     def __init__(self, bars: Progress | None) -> None:
         super().__init__()
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
+        self.told: dict[str, tuple[float, str]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         stage, done, total = (getattr(record, name, None) for name in ("stage", "done", "total"))
+        message = record.getMessage()
         if self.bars is None or stage is None:
-            print(record.getMessage(), file=sys.stderr)
+            when, before = self.told.get(stage or "", (-math.inf, ""))
+            due = time.monotonic() - when >= PLAIN_SECONDS or stage is None or done == total
+            if due and message != before:
+                print(message, file=sys.stderr, flush=True)
+                self.told[stage or ""] = (time.monotonic(), message)
             return
         if stage not in self.tasks:
             self.tasks[stage] = self.bars.add_task(stage, total=total)
-        self.bars.update(self.tasks[stage], completed=done, total=total, note=record.getMessage())
+        self.bars.update(self.tasks[stage], completed=done, total=total)
 
 
 @contextmanager

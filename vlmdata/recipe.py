@@ -94,7 +94,7 @@ class Download(Options):
         [], description="`host:port` at a private address that may be fetched from all the same"
     )
     concurrency: int = Field(32, gt=0, le=512, description="URLs at once in one part")
-    agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name, which robots.txt may address")
+    agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 
 

@@ -55,13 +55,9 @@ def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.nd
     """Places of all pairs of different hashes within the distance, once each, and their distance."""
     if distance == 0 or len(hashes) < 2:
         return
-    bands = _bands(len(hashes), distance)
-    within = distance // bands
-    cuts = [64 * band // bands for band in range(bands + 1)]
-    keys = [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(cuts)]
+    keys, widths, within = _bands(hashes, distance)
     for band, key in enumerate(keys):
-        width = cuts[band + 1] - cuts[band]
-        for a, b in _candidates(key.astype(np.int64), width, within):
+        for a, b in _candidates(key, widths[band], within):
             differing = np.bitwise_count(hashes[a] ^ hashes[b])
             near = differing <= distance
             a, b, differing = a[near], b[near], differing[near]
@@ -72,16 +68,30 @@ def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.nd
             yield a[new], b[new], differing[new]
 
 
-def _bands(n: int, distance: int) -> int:
-    """The number of bands for which the fewest look-ups and comparisons are to be expected."""
+def _bands(hashes: np.ndarray, distance: int) -> tuple[list[np.ndarray], list[int], int]:
+    """The bands for which the fewest look-ups and comparisons are to be expected of these hashes.
 
-    def cost(bands: int) -> float:
-        width, within = 64 // bands, distance // bands
-        looked_up = bands * sum(comb(width, flipped) for flipped in range(within + 1))
-        return looked_up * (n + n * n / 2 ** (width + 1))
-
+    Returns the hashes' bits in each band (int64), the bands' widths, and how many bits may differ in one of them.
+    """
+    best, least = None, np.inf
     # from 3 bands on a band's 22 bits index a table that fits into memory
-    return min(range(3, max(3, distance + 1) + 1), key=cost)
+    for bands in range(3, max(3, distance + 1) + 1):
+        cuts = [64 * band // bands for band in range(bands + 1)]
+        widths = [high - low for low, high in pairwise(cuts)]
+        keys = [
+            (hashes >> np.uint64(low)).astype(np.int64) & (1 << width) - 1
+            for low, width in zip(cuts, widths, strict=False)
+        ]
+        within = distance // bands
+        cost = 0.0
+        for key, width in zip(keys, widths, strict=True):
+            looked_up = sum(comb(width, flipped) for flipped in range(within + 1))
+            # half of the squares are pairs, and a comparison costs about two look-ups
+            cost += looked_up * (len(key) + np.square(np.bincount(key).astype(np.float64)).sum())
+        if cost < least:
+            best, least = (keys, widths, within), cost
+    assert best is not None
+    return best
 
 
 def _candidates(key: np.ndarray, width: int, within: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-# Reachable from everywhere by their range, and yet a cloud's inside: Azure's and Oracle's metadata, and 192.0.0.0/24,
-# which Python 3.11 counts as private in part only.
-_INSIDE = [ipaddress.ip_network(net) for net in ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48")]
+# Public to Python 3.11, and yet inside: Azure's metadata, Oracle's in 192.0.0.0/24, NAT64 of a local network, and the
+# site-local addresses of old.
+_INSIDE = [ipaddress.ip_network(net) for net in ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48", "fec0::/10")]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -26,22 +26,19 @@ class Blocked(OSError):
 def is_public(address: str) -> bool:
     """Whether an IPv4 or IPv6 address is one of the public internet.
 
-    False for private, loopback, link-local (cloud metadata among them), multicast, reserved and unspecified ones, and
-    for IPv6 forms that carry such an IPv4 address (mapped, 6to4, Teredo, NAT64). Raises ValueError for no address.
+    False for private, loopback, link-local (cloud metadata among them), multicast, reserved and unspecified ones, for
+    Teredo, and for other IPv6 forms that carry such an IPv4 address (mapped, 6to4, NAT64).
+    Raises ValueError for what is no address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if any(ip.version == net.version and ip in net for net in _INSIDE):
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        inner: list[ipaddress.IPv4Address] = [v4 for v4 in (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())) if v4]
+        inner = ip.ipv4_mapped or ip.sixtofour
         if ip in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if not all(is_public(str(v4)) for v4 in inner):
-            return False
-        if ip.ipv4_mapped:
-            return True
-        if ip.is_site_local:
-            return False
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_link_local)
 
 

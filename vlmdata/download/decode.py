@@ -5,10 +5,9 @@ header states. Embedded colour profiles are ignored, as img2dataset and the trai
 """
 
 import io
+import math
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -26,31 +25,17 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from vlmdata.download.header import BROKEN, ImageError, jpeg_orientation, orientation, sniff, webp_size
+
 # Parts run beside each other, one a core. And what Pillow finds odd in a file is no news for a terminal.
 cv2.setNumThreads(1)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-_ORIENTATION = 0x0112
 _LONGEST_SIDE = 65_500  # that a JPEG can have
 _MOST_SCANS = 100  # a progressive JPEG of ordinary making has about 10; thousands are an attack on the decoder's time
 _SPARE = 1.5  # a JPEG is decoded at no less than so many times the size that is wanted
 # Faults that leave the picture whole; libjpeg reports and repairs them.
 _HARMLESS = re.compile(r"\b\d{1,2} extraneous bytes|Invalid SOS parameters|Unknown Adobe|Inconsistent progression")
-# What Pillow's decoders raise for files that are broken, each its own way.
-_BROKEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 # The plugins themselves and not Image.open, whose limit of pixels is one for the whole process, and which would also
 # try formats that run programs (EPS).
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
@@ -64,14 +49,6 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 }
 
 
-class ImageError(Exception):
-    """Bytes that become no picture: `type`, `decode` or `pixels`, words, and the size where the header states it."""
-
-    def __init__(self, status: str, message: str, size: tuple[int, int] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.size = status, size
-
-
 @dataclass(frozen=True)
 class Picture:
     """A stored image. `original` is (width, height) of what came, upright."""
@@ -80,37 +57,6 @@ class Picture:
     width: int
     height: int
     original: tuple[int, int]
-
-
-def sniff(data: bytes) -> str | None:
-    """The media type that the bytes are; None for what is neither an image that is decoded here nor well known."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "image/webp"
-    if data.startswith(b"BM") and data[14:18] in (
-        b"\x0c\0\0\0",
-        b"\x28\0\0\0",
-        b"\x38\0\0\0",
-        b"\x6c\0\0\0",
-        b"\x7c\0\0\0",
-    ):
-        return "image/bmp"
-    if data.startswith((b"II*\0", b"MM\0*")):
-        return "image/tiff"
-    if data[4:8] == b"ftyp":
-        brands = data[8 : min(64, int.from_bytes(data[:4], "big"))]
-        return "image/avif" if b"avif" in brands or b"avis" in brands else "image/heic" if b"hei" in brands else None
-    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith(b"<"):
-        if b"<svg" in start:
-            return "image/svg+xml"
-        return "text/html" if b"<html" in start or b"<!doctype html" in start else "text/xml"
-    return None
 
 
 def to_jpeg(data: bytes, size: int, quality: int, max_pixels: int) -> Picture:
@@ -155,22 +101,22 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _read_jpeg(data: bytes, size: int, max_pixels: int) -> tuple[np.ndarray, int, tuple[int, int]]:
     """RGB pixels, EXIF orientation, and the size of what came, not turned. Decoded at a reduced scale where that is
     at least 1.5 times what is wanted."""
+    if data.count(b"\xff\xda") > _MOST_SCANS:
+        raise ImageError("decode", f"more than {_MOST_SCANS} scans")
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
-        raise ImageError("decode", _words(error)) from error
+    except (ValueError, KeyError):  # TurboJPEG knows fewer kinds of subsampling than libjpeg
+        return _read_other(data, "image/jpeg", max_pixels)
     _check_size(width, height, max_pixels)
-    if data.count(b"\xff\xda") > _MOST_SCANS:
-        raise ImageError("decode", f"more than {_MOST_SCANS} scans", (width, height))
     if colours in ("CMYK", "YCCK"):
         return _read_other(data, "image/jpeg", max_pixels)
     wanted = shrunk(width, height, size)
-    least = [int(side * _SPARE + 0.5) for side in wanted]
+    least = [math.ceil(side * _SPARE) for side in wanted]
     try:
         pixels = _decode_jpeg(data, *least)
     except ValueError as error:
         raise ImageError("decode", _words(error), (width, height)) from error
-    return pixels, _exif_orientation(data), (width, height)
+    return pixels, jpeg_orientation(data), (width, height)
 
 
 def _decode_jpeg(data: bytes, min_width: int, min_height: int) -> np.ndarray:
@@ -192,42 +138,23 @@ def _decode_jpeg(data: bytes, min_width: int, min_height: int) -> np.ndarray:
         raise
 
 
-def _exif_orientation(jpeg: bytes) -> int:
-    """1 to 8; 1 where there is none."""
-    place = jpeg.find(b"Exif\0\0", 0, 65_536)
-    if place < 6 or jpeg[place - 4 : place - 2] != b"\xff\xe1":
-        return 1
-    end = place - 2 + int.from_bytes(jpeg[place - 2 : place], "big")
-    exif = Image.Exif()
-    try:
-        exif.load(jpeg[place:end])
-        return _orientation(exif)
-    except _BROKEN:  # a picture with broken notes is a picture
-        return 1
-
-
-def _orientation(exif: Image.Exif) -> int:
-    turn = exif.get(_ORIENTATION, 1)
-    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
-
-
 def _read_other(data: bytes, mime: str, max_pixels: int) -> tuple[np.ndarray, int, tuple[int, int]]:
     """RGB pixels, orientation and size of any image but the usual JPEG, by Pillow."""
     if mime == "image/webp":
         # Its decoder reserves the canvas when it is opened.
-        _check_size(*_webp_size(data), max_pixels)
+        _check_size(*webp_size(data), max_pixels)
     try:
         with _PLUGINS[mime](io.BytesIO(data)) as image:
             _check_size(*image.size, max_pixels)
             image.load()
             try:
-                turn = _orientation(image.getexif())
-            except _BROKEN:
+                turn = orientation(image.getexif())
+            except BROKEN:
                 turn = 1
             return _rgb(image), turn, image.size
-    except Image.DecompressionBombError as error:  # a GIF's frame that is larger than its canvas
-        raise ImageError("pixels", "more pixels than the header states") from error
-    except _BROKEN as error:
+    except Image.DecompressionBombError as error:  # Pillow checks a GIF's frames by its own limit
+        raise ImageError("pixels", _words(error)) from error
+    except BROKEN as error:
         raise ImageError("decode", _words(error)) from error
 
 
@@ -245,29 +172,16 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height that a WebP's header states (RFC 9649). Raises ImageError."""
-    kind, head = data[12:16], data[20:30]
-    if len(head) == 10:
-        if kind == b"VP8X":
-            return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
-        if kind == b"VP8L":
-            bits = int.from_bytes(head[1:5], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        if kind == b"VP8 ":
-            return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
-    raise ImageError("decode", "no WebP header")
-
-
 def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Averaging over areas, which is what img2dataset does.
 
-    Up to three times larger, the image goes to just twice the size by interpolation and from there by OpenCV's fast
-    path for whole factors: half of the time, and within 50 dB of the average.
+    From 1.5 to 3 times the size (where reduced-scale decoding leaves a JPEG) the image goes to just twice the size by
+    interpolation and from there by OpenCV's fast path for whole factors: much cheaper, and hardly another picture.
     """
     if pixels.shape[:2] == (height, width):
         return pixels
-    if max(pixels.shape[0] / height, pixels.shape[1] / width) <= 3:
+    factors = pixels.shape[0] / height, pixels.shape[1] / width
+    if min(factors) >= _SPARE and max(factors) <= 2 * _SPARE:
         pixels = cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 

@@ -4,10 +4,7 @@ One `Client` serves one part, in one event loop. A host is asked for its robots.
 """
 
 import asyncio
-import os
 import re
-import socket
-import ssl
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,16 +18,15 @@ from yarl import URL
 
 from vlmdata.download.address import Blocked, Gate, Resolver
 from vlmdata.download.consent import ROBOTS_BYTES, WORDS, Robots, Said, add_headers, product, refusal
+from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
 from vlmdata.recipe import Consent, Download
 
 _REDIRECTS = 5
 _AT_ONE_HOST = 8  # requests at once
 _IDLE = 4.0  # seconds that a connection waits for the next request
-_LONGEST_WAIT = 30.0  # seconds that Retry-After is granted
 _DRAIN = 16_384  # bytes of an error page that are read so that its connection can be used again
 _LOOKUPS = 16  # DNS requests at once
 _LONGEST_HEADER = 65_536
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.9,*/*;q=0.5"
 
 
@@ -43,20 +39,6 @@ class Answer:
     body: bytes | None = None
     consent: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
     fetched_at: datetime | None = None
-
-
-class FetchError(Exception):
-    """A request that came to nothing: error class, words, and whether another try may help."""
-
-    def __init__(
-        self, status: str, message: str, transient: bool = False, wait: float = 0.0, http: int | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.transient, self.wait, self.http = status, transient, wait, http
-
-
-class _TooManyRedirects(FetchError):
-    """A chain of redirects without an end."""
 
 
 @dataclass
@@ -127,7 +109,7 @@ class Client:
                 reply = await self._follow(errand, url, limit, image)
                 if 200 <= reply.status < 300:
                     return reply.body
-                raise _http_error(reply)
+                raise http_error(reply.status, reply.headers)
             except FetchError as error:
                 # Spread by the URL, not by chance: many URLs of one host do not come back together.
                 pause = max(error.wait, 0.25 * 2**attempt * (0.5 + zlib.crc32(url.encode()) / 2**32))
@@ -153,9 +135,10 @@ class Client:
                 target = urljoin(str(url), location.strip())
             except ValueError as error:
                 raise FetchError("blocked", "redirected to what is no URL") from error
-            # A name and password in a redirect are not ours to use.
-            url = parse_url(target).with_user(None)
-        raise _TooManyRedirects("blocked", f"more than {_REDIRECTS} redirects")
+            url = parse_url(target)
+            if url.user:  # a name and password in a redirect are not ours to use
+                url = url.with_user(None)
+        raise TooManyRedirects("blocked", f"more than {_REDIRECTS} redirects")
 
     def _check(self, url: URL) -> None:
         if url.scheme not in ("http", "https") or not url.host or not url.port:
@@ -188,7 +171,7 @@ class Client:
 
         try:
             body = await self._fetch(_Errand(self._options.deadline), f"{origin}/robots.txt", ROBOTS_BYTES, image=False)
-        except _TooManyRedirects:
+        except TooManyRedirects:
             return Robots(404, b"", self._agent)  # RFC 9309, 2.3.1.2: it counts as not there
         except FetchError as error:
             if error.http is None:
@@ -253,66 +236,3 @@ def parse_url(text: str) -> URL:
         return url.with_fragment(None) if url.host and url.port else url
     except (ValueError, TypeError) as error:
         raise FetchError("blocked", "not a URL") from error
-
-
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its Content-Encoding, which nobody asked for.
-
-    Raises FetchError: `too_large` for more than `limit` bytes, `decode` for a broken stream, `type` for an encoding
-    other than gzip and deflate.
-    """
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise FetchError("type", "sent with a Content-Encoding that nobody asked for")
-    raw = encoding == "deflate" and (body[:1] or b"x")[0] & 0x0F != 8  # some send it without zlib's header
-    stream = zlib.decompressobj(-15 if raw else 47)
-    try:
-        plain = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise FetchError("decode", f"the {encoding} stream is broken") from error
-    if len(plain) > limit:
-        raise FetchError("too_large", f"more than {limit} bytes when decompressed")
-    if not stream.eof:
-        raise FetchError("decode", f"the {encoding} stream breaks off")
-    return plain
-
-
-def _http_error(reply: _Reply) -> FetchError:
-    wait = str(reply.headers.get("Retry-After", "")).strip() if reply.status in (429, 503) else ""
-    seconds = min(float(wait), _LONGEST_WAIT) if re.fullmatch(r"\d{1,6}", wait) else 0.0
-    # A redirect that leads nowhere is counted with the answers that bring no image.
-    kind = "5xx" if reply.status >= 500 else "4xx"
-    return FetchError(kind, f"HTTP {reply.status}", reply.status in _TRANSIENT, seconds, reply.status)
-
-
-def explain(error: aiohttp.ClientError, seconds: float) -> FetchError:
-    """The error class of what aiohttp raised, in words that are the same each time: no ports, no addresses."""
-    cause = getattr(error, "os_error", None)
-    if isinstance(cause, Blocked):
-        return FetchError("blocked", str(cause))
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        again = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
-        return FetchError("dns", (cause.strerror if cause else None) or "the host has no address", again)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return FetchError("timeout", f"no connection within {seconds:g} s", True)
-    if isinstance(error, aiohttp.ServerTimeoutError):
-        return FetchError("timeout", f"nothing came for {seconds:g} s", True)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        fault = error.certificate_error
-        return FetchError("tls", fault.verify_message if isinstance(fault, ssl.SSLCertVerificationError) else "name")
-    if isinstance(error, aiohttp.ClientSSLError):
-        reason = cause.reason if isinstance(cause, ssl.SSLError) else None
-        return FetchError("tls", (reason or "no TLS connection").replace("_", " ").lower())
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return FetchError("connect", "the answer broke off", True)
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return FetchError("connect", "the server closed the connection", True)
-    if isinstance(error, aiohttp.ClientOSError):
-        return FetchError("connect", os.strerror(error.errno) if error.errno else "no connection", True)
-    if isinstance(error, aiohttp.InvalidURL):
-        return FetchError("blocked", "not a URL")
-    if isinstance(error, aiohttp.ClientResponseError):
-        return FetchError("connect", "not a valid HTTP answer")
-    return FetchError("connect", type(error).__name__)

@@ -42,15 +42,19 @@ def read_local(root: bytes, path: bytes, limit: int) -> Answer:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the path is not one"
         return failed("blocked", f"the file cannot be opened: {reason}")
-    with open(handle, "rb", buffering=0) as file:
+    try:
         facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             return failed("blocked", "not a plain file")
         if facts.st_size > limit:
             return failed("too_large", f"{facts.st_size} bytes; the limit is {limit}")
         body = bytearray()
-        while len(body) <= limit and (chunk := file.read(_CHUNK)):
+        while len(body) <= limit and (chunk := os.read(handle, _CHUNK)):
             body += chunk
+    except OSError as error:
+        return failed("4xx", f"the file cannot be read: {error.strerror}")
+    finally:
+        os.close(handle)
     if len(body) > limit:
         return failed("too_large", f"more than {limit} bytes")
     return Answer("success", body=bytes(body), fetched_at=now)

@@ -24,6 +24,7 @@ import uvloop
 
 from vlmdata.download import decode
 from vlmdata.download.fetch import Answer, Client
+from vlmdata.download.header import ImageError, sniff
 from vlmdata.download.local import local_path, read_local
 from vlmdata.errors import MachineError
 from vlmdata.recipe import Consent, Download
@@ -211,7 +212,7 @@ class _Pool:
         job.answer = Answer(answer.status, answer.error, None, answer.consent, answer.fetched_at)
         if body is None:
             return number, None, f"{answer.status}: {answer.error}"
-        job.received, job.mime = len(body), decode.sniff(body)
+        job.received, job.mime = len(body), sniff(body)
         for kind in {"sha256", *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
         if not any(job.fits(text) for text in job.expected):
@@ -229,7 +230,7 @@ def _resize(stream: _Stream, _: object, options: Download) -> tuple:
     """img2dataset's resizer: (jpeg, width, height, original width, original height, error)."""
     try:
         picture = decode.to_jpeg(stream.getvalue(), options.size, options.quality, options.max_pixels)
-    except decode.ImageError as error:
+    except ImageError as error:
         stream.job.original = error.size
         return None, None, None, None, None, f"{error.status}: {error}"
     return picture.jpeg, picture.width, picture.height, *picture.original, None

@@ -48,6 +48,8 @@ def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dic
         "pairs": manifest["funnel"][0]["left"],
         "kept": manifest["funnel"][-1]["left"],
         "steps": steps,
+        "splits": sorted(manifest["splits"].items(), key=lambda split: (-split[1], split[0])),
+        "largest": sorted((step for step in steps if step.rejected), key=lambda step: -step.rejected)[:3],
         "judged": [(chart, charts.histogram(chart)) for chart in drawn if chart.thresholds],
         "observed": [(chart, charts.histogram(chart)) for chart in drawn if not chart.thresholds],
         "booleans": facts.booleans(connection, manifest),
@@ -90,13 +92,23 @@ def _environment() -> jinja2.Environment:
     environment.globals["style"] = Markup(files(__package__).joinpath("style.css").read_text("utf-8"))  # noqa: S704 - our own
     environment.filters |= {
         "number": charts.number,
-        "count": lambda value: f"{value:,}",
+        "count": lambda number: f"{number:,}",
         "percent": percent,
         "size": size,
         "duration": duration,
         "cut": cut,
+        "value": value,
     }
     return environment
+
+
+def value(found: object) -> str:
+    """A column's value for people."""
+    if found is None:
+        return "not measured"
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    return charts.number(found) if isinstance(found, int | float) else str(found)
 
 
 def percent(share: float) -> str:

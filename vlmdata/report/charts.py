@@ -8,16 +8,18 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from vlmdata.report.histograms import Histogram
+from vlmdata.report.histograms import Histogram, limit
 from vlmdata.report.thresholds import Threshold
 
-_WIDTH = 340.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 4.0, 336.0, 22.0, 116.0
+_WIDTH = 280.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 2.0, 278.0, 22.0, 112.0
 
 
 def number(value: float) -> str:
     """A number for people: 1,234, 12.3k, 4.5M, 0.05."""
-    size = abs(value)
+    if value < 0:
+        return "\N{MINUS SIGN}" + number(-value)
+    size = value
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"
     if size >= 10_000:
@@ -56,7 +58,7 @@ def histogram(chart: Histogram) -> Markup:
         + "".join(f"; rule {t.rule} asks for {t.sign} {number(t.value)}" for t in chart.thresholds)
     )
     return Markup(  # noqa: S704 - numbers, and text that is escaped below
-        f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} 136" role="img" aria-label="{escape(label)}">'
+        f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} 130" role="img" aria-label="{escape(label)}">'
         f'<path class="kept" d="{"".join(lower)}"/><path class="lost" d="{"".join(upper)}"/>'
         f'{lines}<path class="axis" d="M{_LEFT} {_BOTTOM}H{_RIGHT}"/>{_ticks(chart)}{"".join(hints)}</svg>'
     )
@@ -69,7 +71,7 @@ def curve(
     everything = [*points, *smooth]
     if not everything:
         return Markup("")
-    left, right, top, bottom = 44.0, 632.0, 12.0, 178.0
+    left, right, top, bottom = 40.0, 414.0, 12.0, 168.0
     last = max(x for x, _ in everything) or 1.0
     lows = [y for _, y in everything] + ([floor] if floor is not None else [])
     ticks = _nice(min(lows), max(lows), 4)
@@ -92,14 +94,14 @@ def curve(
         if low <= y <= high
     )
     steps = "".join(
-        f'<text class="tick {"end" if x > 0.97 * last else "middle"}" x="{place(x, low).split()[0]}" y="196">'
+        f'<text class="tick {"end" if x > 0.97 * last else "middle"}" x="{place(x, low).split()[0]}" y="186">'
         f"{number(x)}</text>"
         for x in _nice(0, last, 5)
         if 0 < x <= last
     )
     chance = f'<path class="chance" d="M{place(0, floor)}H{right}"/>' if floor is not None else ""
     return Markup(  # noqa: S704 - numbers, and a label that is escaped
-        f'<svg class="chart wide" viewBox="0 0 640 204" role="img" aria-label="{escape(label)}">'
+        f'<svg class="chart wide" viewBox="0 0 420 192" role="img" aria-label="{escape(label)}">'
         f"{grid}{steps}{chance}{line(points, 'faint')}{line(smooth, 'strong')}</svg>"
     )
 
@@ -128,11 +130,7 @@ def _x(chart: Histogram, value: float) -> float:
 
 
 def _threshold(chart: Histogram, threshold: Threshold) -> str:
-    value = threshold.value
-    if chart.whole and not chart.logarithmic:
-        # whole numbers fill the place up to the next one, so a line above n stands where n + 1 begins
-        value = math.floor(value) + 1 if threshold.sign in ("≤", ">") else math.ceil(value)
-    x = _x(chart, value)
+    x = _x(chart, limit(threshold, chart.whole and not chart.logarithmic))
     start, stop = (_LEFT, x) if threshold.sign in ("≥", ">") else (x, _RIGHT)
     anchor = "end" if x > 0.7 * _RIGHT else "start"
     return (
@@ -149,7 +147,7 @@ def _ticks(chart: Histogram) -> str:
         values = [0.0] * (low < 0.5) + [10.0**p for p in range(-2, 12) if low <= 10.0**p <= high and p >= 0]
         values = values if len(values) > 1 else _nice(low, high, 4)
     else:
-        values = [value for value in _nice(low, high, 4) if not chart.whole or value == int(value)]
+        values = [value for value in _nice(low, high, 5) if not chart.whole or value == int(value)]
     texts = []
     for value in values:
         shown = value + 0.5 * (chart.edges[1] - low) if chart.whole and not chart.logarithmic else value
@@ -166,6 +164,6 @@ def _nice(low: float, high: float, count: int) -> list[float]:
         high = low + 1.0
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.9)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(place * step, 12) for place in range(first, last + 1)]

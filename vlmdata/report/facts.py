@@ -28,10 +28,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the funnel. rule: the SQL of a rule, else ''. anchor: of the section that shows what it rejected."""
+    """A step of the funnel. rule: the SQL of the rule that the reason names, else ''; is_rule: the reason is just its
+    name. anchor: of the section that shows what it rejected."""
 
     reason: str
     rule: str
+    is_rule: bool
     rejected: int
     left: int
     share_left: float
@@ -69,13 +71,14 @@ def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def funnel(manifest: dict[str, Any]) -> list[Step]:
-    """The steps that reject, in the order of verdicts; shares are of all pairs, 0 to 1."""
+    """The steps that reject, in the order of verdicts (a manifest's JSON sorts the rules); shares are of all pairs."""
     rules = manifest["recipe"]["select"]["rules"]
     total = max(1, manifest["funnel"][0]["left"])
     return [
         Step(
             step["reason"],
             rules.get(step["reason"].removesuffix(": not measured"), ""),
+            step["reason"] in rules,
             step["rejected"],
             step["left"],
             step["left"] / total,
@@ -113,7 +116,9 @@ def booleans(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) ->
     names = [name for name, kind in manifest["columns"].items() if kind == "bool"]
     if not names:
         return []
-    counts = ", ".join(f'count(*) FILTER ("{name}" AND kept), count(*) FILTER ("{name}" AND NOT kept)' for name in names)
+    counts = ", ".join(
+        f'count(*) FILTER ("{name}" AND kept), count(*) FILTER ("{name}" AND NOT kept)' for name in names
+    )
     row = connection.execute(f"SELECT {counts} FROM samples").fetchall()[0]
     return [(name, Bar("true", row[2 * place], row[2 * place + 1])) for place, name in enumerate(names)]
 

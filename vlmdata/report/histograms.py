@@ -6,12 +6,12 @@ from typing import Any
 
 import duckdb
 
-from vlmdata.report.facts import column_meanings
+from vlmdata.report.facts import column_meanings, funnel
 from vlmdata.report.thresholds import Threshold, thresholds
 
 BINS = 36
-# Numbers of samples that are no measures: places in files, and hashes.
-_NO_MEASURE = {"offset", "length", "phash", "width", "height", "index", "copies"}
+# Numbers of samples that are no measures of a pair: places in files, hashes, counts, the size that was asked for.
+_NO_MEASURE = {"offset", "length", "phash", "width", "height", "index", "copies", "occurrences"}
 _NUMBERS = ("int", "uint", "float", "double", "halffloat")
 
 
@@ -91,38 +91,46 @@ def _measures(manifest: dict[str, Any]) -> list[_Measure]:
     meanings = column_meanings(manifest)
     numeric = {name: kind for name, kind in manifest["columns"].items() if kind.startswith(_NUMBERS)}
     compared: dict[str, list[Threshold]] = {}
-    for rule, text in manifest["recipe"]["select"]["rules"].items():
-        for threshold in thresholds(rule, text):
+    for step in funnel(manifest):
+        for threshold in thresholds(step.reason, step.rule) if step.is_rule else []:
             # DuckDB takes LANG for lang; samples and manifests write it the second way
             name = next((n for n in manifest["columns"] if n.lower() == threshold.expression.lower()), None)
             compared.setdefault(name or threshold.expression, []).append(threshold)
     measures = []
     for name, found in compared.items():
         if name in manifest["columns"]:
-            continue_as = f'"{name}"'
-            whole = "int" in manifest["columns"][name]
+            sql, whole = f'"{name}"', "int" in manifest["columns"][name]
         else:
-            continue_as, whole = f"({name})", False
-        measures.append(_Measure(name, f"TRY({continue_as}::DOUBLE)", meanings.get(name, ""), found, whole))
+            sql, whole = f"({name})", False
+        measures.append(_Measure(name, f"TRY({sql}::DOUBLE)", meanings.get(name, ""), found, whole))
     for name, kind in numeric.items():
         if name not in compared and name not in _NO_MEASURE:
             measures.append(_Measure(name, f'"{name}"::DOUBLE', meanings.get(name, ""), [], "int" in kind))
     return measures
 
 
-def _count(
-    connection: duckdb.DuckDBPyConnection, measure: _Measure, spread: _Spread, missing: int
-) -> Histogram:
+def limit(threshold: Threshold, whole: bool) -> float:
+    """Where a threshold stands on the axis; whole numbers fill the place from n to n + 1."""
+    if not whole:
+        return threshold.value
+    return math.floor(threshold.value) + 1 if threshold.sign in ("≤", ">") else math.ceil(threshold.value)
+
+
+def _count(connection: duckdb.DuckDBPyConnection, measure: _Measure, spread: _Spread, missing: int) -> Histogram:
     low, high, logarithmic = _range(measure, spread)
     scaled = "log10(1 + x)" if logarithmic else "x"
     start, stop = (math.log10(1 + low), math.log10(1 + high)) if logarithmic else (low, high)
-    bins = BINS
+    step = (stop - start) / BINS
     if measure.whole and not logarithmic:
-        # whole numbers share bins evenly: each bin holds the same number of them
-        step = max(1.0, math.ceil((stop + 1 - start) / BINS))
-        bins = math.ceil((stop + 1 - start) / step)
-    else:
-        step = (stop - start) / bins
+        # whole numbers fill the place up to the next one, and every bin holds the same number of them
+        stop += 1
+        step = max(1.0, math.ceil((stop - start) / BINS))
+    if measure.thresholds:
+        # a threshold stands between two bins, so that no bin mixes its two sides
+        edge = limit(measure.thresholds[0], measure.whole and not logarithmic)
+        edge = math.log10(1 + edge) if logarithmic else edge
+        start = edge - math.ceil((edge - start) / step - 1e-9) * step
+    bins = max(1, math.ceil((stop - start) / step - 1e-9))
     query = f"""
         SELECT least(greatest(floor(({scaled} - $start) / $step), 0), $bins - 1)::INTEGER, kept, count(*)
         FROM (SELECT {measure.sql} AS x, kept FROM samples) WHERE isfinite(x) GROUP BY ALL"""
@@ -148,8 +156,8 @@ def _range(measure: _Measure, spread: _Spread) -> tuple[float, float, bool]:
     low, high = min([spread.minimum, *values]), max([spread.maximum, *values])
     if low >= 0 and max([spread.high, *values]) > 12 * max(spread.median, 1 if measure.whole else 1e-9) and high > 2:
         return low, high, True
-    if low >= 0 and high <= 1 and high > 0.5:
-        return 0.0, 1.0, False  # a share or a probability: comparable at a glance
+    if low >= 0 and high <= 1 and measure.meaning.endswith("0 to 1"):
+        return 0.0, 1.0, False  # shares and probabilities compare at a glance
     wide = spread.high - spread.low
     if spread.maximum - spread.high > 0.5 * wide:
         high = max([spread.high, *values])

@@ -15,25 +15,29 @@ from PIL import Image, UnidentifiedImageError
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError
+from vlmdata.report.facts import funnel
+from vlmdata.report.thresholds import columns_read
 
 log = logging.getLogger(__name__)
 
-KEPT, REJECTED, GROUPS, MEMBERS = 24, 8, 4, 6
+KEPT, REJECTED, GROUPS, MEMBERS = 24, 8, 5, 7
 # Of a thumbnail, in pixels: about twice as many as the page shows it with, for sharp screens.
 WIDTH, HEIGHT, QUALITY = 216, 168, 62
-_CAPTION, _URL = 280, 60
+_CAPTION, _URL, _NAME = 280, 60, 34
 
 
 @dataclass(frozen=True)
 class Pair:
     """One pair on a sheet. Texts are cut, and hold no control characters; they are not escaped: the template does it.
 
-    thumbnail: a data: URL, or None where there is no image to show. link: an http(s) URL, or None.
+    thumbnail: a data: URL, or None where there is no image to show. link: an http(s) URL, or None. file: the end of the
+    URL. values: what the rule that rejected the pair has read, as (column, value).
     """
 
     uid: str
     caption: str
     url: str
+    file: str
     link: str | None
     source: str
     kept: bool
@@ -41,6 +45,7 @@ class Pair:
     split: str | None
     status: str
     score: float | None
+    values: list[tuple[str, Any]]
     thumbnail: str | None = None
     similarity: float | None = None
 
@@ -94,19 +99,28 @@ def contact_sheets(dataset: Dataset, connection: duckdb.DuckDBPyConnection, mani
     """
     seed = str(manifest["recipe"]["shards"]["seed"])
     choice = _choose(connection, seed, "duplicates" in manifest["tables"])
-    rows = _rows(connection, choice.uids, manifest["columns"])
+    columns = {name.lower(): name for name in manifest["columns"]}
+    reads = {
+        step.reason: [columns[name.lower()] for name in columns_read(step.rule) if name.lower() in columns]
+        for step in funnel(manifest)
+        if step.is_rule
+    }
+    rows = _rows(connection, choice.uids, manifest["columns"], reads)
     pictures = _thumbnails(dataset, rows)
 
     def pair(uid: str, similarity: float | None = None) -> Pair:
-        return _pair(rows[uid], pictures.get(uid), similarity)
+        return _pair(rows[uid], reads.get(rows[uid]["reason"], []), pictures.get(uid), similarity)
 
     methods = []
     for facts in choice.methods:
         shown = [
-            Group(name, facts["sizes"][name], [pair(uid, similarity) for uid, similarity in choice.groups[method, name]])
+            Group(
+                name, facts["sizes"][name], [pair(uid, similarity) for uid, similarity in choice.groups[method, name]]
+            )
             for method, name in choice.groups
             if method == facts["method"]
         ]
+        shown.sort(key=lambda group: (group.size, group.name))
         methods.append(Method(facts["method"], facts["groups"], facts["members"], facts["rejected"], shown))
     order = [entry["kind"] for entry in manifest["recipe"]["dedup"]]
     methods.sort(key=lambda method: (order.index(method.name) if method.name in order else len(order), method.name))
@@ -142,9 +156,7 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
     ).fetchall()
     for method, count, members, lost, chosen in groups:
         sizes = {group["name"]: group["size"] for group in chosen}
-        choice.methods.append(
-            {"method": method, "groups": count, "members": members, "rejected": lost, "sizes": sizes}
-        )
+        choice.methods.append({"method": method, "groups": count, "members": members, "rejected": lost, "sizes": sizes})
         found = connection.execute(
             f"""
             SELECT dup_group, min_by({{'uid': uid, 'similarity': similarity}},
@@ -159,14 +171,19 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
     return choice
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, uids: list[str], columns: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _rows(
+    connection: duckdb.DuckDBPyConnection, uids: list[str], columns: dict[str, str], reads: dict[str, list[str]]
+) -> dict[str, dict[str, Any]]:
+    """uid -> the columns that a sheet shows; those that rules read are under `_<name>`."""
     score = next((f'"{name}"' for name in columns if name.startswith("clip_score")), "NULL::FLOAT")
-    table = connection.execute(
+    read = sorted({name for names in reads.values() for name in names} - {"caption", "url"})
+    values = "".join(f', "{name}" AS "_{name}"' for name in read)
+    table = connection.sql(
         f"""
         SELECT uid, left(caption, {_CAPTION + 1}) AS caption, left(url, 2000) AS url, source, kept, reason, split,
-               download_status, {score} AS score, stored_tar, "offset", length
+               download_status, {score} AS score, stored_tar, "offset", length{values}
         FROM samples WHERE list_contains($uids, uid)""",
-        {"uids": uids},
+        params={"uids": uids},
     ).to_arrow_table()
     return {row["uid"]: row for row in table.to_pylist()}
 
@@ -214,12 +231,14 @@ def thumbnail(content: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _pair(row: dict[str, Any], picture: str | None, similarity: float | None) -> Pair:
+def _pair(row: dict[str, Any], read: list[str], picture: str | None, similarity: float | None) -> Pair:
     url = row["url"] or ""
+    values = [(name, row[f"_{name}"]) for name in read if f"_{name}" in row]
     return Pair(
         row["uid"],
         cut(row["caption"] or "", _CAPTION),
-        tail(url),
+        tail(url, _URL),
+        tail(url, _NAME),
         url if url.startswith(("http://", "https://")) and clean(url) == url else None,
         cut(row["source"] or "", _URL),
         row["kept"],
@@ -227,6 +246,7 @@ def _pair(row: dict[str, Any], picture: str | None, similarity: float | None) ->
         row["split"],
         row["download_status"],
         row["score"],
+        [(name, cut(value, _NAME) if isinstance(value, str) else value) for name, value in values],
         picture,
         similarity,
     )
@@ -238,10 +258,10 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-def tail(url: str) -> str:
-    """The end of a URL, which tells one image from the next."""
+def tail(url: str, most: int) -> str:
+    """At most `most` characters: the end of a URL, which tells one image from the next."""
     url = clean(url)
-    return url if len(url) <= _URL else "…" + url[-_URL + 1 :]
+    return url if len(url) <= most else "…" + url[1 - most :]
 
 
 def clean(text: str) -> str:

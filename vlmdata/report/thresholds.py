@@ -35,9 +35,8 @@ def thresholds(rule: str, text: str) -> list[Threshold]:
 
     Only comparisons joined by AND are taken: what stands below OR or NOT turns nothing away by itself.
     """
-    serialized = _one("SELECT json_serialize_sql(?)", f"SELECT {text}\n")
     found: list[Threshold] = []
-    for node in _joined_by_and(json.loads(serialized)["statements"][0]["node"]["select_list"][0]):
+    for node in _joined_by_and(_parsed(text)):
         for left, sign, right in _comparisons(node):
             value = _number(right)
             if value is not None:
@@ -45,6 +44,27 @@ def thresholds(rule: str, text: str) -> list[Threshold]:
             elif (value := _number(left)) is not None:
                 found.append(Threshold(rule, _sql(right), _TURNED[sign], value))
     return found
+
+
+def columns_read(text: str) -> list[str]:
+    """The columns that a rule reads, in its order, as the rule writes them."""
+    columns: dict[str, None] = {}
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict) and node.get("class") == "COLUMN_REF":
+            columns.setdefault(node["column_names"][-1])
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            walk(child)
+
+    walk(_parsed(text))
+    return list(columns)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """DuckDB's parse of one expression."""
+    return json.loads(_one("SELECT json_serialize_sql(?)", f"SELECT {text}\n"))["statements"][0]["node"]["select_list"][
+        0
+    ]
 
 
 def _joined_by_and(node: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What the training jobs of a snapshot came to: their curves, their speed, and their final measures beside chance."""
 
 import io
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -88,13 +89,14 @@ def _lines(dataset: Dataset, relative: str) -> list[dict[str, Any]]:
     return lines
 
 
-def smoothed(points: list[tuple[float, float]], share: float = 0.05) -> list[tuple[float, float]]:
-    """An exponential moving average over about `share` of the points, without a bias towards the first one."""
-    rate = 1 / max(1.0, share * len(points))
-    average, weight, result = 0.0, 0.0, []
-    for step, value in points:
-        average, weight = average * (1 - rate) + value * rate, weight * (1 - rate) + rate
-        result.append((step, average / weight))
+def smoothed(points: list[tuple[float, float]], share: float = 0.08) -> list[tuple[float, float]]:
+    """The mean of the points around each point, about `share` of them; half as many at the ends."""
+    around = int(share * len(points) / 2)
+    sums = [0.0, *itertools.accumulate(value for _, value in points)]
+    result = []
+    for place, (step, _) in enumerate(points):
+        first, last = max(0, place - around), min(len(points), place + around + 1)
+        result.append((step, (sums[last] - sums[first]) / (last - first)))
     return result
 
 

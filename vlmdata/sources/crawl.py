@@ -82,8 +82,9 @@ def _crawl(source: CrawlSource, options: Path, rows: Path) -> dict[str, Any]:
 
 
 def _report(source: CrawlSource, outcome: dict[str, Any]) -> None:
-    for url, reason in sorted(outcome["failed"].items()):
-        raise DataError(f"sources.{source.name}: the start page {url} could not be read: {reason}")
+    if outcome["failed"]:
+        reasons = "; ".join(f"{url}: {reason}" for url, reason in sorted(outcome["failed"].items()))
+        raise DataError(f"sources.{source.name}: a start page could not be read: {reasons}")
     if not outcome["pages"]:
         raise DataError(f"sources.{source.name}: no page was read from {', '.join(source.start)}")
     for reason, count in sorted(outcome["failures"].items()):

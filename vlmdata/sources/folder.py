@@ -21,6 +21,7 @@ VERSION = 1
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _LARGEST_TEXT = 1_000_000  # bytes of a .json or .txt file
 _CONTEXT = 300
+_LONGEST_SENTENCE = 20  # words
 _SAFE = "/!$&'()*+,;=:@-._~"
 
 
@@ -129,12 +130,19 @@ def _caption(image: str) -> tuple[str, str, dict[str, Any]] | None:
 
 
 def _with_description(title: str, description: str) -> tuple[str, str]:
-    """A title with the first sentence of its description, where that says something else: (caption, caption_from)."""
+    """A title with the first sentence of its description, where that says more: (caption, caption_from).
+
+    A long sentence tells a story behind the picture rather than what is in it.
+    """
     sentence = description.partition(". ")[0].rstrip(".")
-    if title.casefold() in sentence.casefold():
-        return sentence, "description" if sentence.casefold() != title.casefold() else "title"
-    if len(sentence.split()) < 2 or sentence.casefold() in title.casefold() or "://" in sentence:
+    if (
+        not 2 <= len(sentence.split()) <= _LONGEST_SENTENCE
+        or sentence.casefold() in title.casefold()
+        or "://" in sentence
+    ):
         return title, "title"
+    if title.casefold() in sentence.casefold():
+        return sentence, "description"
     return f"{title.rstrip('.')}. {sentence}", "title+description"
 
 

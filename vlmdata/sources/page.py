@@ -66,7 +66,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     """
     _check_depth(html)
     # The markers that tell where in the text an image stands; noncharacters have no other use in a text.
-    tree = LexborHTMLParser(html.replace("\ufdd0", " "))
+    tree = LexborHTMLParser(html.replace("\0", "").replace("\ufdd0", " "))
     first = tree.css_first("base[href]")
     base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
     directives = robots_directives(_robots_values(tree, headers, agent), agent)

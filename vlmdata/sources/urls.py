@@ -99,7 +99,7 @@ def host_and_port(url: str) -> str:
 def clean_text(text: str) -> str:
     """Text as valid UTF-8 without NUL, its runs of white space as one space, none at its ends."""
     if not text.isascii():
-        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        text = _whole(text)
     return " ".join(text.replace("\0", "").split())
 
 
@@ -113,4 +113,9 @@ def shorten(text: str, longest: int) -> str:
 def _encode(part: str) -> str:
     if _PLAIN.fullmatch(part):
         return part
-    return quote(part.encode("utf-8", "surrogatepass").decode("utf-8", "replace"), safe=_KEPT)
+    return quote(_whole(part), safe=_KEPT)
+
+
+def _whole(text: str) -> str:
+    # JSON can hold half a surrogate pair, which UTF-8 has no form for.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
