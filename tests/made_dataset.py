@@ -48,7 +48,10 @@ def pair(caption, image=None, **more):
 def pairs():
     """Pairs of every kind of end: kept, rejected by each rule, refused, failed, and duplicates."""
     made = [pair(f"a photograph of the house number {n} in the street", picture(n)) for n in range(14)]
-    made += [pair("another photograph of that same first house", picture(0)), pair("a third photograph of it", picture(0))]
+    made += [
+        pair("another photograph of that same first house", picture(0)),
+        pair("a third photograph of it", picture(0)),
+    ]
     made += [pair("the picture is much too small for this", picture(50, 40, 40))]
     made += [pair("ein Bild von einem Haus in der Stadt und nichts anderes", picture(n)) for n in range(60, 63)]
     made += [pair("a grey wall and nothing else at all", picture_of(np.full((64, 64, 3), 128, np.uint8)))]
@@ -70,7 +73,13 @@ def publish(folder, made, changes=None, part_rows=20):
     (folder / "list.csv").write_text("url,caption\nhttp://example.org/a.jpg,a\n")
     source = {"kind": "table", "name": "web", "path": str(folder / "list.csv")}
     recipe = Recipe.model_validate(
-        {"dataset": str(folder / "data"), "sources": [source], "parts": {"rows": part_rows}, **RECIPE, **(changes or {})}
+        {
+            "dataset": str(folder / "data"),
+            "sources": [source],
+            "parts": {"rows": part_rows},
+            **RECIPE,
+            **(changes or {}),
+        }
     )
     plan, dataset = make_plan(recipe), Dataset(recipe.dataset)
     rows = sorted((_row(place, entry) for place, entry in enumerate(made)), key=lambda row: row["uid"])
@@ -98,7 +107,14 @@ def record_training(dataset, losses):
         [
             {**common, "job": "download", "kind": "stage", "started_at": 0, "seconds": 3.5},
             {**common, "job": "signals", "kind": "stage", "started_at": 4000, "seconds": 75.0},
-            {**common, "job": "train", "kind": "train", "started_at": 9000, "seconds": 30.0, "output": "jobs/000001/train-x"},
+            {
+                **common,
+                "job": "train",
+                "kind": "train",
+                "started_at": 9000,
+                "seconds": 30.0,
+                "output": "jobs/000001/train-x",
+            },
         ],
     )
     values = {"retrieval/image_to_text/R@10": 0.4, "retrieval/image_to_text/R@10/chance": 0.1, "retrieval/n": 100.0}

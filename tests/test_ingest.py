@@ -75,3 +75,10 @@ def test_a_source_is_recorded_in_the_order_of_its_columns(dataset, tmp_path):
     assert row["caption"] == "caption a"
     assert row["uid"] == hashlib.blake2b(b"folder:/a.jpg\0caption a", digest_size=16).hexdigest()
     assert dataset.read_table("observations", "k").rows == 0
+
+
+def test_one_page_that_denies_is_enough(dataset):
+    said = [{"noai": "allow"}, {"noai": "deny", "tdm": "allow"}, None]
+    rows = [{"url": "u", "caption": "c", "page_url": str(n), "page_consent": words} for n, words in enumerate(said)]
+    (row,) = rows_of(dataset, unite(dataset, [found(dataset, "a", rows)], "k", 8, None))
+    assert row["page_consent"] == {"robots": None, "noai": "deny", "tdm": "allow", "noml": None}

@@ -104,38 +104,32 @@ def _commonest(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any], 
 
 
 def _front_matter(dataset: Dataset, manifest: dict[str, Any], languages: list[tuple[str, int]]) -> dict[str, Any]:
+    """`datasets` reads one format a folder: Parquet where there is any, since its columns have types."""
     kept = manifest["funnel"][-1]["left"]
-    configs: list[dict[str, Any]] = []
-    infos: list[dict[str, Any]] = []
-    for kind, ending in (("parquet", "parquet"), ("webdataset", "tar")):
-        shards = [shard for shard in manifest["shards"] if shard["format"] == kind]
-        if not shards:
-            continue
-        config = "default" if not configs else kind
-        configs.append({"config_name": config, "data_files": _data_files(shards, manifest, ending)})
-        if kind == "parquet":
-            with dataset.open(shards[0]["path"]) as handle:
-                infos.append(
-                    {"config_name": config, "features": [_feature(column) for column in pq.read_schema(handle)]}
-                )
-    front = {
+    front: dict[str, Any] = {
         "license": "other",
         "license_name": "as-each-source-states",
         "language": [lang for lang, _ in languages if lang][:_LANGUAGES],
         "task_categories": ["image-to-text", "text-to-image"],
-        "size_categories": [next((name for most, name in _SIZES if kept < most), "n>1T")],
-        "configs": configs,
-        "dataset_info": infos,
+        "size_categories": [next((name for most, name in _SIZES if kept < most), "n>1B")],
     }
+    kind = "parquet" if any(shard["format"] == "parquet" for shard in manifest["shards"]) else "webdataset"
+    shards = [shard for shard in manifest["shards"] if shard["format"] == kind]
+    if shards:
+        front["configs"] = [{"config_name": "default", "data_files": _data_files(shards, manifest)}]
+    if shards and kind == "parquet":
+        with dataset.open(shards[0]["path"]) as handle:
+            front["dataset_info"] = {"features": [_feature(column) for column in pq.read_schema(handle)]}
     return {key: value for key, value in front.items() if value}
 
 
-def _data_files(shards: list[dict[str, Any]], manifest: dict[str, Any], ending: str) -> list[dict[str, Any]]:
+def _data_files(shards: list[dict[str, Any]], manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """A pattern for each folder that has shards of a split; a `-` never stands in a split's name."""
     folder = snapshot_folder(manifest["number"])
     splits: dict[str, list[str]] = {}
     for shard in shards:
-        place = os.path.relpath(shard["path"].rsplit("/", 1)[0], folder).replace(os.sep, "/")
+        place = os.path.relpath(shard["path"].rpartition("/")[0], folder).replace(os.sep, "/")
+        ending = shard["path"].rpartition(".")[2]
         patterns = splits.setdefault(shard["split"], [])
         if (pattern := f"{place}/{shard['split']}-*.{ending}") not in patterns:
             patterns.append(pattern)

@@ -71,12 +71,15 @@ def croissant(
     parquet = [shard for shard in manifest["shards"] if shard["format"] == "parquet"]
     tars = [shard for shard in manifest["shards"] if shard["format"] == "webdataset"]
     if parquet:
-        sets.append(_file_set("parquet", parquet, folder, "*.parquet"))
+        # Without containedIn: mlcroissant reads the columns of files that lie in a folder, not of listed ones.
+        places = sorted({_identity(shard, folder).rpartition("/")[0] for shard in parquet})
+        sets.append(_file_set("parquet", [f"{place}/*.parquet" for place in places], []))
         with dataset.open(parquet[0]["path"]) as handle:
             columns = pq.read_schema(handle)
         records.append(_samples(columns, column_meanings(manifest)))
     if tars:
-        sets += [_file_set(kind, tars, folder, f"*.{kind}") for kind in ("jpg", "txt", "json")]
+        within = [_identity(shard, folder) for shard in tars]
+        sets += [_file_set(kind, [f"*.{kind}"], within) for kind in ("jpg", "txt", "json")]
         if not parquet:
             records += [_members("jpg", "sc:ImageObject"), _members("txt", "sc:Text")]
     return {
@@ -112,16 +115,17 @@ def _file_object(shard: dict[str, Any], folder: str) -> dict[str, Any]:
     }
 
 
-def _file_set(name: str, shards: list[dict[str, Any]], folder: str, pattern: str) -> dict[str, Any]:
+def _file_set(name: str, patterns: list[str], within: list[str]) -> dict[str, Any]:
+    """Files of one kind: those in the archives `within`, or in the snapshot's folder."""
     mime = {"parquet": _MIME["parquet"], "jpg": "image/jpeg", "txt": "text/plain", "json": "application/json"}[name]
-    return {
+    described: dict[str, Any] = {
         "@type": "cr:FileSet",
         "@id": name,
         "name": name,
-        "containedIn": [{"@id": _identity(shard, folder)} for shard in shards],
         "encodingFormat": mime,
-        "includes": pattern,
+        "includes": patterns,
     }
+    return described | ({"containedIn": [{"@id": identity} for identity in within]} if within else {})
 
 
 def _samples(columns: pa.Schema, meanings: dict[str, str]) -> dict[str, Any]:

@@ -208,6 +208,9 @@ def settings(source: CrawlSource, version: str) -> dict[str, Any]:
             "scrapy.downloadermiddlewares.offsite.OffsiteMiddleware": None,  # it lets subdomains and other ports pass
         },
         "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",  # nearest pages first
+        "CONCURRENT_ITEMS": 1,  # pages yield requests alone; Scrapy would start a hundred tasks for each page
+        "WARN_ON_GENERATOR_RETURN_VALUE": False,
+        "REFERER_ENABLED": False,
         "COOKIES_ENABLED": False,
         "TELNETCONSOLE_ENABLED": False,
         "EXTENSIONS": {"scrapy.extensions.logstats.LogStats": None},
