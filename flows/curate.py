@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -94,7 +94,7 @@ def _publish(run: _Run) -> dict[str, Any] | None:
     dataset, plan = run.dataset, run.plan
     number = snapshot.next_number(dataset)
     with _timed(run, "select"):
-        selection = select(run, number)
+        selection = cast(select_stage.Selection, select(run, number))
     if "shards" not in run.stages:
         return None
     with _timed(run, "shards"):

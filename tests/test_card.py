@@ -35,7 +35,7 @@ def card(published):
 
 def offline(tmp_path, *command):
     """Run Python where no host can be reached and every cache is new; its standard output."""
-    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     environment = {
         **os.environ,
         **nowhere,

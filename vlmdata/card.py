@@ -168,8 +168,11 @@ def _reading(manifest: dict[str, Any]) -> list[str]:
         lines.append(
             f'webdataset.WebDataset("PATH/TO/THIS/FOLDER/shards/{number.rsplit("/", 1)[1]}", shardshuffle=False)'
         )
-    return [*lines, "```", "", "A sample's members are `jpg`, `txt` (the caption) and `json` (uid, url, source, license,"
-            " captions, and the values that rules used).", ""]  # fmt: skip
+    about = (
+        "A sample's members are `jpg`, `txt` (the caption) and `json` (uid, url, source, license, captions, and the "
+        "values that rules used)."
+    )
+    return [*lines, "```", "", about, ""]
 
 
 def _origin(manifest: dict[str, Any], sources: list[facts.Bar]) -> list[str]:

@@ -60,16 +60,15 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
     """Unite equal (url, caption) pairs of all sources, in the recipe's order, and cut the `pairs` table into parts.
 
     Of equal pairs the columns come from the occurrence with the smallest (source's place in the recipe, page_url,
-    caption_from); page_consent is the strictest of all. Rows are ordered by (hash of url, uid); `limit` takes the first so many.
+    caption_from); page_consent is the strictest of all. Rows are ordered by (hash of url, uid); `limit` takes the first
+    so many.
     """
     rest = ", ".join(name for name in FOUND.names if name not in ("uid", "page_url", "caption_from"))
     columns = ", ".join(f"'{name}': {name}" for name in FOUND.names if name not in ("uid", "page_consent"))
     # Of several pages the strictest counts: one that says no is not outvoted by where the others stand.
     words = [field.name for field in FOUND.field("page_consent").type]
-    consent = ", ".join(
-        f"'{word}': CASE WHEN bool_or(page_consent.{word} = 'deny') THEN 'deny' ELSE any_value(page_consent.{word}) END"
-        for word in words
-    )
+    deny = "CASE WHEN bool_or(page_consent.{0} = 'deny') THEN 'deny' ELSE any_value(page_consent.{0}) END"
+    consent = ", ".join(f"'{word}': {deny.format(word)}" for word in words)
     with dataset.spool() as folder:
         connection = _connect(folder)
         for place, table in enumerate(found):

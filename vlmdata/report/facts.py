@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Signal:
-    """What one consent signal said: pairs whose page or host said `allow` or `deny`, and how many were refused for it."""
+    """What one consent signal said: pairs whose page or host said `allow` or `deny`, and pairs refused for it."""
 
     word: str
     respected: bool

@@ -103,9 +103,11 @@ def _measures(manifest: dict[str, Any]) -> list[_Measure]:
         else:
             sql, whole = f"({name})", False
         measures.append(_Measure(name, f"TRY({sql}::DOUBLE)", meanings.get(name, ""), found, whole))
-    for name, kind in numeric.items():
+    # in the order of the schemas: a manifest's JSON sorts its columns
+    for name in [*(name for name in meanings if name in numeric), *sorted(numeric.keys() - meanings.keys())]:
         if name not in compared and name not in _NO_MEASURE:
-            measures.append(_Measure(name, f'"{name}"::DOUBLE', meanings.get(name, ""), [], "int" in kind))
+            whole = "int" in numeric[name]
+            measures.append(_Measure(name, f'"{name}"::DOUBLE', meanings.get(name, ""), [], whole))
     return measures
 
 

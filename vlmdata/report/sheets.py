@@ -5,13 +5,14 @@ The choice is made by SQL over uids; then only the chosen pairs' rows and images
 
 import base64
 import io
+import itertools
 import logging
 import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError
@@ -193,27 +194,20 @@ def _thumbnails(dataset: Dataset, rows: dict[str, dict[str, Any]]) -> dict[str, 
     stored = [row for row in rows.values() if row["stored_tar"] is not None and row["length"]]
     stored.sort(key=lambda row: (row["stored_tar"], row["offset"]))
     pictures: dict[str, str] = {}
-    tar, opened = None, None
-    try:
-        for row in stored:
-            if row["stored_tar"] != opened:
-                if tar is not None:
-                    tar.close()
+    for path, inside in itertools.groupby(stored, key=lambda row: row["stored_tar"]):
+        try:
+            handle = dataset.open(path)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{path}: is not there, but stored images lie in it; `vlmdata verify` lists what is damaged"
+            ) from error
+        with handle as tar:
+            for row in inside:
+                tar.seek(row["offset"])
                 try:
-                    tar, opened = dataset.open(row["stored_tar"]), row["stored_tar"]
-                except FileNotFoundError as error:
-                    raise DataError(
-                        f"{row['stored_tar']}: is not there, but pair {row['uid']} has its image in it; "
-                        "`vlmdata verify` lists what is damaged"
-                    ) from error
-            tar.seek(row["offset"])
-            try:
-                pictures[row["uid"]] = thumbnail(tar.read(row["length"]))
-            except (UnidentifiedImageError, OSError, ValueError) as error:
-                log.warning("the stored image of %s cannot be shown: %s", row["uid"], error)
-    finally:
-        if tar is not None:
-            tar.close()
+                    pictures[row["uid"]] = thumbnail(tar.read(row["length"]))
+                except (OSError, ValueError) as error:
+                    log.warning("the stored image of %s cannot be shown: %s", row["uid"], error)
     return pictures
 
 
@@ -267,10 +261,11 @@ def tail(url: str, most: int) -> str:
 def clean(text: str) -> str:
     """A text of others with its control characters replaced: NUL is not allowed in HTML, and overrides of the
     direction of writing could make a text read as another."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\t\n\r" or c in _OVERRIDES else c
-        for c in text
-    )
+    return "".join("\N{REPLACEMENT CHARACTER}" if c in _OVERRIDES or _is_control(c) else c for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\t\n\r"
 
 
 _OVERRIDES = frozenset("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u202c\u2069")
