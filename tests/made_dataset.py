@@ -23,7 +23,7 @@ RECIPE = {
     "select": {
         "rules": {
             "size": "least(original_width, original_height) >= 48",
-            "words": "words between 1 and 5000 and chars >= 2",
+            "words": "words between 4 and 5000 and chars >= 2",
             "english": "lang = 'en'",
             "busy": "entropy > 0.5",
         }
@@ -54,6 +54,7 @@ def pairs():
     ]
     made += [pair("the picture is much too small for this", picture(50, 40, 40))]
     made += [pair("ein Bild von einem Haus in der Stadt und nichts anderes", picture(n)) for n in range(60, 63)]
+    made += [pair("only three words", picture(70)), pair("four words are enough", picture(71))]
     made += [pair("a grey wall and nothing else at all", picture_of(np.full((64, 64, 3), 128, np.uint8)))]
     made += [
         pair("a file that is not there", download_status="4xx", error="404 <Not Found> & gone"),

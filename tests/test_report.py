@@ -18,9 +18,9 @@ from vlmdata.errors import DataError
 from vlmdata.report import duration, percent, size, write_report
 from vlmdata.report.charts import number
 from vlmdata.report.facts import consent
-from vlmdata.report.histograms import histograms
+from vlmdata.report.histograms import histograms, limit
 from vlmdata.report.sheets import clean, thumbnail
-from vlmdata.report.thresholds import columns_read, thresholds
+from vlmdata.report.thresholds import Threshold, columns_read, thresholds
 from vlmdata.report.training import smoothed, thin
 
 pytestmark = pytest.mark.xdist_group("report")
@@ -173,6 +173,12 @@ def test_histograms_count_every_pair_once_and_on_the_right_side_of_each_first_th
 )  # fmt: skip
 def test_thresholds_are_what_a_rule_needs(rule, found):
     assert [(t.expression, t.sign, t.value) for t in thresholds("r", rule)] == found
+
+
+@pytest.mark.parametrize(("sign", "place"), [("≥", 4), (">", 5), ("≤", 5), ("<", 4)])
+def test_a_threshold_on_whole_numbers_stands_between_those_that_pass_and_the_others(sign, place):
+    assert limit(Threshold("r", "words", sign, 4.0), True) == place
+    assert limit(Threshold("r", "score", sign, 0.28), False) == 0.28
 
 
 def test_columns_are_read_in_the_order_of_the_rule():

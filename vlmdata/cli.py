@@ -27,6 +27,7 @@ DatasetUrl = Annotated[str, typer.Argument(help="the dataset's folder or URL", m
 Setting = Annotated[list[str] | None, typer.Option("--set", help="change the recipe: key.path=YAML (may be repeated)")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only the first N pairs")]
 
+INTERRUPTED = 130
 _state = {"debug": False}
 
 
@@ -193,6 +194,11 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _interrupted() -> int:
+    _say("interrupted; the same command goes on where it stopped")
+    return INTERRUPTED
+
+
 def main() -> None:
     """Run the command line; errors become one readable line and an exit code."""
     for name, value in {
@@ -215,10 +221,10 @@ def _silence() -> None:
 def guarded(command: Callable[[], Any]) -> int:
     try:
         result = command()
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        return _interrupted() if code == INTERRUPTED else code  # Typer makes this number of Ctrl-C
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; the same command goes on where it stopped")
-        return 130
+        return _interrupted()
     except typer.Exit as stop:
         return stop.exit_code
     except TyperException as error:  # of its usage errors

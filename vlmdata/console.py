@@ -37,8 +37,9 @@ def configure_logging(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, handlers=[handler], force=True)
     logging.getLogger("vlmdata").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
-        # Prefect logs a flow's exception with its traceback; `main` says it in one line.
+        # They log an exception with its traceback on its way up; `main` says it in one line.
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
 def prepare_prefect(dataset: Dataset) -> None:
