@@ -163,7 +163,7 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
             SELECT dup_group, min_by({{'uid': uid, 'similarity': similarity}},
                                      {{'a': NOT kept, 'b': -similarity, 'c': uid}}, {MEMBERS})
             FROM duplicates JOIN samples USING (uid)
-            WHERE dup_method = $method AND list_contains($groups, dup_group) GROUP BY dup_group""",
+            WHERE dup_method = $method AND dup_group IN (SELECT unnest($groups)) GROUP BY dup_group""",
             {"method": method, "groups": list(sizes)},
         ).fetchall()
         members_of = dict(found)
@@ -183,7 +183,7 @@ def _rows(
         f"""
         SELECT uid, left(caption, {_CAPTION + 1}) AS caption, left(url, 2000) AS url, source, kept, reason, split,
                download_status, {score} AS score, stored_tar, "offset", length{values}
-        FROM samples WHERE list_contains($uids, uid)""",
+        FROM samples WHERE uid IN (SELECT unnest($uids))""",
         params={"uids": uids},
     ).to_arrow_table()
     return {row["uid"]: row for row in table.to_pylist()}
