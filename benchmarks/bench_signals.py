@@ -1,4 +1,4 @@
-"""Images a second of the image signals, one thread each, and perceptual hashing beside imagehash where it is installed."""
+"""Images a CPU-second of the signals that read pixels, their models loaded before."""
 
 import time
 

@@ -45,6 +45,6 @@ def _gather(dataset: Dataset, table: Table, columns: list[str]) -> tuple[pa.Chun
 
 
 def _values(column: pa.ChunkedArray) -> Any:
-    if pa.types.is_fixed_size_list(column.type):
+    if pa.types.is_nested(column.type):
         return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
     return column.combine_chunks() if pa.types.is_string(column.type) else column.to_numpy()

@@ -85,3 +85,9 @@ def test_a_dataset_in_memory_works_like_one_on_disk():
     part = dataset.write_part("text", "k", "1", ROWS, {"a": "b"})
     assert dataset.current_part("text", "k", "1", {"a": "b"}) == part
     assert dataset.read_part(part).equals(ROWS)
+
+
+def test_vectors_that_were_not_measured_are_null_and_come_back(dataset):
+    vectors = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.float16(), 2))
+    part = dataset.write_part("embeddings_clip", "k", "1", pa.table({"uid": ["a", "b", "c"], "vector": vectors}), {})
+    assert dataset.read_part(part)["vector"].to_pylist() == [[1, 2], None, [3, 4]]

@@ -128,7 +128,7 @@ class Dataset:
             return self.commit(aside, relative)
 
     def write_json(self, relative: str, content: object) -> File:
-        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"  # unsorted: the order of rules has a meaning
         return self.write_bytes(relative, text.encode())
 
     def read_json(self, relative: str) -> Any:
@@ -214,7 +214,7 @@ class Dataset:
         return Part(name, relative, metadata.num_rows, size, digest, also)
 
     def read_part(self, part: Part | str, columns: list[str] | None = None) -> pa.Table:
-        """A part's rows; the columns in the order asked for."""
+        """A part's rows; the columns in the order asked for, vectors as plain lists."""
         relative = part if isinstance(part, str) else part.path
         try:
             with self.open(relative) as handle:
@@ -283,12 +283,15 @@ def new_id() -> str:
 def write_parquet(rows: pa.Table, path: Path, note: object = None) -> None:
     """Parquet with settings that give the same bytes for the same rows."""
     metadata = {_FOOTER: json.dumps(note, sort_keys=True).encode()} if note is not None else None
+    # pyarrow 25 writes nulls in fixed-size lists, and then cannot read them as such; as plain lists it can.
+    fixed = any(pa.types.is_fixed_size_list(column.type) for column in rows.schema)
     pq.write_table(
         rows.replace_schema_metadata(metadata).combine_chunks(),
         path,
         compression="zstd",
         row_group_size=65_536,
         use_dictionary=True,
+        store_schema=not fixed,
         write_statistics=True,
     )
 

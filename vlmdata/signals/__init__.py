@@ -132,6 +132,6 @@ def _measure(
 def _join(rows: pa.Table, table: pa.Table) -> pa.Table:
     """`rows` with the scalar columns of `table` beside them, by position."""
     for column in table.column_names:
-        if column != "uid" and not pa.types.is_fixed_size_list(table.schema.field(column).type):
+        if column != "uid" and not pa.types.is_nested(table.schema.field(column).type):
             rows = rows.append_column(column, table[column])
     return rows
