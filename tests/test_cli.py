@@ -72,8 +72,8 @@ def test_what_is_not_there_is_said(run):
 
 def test_a_wrong_option_is_the_users_error(run, tmp_path):
     recipe = str(write_recipe(tmp_path))
-    for arguments in (("run", recipe, "--stages", "ingst"), ("run", recipe, "--set", "x"), ("run", recipe, "--limit", "0"),
-                      ("run", recipe, "--runner", "drect"), ("nonsense",), ("run",)):  # fmt: skip
+    wrong = [("--stages", "ingst"), ("--set", "x"), ("--limit", "0"), ("--runner", "drect"), ("--nonsense",)]
+    for arguments in [("run", recipe, *options) for options in wrong] + [("nonsense",), ("run",)]:
         code, _, err = run(*arguments)
         assert code == 2, arguments
         assert err.startswith("error: ")

@@ -66,8 +66,16 @@ def test_a_hostile_caption_is_data_to_the_end(made):
 
 
 def test_sql_reads_only_this_dataset(made):
-    for query in ("drop table x", "copy samples to 'x.csv'", "select * from read_csv('/etc/passwd')", "select 1; select 2",
-                  "attach 'x.db'", "pragma version", "set threads = 3", "install httpfs"):  # fmt: skip
+    for query in (
+        "drop table x",
+        "copy samples to 'x.csv'",
+        "select * from read_csv('/etc/passwd')",
+        "select 1; select 2",
+        "attach 'x.db'",
+        "pragma version",
+        "set threads = 3",
+        "install httpfs",
+    ):
         answer = vlmdata(made, "sql", "runs/it", query)
         assert answer.returncode == 2, query
         assert answer.stderr.startswith("error: ")
