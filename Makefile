@@ -1,6 +1,8 @@
 # `make demo` and `make test` need Python 3.11 or 3.12 with venv, make, apt-get and npm; all else is installed by them.
 SHELL := /bin/bash
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# the first that runs and fits: a version manager's shim may be there without its Python
+FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do "$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(FITS)' \
 		|| { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q 'uv==0.13.9'

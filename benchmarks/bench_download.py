@@ -124,9 +124,8 @@ def main() -> None:
         assert images is not None
         assert images["download_status"].to_pylist() == ["success"] * COUNT
         for who, values in spent.items():
-            print(
-                f"{who:<12} {statistics.median(values):6.2f} ms of CPU an image ({min(values):.2f} to {max(values):.2f})"
-            )
+            spread = f"{min(values):.2f} to {max(values):.2f}"
+            print(f"{who:<12} {statistics.median(values):6.2f} ms of CPU an image ({spread})")
         ratio = statistics.median(spent["img2dataset"]) / statistics.median(spent["vlmdata"])
         values = psnr(images, urls, folder)
         print(f"ratio        {ratio:6.2f}")

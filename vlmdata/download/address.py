@@ -108,7 +108,7 @@ class Resolver(AbstractResolver):
                 found = await ask
         except TimeoutError as error:
             raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {self._seconds:g} s") from error
-        except UnicodeError as error:
+        except ValueError as error:  # a label too long, a NUL
             raise socket.gaierror(socket.EAI_NONAME, "not a host's name") from error
         by_address = {str(entry[4][0]): entry for entry in found}
         return [
