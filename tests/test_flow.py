@@ -14,8 +14,6 @@ from conftest import HOSTILE, content, vlmdata, write_recipe
 
 from vlmdata.dataset import Dataset
 
-pytestmark = pytest.mark.xdist_group("flow")
-
 
 @pytest.fixture
 def dataset(made):

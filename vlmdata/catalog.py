@@ -39,7 +39,9 @@ def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
         appended = [part.path for table in dataset.tables_named(name) for part in table.parts]
         _view(connection, dataset, name, appended)
     if dataset.local:
-        connection.execute(f"SET allowed_directories = [{_text(dataset.root.rstrip('/') + '/')}]")
+        folder = dataset.root.rstrip("/") + "/"
+        # DuckDB compares a pattern as it is written, so the folder's own name is allowed in that form too.
+        connection.execute(f"SET allowed_directories = [{_text(folder)}, {_text(_no_glob(folder))}]")
         connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
