@@ -20,7 +20,7 @@ $(STAMP): requirements.txt pyproject.toml
 		|| { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q 'uv==0.13.9'
-	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --compile-bytecode -r requirements.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -95,6 +95,9 @@ def halves(dataset: Dataset) -> dict[str, list[Pair]]:
             picture = decode(file.read(length))
         if picture is not None:
             sets.setdefault(name, []).append((picture, caption))
+    for half in ("held back", "learnt"):  # of all sources by turns, so that a picture's style says something
+        mine = [pairs for name, pairs in sorted(sets.items()) if name.endswith(half)]
+        sets[f"mixed, {half}"] = [pair for turn in zip(*mine, strict=False) for pair in turn][:PAIRS]
     return dict(sorted(sets.items()))
 
 

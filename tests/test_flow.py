@@ -40,13 +40,17 @@ def test_every_pair_has_one_verdict_with_its_reason(made, dataset):
     )
 
 
-def test_shards_are_read_alike_by_webdataset_datasets_and_pyarrow(made, dataset):
+def test_shards_are_read_alike_by_webdataset_datasets_and_pyarrow(made, dataset, tmp_path):
     import datasets
     import webdataset
 
-    shards = dataset.latest()["shards"]
-    tars = [str(made / "runs/it" / shard["path"]) for shard in shards if shard["format"] == "webdataset"]
-    tables = [made / "runs/it" / shard["path"] for shard in shards if shard["format"] == "parquet"]
+    # beside each other, since `datasets` takes the signs of the dataset's folder for patterns
+    paths = [
+        shutil.copy(made / "runs/it" / shard["path"], tmp_path)
+        for shard in sorted(dataset.latest()["shards"], key=lambda shard: shard["path"])
+    ]
+    tars = [path for path in paths if path.endswith(".tar")]
+    tables = [path for path in paths if path.endswith(".parquet")]
     by_wds = [sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)]
     by_hf = [row["json"]["uid"] for row in datasets.load_dataset("webdataset", data_files=tars, split="train",
                                                                  cache_dir=str(made / "hf"))]  # fmt: skip
@@ -122,17 +126,18 @@ def test_a_changed_rule_runs_selection_and_later_only(made, tmp_path):
         for part in ("images", "tables")
         for path in (folder / "runs/it" / part).rglob("*.parquet")
     }
-    run = vlmdata(folder, "run", "recipe.yaml", "--set", "select.rules.english=lang = 'de'")
+    run = vlmdata(folder, "run", "recipe.yaml", "--set", "select.rules.english=lang in ('en', 'de')")
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().endswith("runs/it/snapshots/000002")
     assert all(path.stat().st_mtime_ns == changed for path, changed in files.items())
     dataset = Dataset(str(folder / "runs/it"))
-    assert dataset.latest()["funnel"][-1]["left"] == 1
+    assert dataset.latest()["funnel"][-1]["left"] == 23
     assert dataset.latest()["parent"] == 1
     assert vlmdata(folder, "verify", "runs/it").returncode == 0
 
 
-@pytest.mark.parametrize("stage", ["download", "signals", "judge", "shards", "train"])
+# The other stages stop and go on by the same means; each run costs a start of Prefect's server.
+@pytest.mark.parametrize("stage", ["signals", "shards", "train"])
 def test_a_run_killed_in_a_stage_goes_on_and_ends_with_the_same_bytes(made, tmp_path, stage):
     folder = tmp_path / made.name
     folder.mkdir()

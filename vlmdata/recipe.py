@@ -198,9 +198,9 @@ class LiteHeads(Options):
     """The trained part of the embedded scorer `lite`."""
 
     hidden: int = Field(512, gt=0, description="width of the heads' hidden layer")
-    dropout: float = Field(0.5, ge=0, lt=1, description="of the image's features and of the hidden layers")
+    dropout: float = Field(0.6, ge=0, lt=1, description="of the image's features and of the hidden layers")
     temperature: float = Field(1.5, gt=0, description="by which the logits of ImageNet's classes are divided")
-    share: float = Field(0.5, ge=0, le=1, description="of the learned residual, when scoring")
+    share: float = Field(0.35, ge=0, le=1, description="of the learned residual, when scoring")
     context: float = Field(0.4, ge=0, le=1, description="how often a sample's context stands in for its caption")
 
 
