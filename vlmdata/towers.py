@@ -102,7 +102,7 @@ def _squeeze(picture: np.ndarray) -> np.ndarray:
 class Sentences:
     """all-MiniLM-L6-v2 (Reimers 2019; Wang 2020): BERT with 6 layers of width 384, mean of the tokens, unit length."""
 
-    batch = 32
+    tokens = 512  # in a batch, padding included: one shape for each length
     heads = 12
 
     def __init__(self) -> None:
@@ -122,9 +122,10 @@ class Sentences:
         padded = np.array([next(length for length in LENGTHS if len(ids) <= length) for ids in tokens], np.int64)
         for length in LENGTHS:
             members = np.flatnonzero(padded == length)
-            for rows in _blocks(len(members), self.batch):
-                ids = torch.zeros((self.batch, length), dtype=torch.int64)
-                mask = torch.zeros((self.batch, length))
+            batch = self.tokens // length
+            for rows in _blocks(len(members), batch):
+                ids = torch.zeros((batch, length), dtype=torch.int64)
+                mask = torch.zeros((batch, length))
                 mask[:, 0] = 1  # a row of padding alone would give NaN
                 for place, member in enumerate(members[rows]):
                     ids[place, : len(tokens[member])] = torch.tensor(tokens[member])

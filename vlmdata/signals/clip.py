@@ -86,11 +86,10 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.ClipSignal)
     of_text = of_image
     caption = pa.chunked_array(rows["caption"]).combine_chunks()
     if len(rows):
-        encoder = _encoder(options.model, options.pretrained)
+        encoder = _encoder(options.model, options.pretrained, options.batch)
         distinct = caption.fill_null("").dictionary_encode()
-        of_image = in_batches(encoder.encode_images, images.pixels, options.batch)[images.of]
-        texts = in_batches(encoder.encode_texts, distinct.dictionary.to_pylist(), options.batch)
-        of_text = texts[distinct.indices.to_numpy()]
+        of_image = encoder.encode_images(images.pixels)[images.of]
+        of_text = encoder.encode_texts(distinct.dictionary.to_pylist())[distinct.indices.to_numpy()]
     score = np.einsum("nd,nd->n", of_image, of_text).clip(-1, 1)
     name = recipe.signal_name(options)
     tables = schemas(options)
@@ -105,13 +104,17 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.ClipSignal)
 
 
 @loaded_once
-def _encoder(model: str, pretrained: str | None) -> Encoder:
-    if model == "lite":
+def _encoder(model: str, pretrained: str | None, batch: int) -> Encoder:
+    if model == "lite":  # it makes batches of its own
         from vlmdata import lite
 
         loaded = lite.load()
         return Encoder(loaded.encode_images, loaded.encode_texts)
-    return _open_clip(recipe.ClipSignal(kind="clip", model=model, pretrained=pretrained))
+    bare = _open_clip(recipe.ClipSignal(kind="clip", model=model, pretrained=pretrained))
+    return Encoder(
+        lambda pixels: in_batches(bare.encode_images, pixels, batch),
+        lambda texts: in_batches(bare.encode_texts, texts, batch),
+    )
 
 
 def _open_clip(options: recipe.ClipSignal) -> Encoder:
