@@ -90,7 +90,7 @@ def test_each_distinct_image_and_caption_is_encoded_once(monkeypatch: pytest.Mon
         seen.extend(items)
         return np.full((len(items), 24), 24**-0.5, np.float32)
 
-    monkeypatch.setattr(clip, "_encoder", lambda model, pretrained: clip.Encoder(encode, encode))
+    monkeypatch.setattr(clip, "_encoder", lambda model, pretrained, batch: clip.Encoder(encode, encode))
     pictures = Pictures(pixels(2), np.array([0, 1, 0, 1]))
     found = clip.measure(rows(["a", "b", "a", "b"]), pictures, options(model=str(directory), batch=1))
     assert len(seen) == 4
