@@ -57,7 +57,6 @@ class Plan:
     survivor: tuple[Order, ...]
     select: str
     shards: str
-    jobs: str
     tables: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -111,7 +110,6 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         [tables[name] for name in sorted(tables)],
     )
     written = make_key("shards", shards.VERSION, recipe.shards.model_dump(mode="json"), [chosen])
-    jobs = make_key("jobs", 1, [job.model_dump(mode="json") for job in recipe.jobs], [written])
     return Plan(
         recipe,
         limit,
@@ -125,7 +123,6 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         tuple(survivor),
         chosen,
         written,
-        jobs,
         tables,
     )
 
@@ -201,7 +198,7 @@ def check_writable(dataset: Dataset) -> None:
 
 
 def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:
-    """The manifest of the snapshot in force when it is just what the plan asks for, jobs and report included."""
+    """The manifest of the snapshot in force when it is just what the plan asks for (its jobs apart)."""
     latest = dataset.latest()
     if latest is None or latest["keys"] != snapshot_keys(plan):
         return None
@@ -210,7 +207,7 @@ def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:
 
 def snapshot_keys(plan: Plan) -> dict[str, str]:
     """What a snapshot was made from: table or stage -> key."""
-    return plan.tables | {"select": plan.select, "shards": plan.shards, "jobs": plan.jobs}
+    return plan.tables | {"select": plan.select, "shards": plan.shards}
 
 
 def describe(plan: Plan, dataset: Dataset) -> list[str]:
