@@ -66,7 +66,6 @@ def rows(page, selector):
     return [node.text(separator=" ").split() for node in page.css(selector)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_it_opens_in_a_browser_with_every_picture_and_without_a_word(published, tmp_path, width, dark):
     seen, told = visit(published[0].path("snapshots/000001/report.html"), tmp_path, LOOK, width, dark=dark)
@@ -76,7 +75,6 @@ def test_it_opens_in_a_browser_with_every_picture_and_without_a_word(published, 
     assert seen["width"] <= width
 
 
-@pytest.mark.slow
 def test_captions_urls_and_errors_of_others_are_text(tmp_path):
     made = [pair(text, picture(n)) for n, text in enumerate(HOSTILE)]
     made += [
