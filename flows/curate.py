@@ -64,18 +64,23 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
         if latest is None or latest["keys"] != snapshot_keys(run.plan):
+            wanted = [stage for stage in ("shards", "jobs", "report") if stage in run.stages]
+            if wanted and "select" not in run.stages:
+                raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")
             latest = _publish(run) if "select" in run.stages else None
         if latest is None:
             return _unpublished(run)
         shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
         _log_times(run, latest["number"])
-        if "jobs" in run.stages:
-            for job in missing(parsed, dataset, latest["number"]):
-                train.with_options(name=f"job {job.name}")(job, dataset, latest)
-        if "report" in run.stages:
-            with _timed(run, "report"):
-                report(dataset, latest)
-            _log_times(run, latest["number"])
+        try:
+            if "jobs" in run.stages:
+                for job in missing(parsed, dataset, latest["number"]):
+                    train.with_options(name=f"job {job.name}")(job, dataset, latest)
+        finally:  # a snapshot has its report, whatever became of its jobs
+            if "report" in run.stages:
+                with _timed(run, "report"):
+                    report(dataset, latest)
+                _log_times(run, latest["number"])
         return dataset.path(snapshot_folder(latest["number"]))
 
 

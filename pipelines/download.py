@@ -50,19 +50,25 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     observations = tuple(part_from(result["observations"]) for result in results)
     dataset.write_table(Table("observations", plan.images, observations, inputs))
     table = Table("images", plan.images, tuple(part_from(result["images"]) for result in results), inputs)
-    _check(dataset, table)
+    _check(dataset, table, observations)
     dataset.write_table(table)
     return table
 
 
-def _check(dataset: Dataset, table: Table) -> None:
+def _check(dataset: Dataset, table: Table, observations: tuple[Part, ...]) -> None:
     counts: dict[str, int] = {}
+    errors: list[str] = []
     for part in table.parts:
-        for entry in pc.value_counts(dataset.read_part(part, ["download_status"])["download_status"]).to_pylist():
+        said = dataset.read_part(part, ["error"])["error"].drop_null()
+        errors += said.slice(0, 1).to_pylist()
+        statuses = dataset.read_part(part, ["download_status"])["download_status"]
+        for entry in pc.value_counts(statuses).to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     if counts and "success" not in counts:
         worst = max(sorted(counts), key=lambda status: counts[status])
+        for part in (*table.parts, *observations):
+            dataset.remove(part.path)  # or the next run would take this outcome for an observation
         raise DataError(
-            f"not one of {table.rows} images came: {counts[worst]} ended as {worst!r}; "
-            f"see the column error of images, and download.allow_hosts for servers at private addresses"
+            f"not one of {table.rows} images came: {counts[worst]} ended as {worst!r}: {(errors or ['-'])[0]}; "
+            "servers at private addresses must be named in download.allow_hosts"
         )

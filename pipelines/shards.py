@@ -80,7 +80,7 @@ def run(
     recipe: Shards = plan.recipe.shards
     columns = columns_of(plan)
     into = shards.buckets(selection.splits, recipe.samples)
-    work = f"work_shards/{plan.shards}-{selection.samples.sha256[:16]}"
+    work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
     elements = list(zip(selection.samples.parts, tables["pairs"].parts, tables["images"].parts, strict=True))
     scatter = _Scatter(dataset.url, work, columns, into)
     scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)

@@ -35,7 +35,9 @@ class _Work:
         if todo:
             rows = wide_part(dataset, [pairs, images])
             measured = {name: dataset.read_part(part) for name, part in parts.items()}
-            reuse = {name: dataset.read_part(part) for name, part in reusable.items()}
+            earlier = {name: dataset.read_part(part) for name, part in reusable.items()}
+            # of the same rows in the same order only
+            reuse = {name: table for name, table in earlier.items() if table["uid"].equals(rows["uid"])}
             with dataset.open(images.also[0].path) as tar:
 
                 def read_image(offset: int, length: int) -> bytes:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -66,3 +68,32 @@ def test_only_the_server_of_a_run_that_is_gone_is_ended(dataset):
         assert orphan.wait(timeout=10) != 0
         assert child.poll() is None
         child.kill()
+
+
+def test_of_many_that_start_at_once_one_gets_a_dead_runs_lock(dataset):
+    dead = {
+        "owner": "x",
+        "what": "a run",
+        "pid": 999999999,
+        "started": 0.0,
+        "host": socket.gethostname(),
+        "heartbeat": 0,
+    }
+    dataset.write_json("lock.json", dead)
+    go, got = threading.Barrier(8), []
+
+    def start() -> None:
+        go.wait()
+        try:
+            with lock(dataset, "a starter"):
+                got.append(1)
+                time.sleep(1)
+        except RefusedError:
+            pass
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [1]

@@ -43,6 +43,8 @@ def test_nan_counts_as_null_and_division_by_zero_too():
         "row_number() over () > 1",
         "count(*) > 1",
         "random() > 0.5",
+        "current_localtime() > time '12:00'",
+        "age(timestamp '2020-01-01') > interval 1 day",
         "now() > timestamp '2020-01-01'",
         "current_date > date '2020-01-01'",
         "current_setting('threads') = '1'",

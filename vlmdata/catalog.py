@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from vlmdata.dataset import Dataset, Part, Table
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
 from vlmdata.schemas import table_schema
 
 _APPEND_ONLY = ("jobs", "metrics")
@@ -68,11 +68,11 @@ def wide_part(dataset: Dataset, parts: list[Part]) -> pa.Table:
         rows = dataset.read_part(part)
         chosen = [name for name in rows.column_names if not pa.types.is_nested(rows.schema.field(name).type)]
         if wide is None:
-            wide = rows.select(chosen)
+            wide = rows.select([name for name in chosen if name != "fetch_url"])  # signed URLs reach no output
             continue
         assert rows.num_rows == wide.num_rows, f"{part.path}: {rows.num_rows} rows beside {wide.num_rows}"
         for name in chosen:
-            if name != "uid":
+            if name not in ("uid", "fetch_url"):
                 wide = wide.append_column(name, rows[name])
     assert wide is not None
     return wide
@@ -91,7 +91,12 @@ def append(dataset: Dataset, table: str, rows: list[dict[str, Any]]) -> None:
 def _view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, paths: list[str]) -> None:
     if paths:
         files = ", ".join(_text(_no_glob(_url(dataset, path))) for path in paths)
-        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{files}])')
+        columns = "* EXCLUDE (fetch_url)" if name == "pairs" else "*"  # signed URLs reach no output
+        try:
+            connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns} FROM read_parquet([{files}])')
+        except duckdb.Error as error:
+            first = str(error).strip().splitlines()[0]
+            raise DataError(f"table {name}: {first}; `vlmdata verify` lists what is damaged") from error
     else:
         connection.register(name, table_schema(name).empty_table())
 

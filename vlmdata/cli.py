@@ -84,7 +84,7 @@ def run(
         from vlmdata.flows.curate import curate
 
         folder = curate(parsed.model_dump(mode="json"), limit, chosen)
-    if dataset.latest() is not None:
+    if folder != dataset.root:  # else the stages asked for end before a snapshot
         for line in console.summary(dataset, parsed.dataset):
             _say(line)
     print(folder)
@@ -138,7 +138,7 @@ def report(dataset: DatasetUrl) -> None:
     latest = opened.latest()
     if latest is None:
         raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
-    print(opened.path(write_report(opened, latest)))
+    print(write_report(opened, latest))
 
 
 @app.command()
@@ -191,7 +191,9 @@ def doctor() -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    from vlmdata.console import clean
+
+    print("\n".join(clean(part) for part in line.splitlines()), file=sys.stderr)
 
 
 def _interrupted() -> int:
@@ -228,7 +230,9 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except TyperException as error:  # of its usage errors
-        _say(f"error: {getattr(error, 'format_message', error.__str__)()} (--help lists what there is)")
+        message = getattr(error, "format_message", error.__str__)()
+        if message:  # none where the bare command has shown its help
+            _say(f"error: {message} (--help lists what there is)")
         return InputError.exit_code
     except VlmdataError as error:
         if _state["debug"]:

@@ -184,14 +184,16 @@ def prompt(connection: "duckdb.DuckDBPyConnection", form: str) -> None:
     """Read SELECTs line by line until the end of input; a query ends with `;`."""
     from vlmdata.catalog import query
 
-    if sys.stdin.isatty():
+    terminal = sys.stdin.isatty()
+    if terminal:
         import readline  # noqa: F401 - gives input() its history and arrow keys
     held = ""
     while True:
         try:
-            held += input("vlmdata> " if not held else "    ...> ") + "\n"
+            held += input(("vlmdata> " if not held else "    ...> ") if terminal else "") + "\n"
         except EOFError:
-            print(file=sys.stderr)
+            if held.strip():
+                write_answer(query(connection, held), form)
             return
         if held.strip() in ("", "exit", "quit", ".quit", "\\q"):
             if held.strip():

@@ -51,7 +51,7 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
         seen = _write_parts(dataset, "observations", key, observed, table_schema("observations"), _PART_ROWS)
         connection.close()
     dataset.write_table(Table("observations", key, tuple(seen)))
-    table = Table("found", key, tuple(parts), about={"source": source.model_dump(mode="json")})
+    table = Table("found", key, tuple(parts), about={"source": source.name})
     dataset.write_table(table)
     return table
 

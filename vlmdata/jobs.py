@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vlmdata.catalog import append
 from vlmdata.dataset import Dataset, make_key
-from vlmdata.errors import InputError, JobError
+from vlmdata.errors import InputError, JobError, VlmdataError
 from vlmdata.recipe import Job, Recipe, TrainJob, apply_setting, nearest, read_yaml
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,14 @@ def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any]) -> dict[str, f
     state, metrics = "failed", {}
     try:
         metrics = train(job, training_shards(dataset, manifest), dataset.path(output), resume=True)
+        values = [
+            {"snapshot": number, "job": job.name, "step": None, "name": name, "value": float(value)}
+            for name, value in metrics.items()
+        ]
+        append(dataset, "metrics", values)  # before the job counts as done, or a kill between would lose them
         state = "done"
+    except VlmdataError as error:
+        raise JobError(f"job {job.name!r} failed: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         raise JobError(f"job {job.name!r} failed: {type(error).__name__}: {error}") from error
     finally:
@@ -64,14 +71,6 @@ def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any]) -> dict[str, f
             "output": output,
         }
         append(dataset, "jobs", [row])
-    append(
-        dataset,
-        "metrics",
-        [
-            {"snapshot": number, "job": job.name, "step": None, "name": name, "value": float(value)}
-            for name, value in metrics.items()
-        ],
-    )
     return metrics
 
 

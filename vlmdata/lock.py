@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from vlmdata.dataset import Dataset, new_id
-from vlmdata.errors import RefusedError
+from vlmdata.errors import DataError, RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +29,6 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
     A lock whose process is gone (same machine) or whose heartbeat is older than two minutes (another machine) is
     taken over. Raises RefusedError when another run holds it.
     """
-    left = _read(dataset)
-    if left is not None and _alive(left):
-        raise RefusedError(
-            f"{dataset.root}: {left['what']} (process {left['pid']} on {left['host']}) is working on this dataset; "
-            "wait for it, or end it"
-        )
-    if left is not None:
-        end_orphans(dataset)
-        log.info("taking over the lock of a run that is gone (process %s on %s)", left["pid"], left["host"])
     process = psutil.Process()
     content: dict[str, Any] = {
         "owner": new_id(),
@@ -47,15 +38,17 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
         "host": socket.gethostname(),
         "heartbeat": time.time(),
     }
-    if left is not None or not dataset.exists("lock.json"):
-        dataset.clean_spool()
     _claim(dataset, content)
+    dataset.clean_spool()
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_SECONDS):
             content["heartbeat"] = time.time()
             try:
+                if not _ours(dataset, content):
+                    log.error("%s: another run has taken this dataset's lock", dataset.root)
+                    return
                 dataset.write_json("lock.json", content)
             except OSError as error:  # the run itself will say what is wrong with the disk
                 log.warning("the lock's heartbeat could not be written: %s", error)
@@ -67,32 +60,60 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
     finally:
         done.set()
         thread.join()
-        dataset.remove("lock.json")
+        if _ours(dataset, content):
+            dataset.remove("lock.json")
 
 
 def _claim(dataset: Dataset, content: dict[str, Any]) -> None:
-    """Write the lock so that of two runs that start at once only one gets it."""
-    taken = RefusedError(f"{dataset.root}: another run took this dataset at the same moment; try again later")
-    if dataset.local:
-        # A hard link fails where the name exists: the one atomic "create, with this content" of a file system.
-        dataset.remove("lock.json")
-        with dataset.spool() as folder:
-            aside = folder / "lock.json"
-            aside.write_text(json.dumps(content), "utf-8")
-            try:
-                os.link(aside, dataset.path("lock.json"))
-            except FileExistsError as error:
-                raise taken from error
+    """Write the lock so that of several runs that start at once only one gets it."""
+    left = _read(dataset)
+    if left is not None:
+        if _alive(left):
+            raise _refused(dataset, left)
+        end_orphans(dataset)
+        log.info("taking over the lock of a run that is gone (process %s on %s)", left["pid"], left["host"])
+    if not dataset.local:
+        dataset.write_json("lock.json", content)
+        time.sleep(1.0)  # the later writer wins; the earlier one sees it here
+        if not _ours(dataset, content):
+            raise _refused(dataset, _read(dataset) or content)
         return
-    dataset.write_json("lock.json", content)
-    time.sleep(1.0)  # the later writer wins; the earlier one sees it here
+    path = dataset.path("lock.json")
+    try:
+        with dataset.spool() as folder:
+            mine, theirs = folder / "lock.json", folder / "old.json"
+            mine.write_text(json.dumps(content), "utf-8")
+            if left is not None:
+                os.rename(path, theirs)
+                moved = json.loads(theirs.read_text("utf-8"))
+                if moved["owner"] != left["owner"]:  # another run was faster: give its lock back
+                    os.link(theirs, path)
+                    raise _refused(dataset, moved)
+            # A hard link fails where the name exists: the one atomic "create, with this content" of a file system.
+            os.link(mine, path)
+    except (FileExistsError, FileNotFoundError) as error:  # another run was faster, and may have cleaned the spool
+        raise _refused(dataset, _read(dataset) or content) from error
+
+
+def _refused(dataset: Dataset, holder: dict[str, Any]) -> RefusedError:
+    return RefusedError(
+        f"{dataset.root}: {holder['what']} (process {holder['pid']} on {holder['host']}) is working on this dataset; "
+        "wait for it, or end it"
+    )
+
+
+def _ours(dataset: Dataset, content: dict[str, Any]) -> bool:
     holder = _read(dataset)
-    if holder is None or holder["owner"] != content["owner"]:
-        raise taken
+    return holder is not None and holder["owner"] == content["owner"]
 
 
 def _read(dataset: Dataset) -> dict[str, Any] | None:
-    return dataset.read_json("lock.json") if dataset.exists("lock.json") else None
+    try:
+        return dataset.read_json("lock.json")
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        raise RefusedError(f"{dataset.path('lock.json')} is damaged: remove it when no run is at work here") from error
 
 
 def _alive(content: dict[str, Any]) -> bool:
@@ -124,6 +145,7 @@ def run_mark(dataset: Dataset) -> str:
 def _runs(pid: int, started: float) -> bool:
     try:
         # A process id may have been given away again: the start time tells.
-        return abs(psutil.Process(pid).create_time() - started) < 1
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -84,7 +84,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     ]
     images = make_key("images", download.VERSION, parameters, [pairs])
     tables = {"pairs": pairs, "images": images}
-    columns = _scalars(table_schema("pairs"), table_schema("images"))
+    columns = _scalars(_without_fetch_url(table_schema("pairs")), table_schema("images"))
     columns, expressions, planned = _plan_signals(recipe, columns, tables)
     rules = {
         name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
@@ -167,6 +167,11 @@ def _plan_signals(
             columns = _scalars(columns, schema)
         expressions |= after
     return columns, expressions, tuple(planned)
+
+
+def _without_fetch_url(schema: pa.Schema) -> pa.Schema:
+    """Signed URLs are for the download alone: neither rules nor outputs see them."""
+    return schema.remove(schema.get_field_index("fetch_url"))
 
 
 def _scalars(*schemas: pa.Schema) -> pa.Schema:

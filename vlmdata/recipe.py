@@ -26,7 +26,7 @@ Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 class Options(BaseModel):
     """Options that refuse what they do not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CrawlSource(Options):

@@ -10,6 +10,7 @@ import jsonschema
 from vlmdata import schemas
 from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder
 from vlmdata.plan import Plan, snapshot_keys
+from vlmdata.sources import strip_signature
 
 
 def next_number(dataset: Dataset) -> int:
@@ -37,7 +38,7 @@ def manifest(
         "parent": number - 1 if number > 1 else None,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         # The runner and the place of the dataset change no value.
-        "recipe": plan.recipe.model_dump(mode="json", exclude={"dataset", "runner"}),
+        "recipe": _without_secrets(plan.recipe.model_dump(mode="json", exclude={"dataset", "runner"})),
         "limit": plan.limit,
         "keys": snapshot_keys(plan),
         "tables": {name: _entry(table) for name, table in tables.items()},
@@ -93,6 +94,18 @@ def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
         relative = f"{folder}/{path.rsplit('/', 1)[1]}"
         if relative not in named:
             dataset.remove(relative)
+
+
+def _without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the sources' URLs free of signatures, tokens and passwords."""
+    for source in recipe["sources"]:
+        for key in ("start", "path"):
+            value = source.get(key)
+            if isinstance(value, list):
+                source[key] = [strip_signature(url)[0] for url in value]
+            elif isinstance(value, str) and "://" in value:
+                source[key] = strip_signature(value)[0]
+    return recipe
 
 
 def _entry(table: Table) -> dict[str, Any]:
