@@ -51,8 +51,18 @@ class CrawlSource(Options):
         return start
 
 
+class CommonCrawlSource(Options):
+    """WAT or WARC files of Common Crawl, or of any crawler that writes WARC."""
+
+    kind: Literal["commoncrawl"]
+    name: Name = "commoncrawl"
+    paths: list[str] = Field(min_length=1, description="files, globs, `wat.paths.gz` listings; any fsspec URL")
+    format: Literal["wat", "warc"]
+    base: str = Field("", description="put before the relative paths of a listing: `s3://commoncrawl/`, or a folder")
+
+
 class FolderSource(Options):
-    """Images with a .txt or .json file of the same name beside them."""
+    """Images with a .txt or .json file of the same name beside them, an ImageFolder's metadata, or COCO captions."""
 
     kind: Literal["folder"]
     name: Name = "folder"
@@ -60,8 +70,24 @@ class FolderSource(Options):
     limit: int | None = Field(None, gt=0, description="the first so many images in the order of their paths")
 
 
+class WebdatasetSource(Options):
+    """WebDataset tars, or an img2dataset output folder: their images are stored, not downloaded again."""
+
+    kind: Literal["webdataset"]
+    name: Name = "webdataset"
+    path: str
+
+
+class VideoSource(Options):
+    """Video files with captions: each chosen frame becomes a row that knows its video and its time."""
+
+    kind: Literal["video"]
+    name: Name = "video"
+    path: str
+
+
 class TableSource(Options):
-    """A Parquet, CSV or JSONL file with a URL and a caption a row; globs and fsspec URLs are allowed."""
+    """A list of URLs with captions in any common format; globs and fsspec URLs are allowed."""
 
     kind: Literal["table"]
     name: Name = "table"
@@ -70,7 +96,10 @@ class TableSource(Options):
     caption: str = "caption"
 
 
-Source = Annotated[CrawlSource | FolderSource | TableSource, Field(discriminator="kind")]
+Source = Annotated[
+    CommonCrawlSource | CrawlSource | FolderSource | TableSource | VideoSource | WebdatasetSource,
+    Field(discriminator="kind"),
+]
 
 
 class Consent(Options):
