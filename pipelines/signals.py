@@ -7,9 +7,9 @@ from vlmdata.catalog import wide_part
 from vlmdata.dataset import Dataset, Part, Table, part_from
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
-from vlmdata.signals import measure_part
+from vlmdata.signals import first_measured, measure_part
 
-_Element = tuple[Part, Part, dict[str, Part]]
+_Element = tuple[Part, Part, dict[str, list[Part]]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,13 @@ class _Work:
         if todo:
             rows = wide_part(dataset, [pairs, images])
             measured = {name: dataset.read_part(part) for name, part in parts.items()}
-            earlier = {name: dataset.read_part(part) for name, part in reusable.items()}
-            # of the same rows in the same order only
-            reuse = {name: table for name, table in earlier.items() if table["uid"].equals(rows["uid"])}
+            reuse = {}
+            for name, earlier in reusable.items():
+                found = [dataset.read_part(part) for part in earlier]
+                # of the same rows in the same order only
+                same = [table for table in found if table["uid"].equals(rows["uid"])]
+                if same:
+                    reuse[name] = first_measured(same)
             with dataset.open(images.also[0].path) as tar:
 
                 def read_image(offset: int, length: int) -> bytes:
@@ -70,16 +74,13 @@ def run(plan: Plan, dataset: Dataset, pairs: Table, images: Table) -> dict[str, 
     return tables
 
 
-def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, Part]]:
-    """Parts measured earlier by the same model and parameters under other `after` rules: table -> name -> part.
-
-    Of several the one with the most rows measured would be best; the first by key is taken, which is the same choice
-    in every run.
-    """
-    found: dict[str, dict[str, Part]] = {}
+def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, list[Part]]]:
+    """Parts measured earlier by the same model and parameters under other `after` rules: table -> name -> parts."""
+    found: dict[str, dict[str, list[Part]]] = {}
     for signal in plan.signals:
         for name in signal.measurement.schemas:
             for table in dataset.tables_named(name):
-                if table.key != signal.key and table.about.get("base") == signal.base and name not in found:
-                    found[name] = {part.name: part for part in table.parts}
+                if table.key != signal.key and table.about.get("base") == signal.base:
+                    for part in table.parts:
+                        found.setdefault(name, {}).setdefault(part.name, []).append(part)
     return found

@@ -98,6 +98,10 @@ def test_verify_names_a_byte_that_changed(made, tmp_path):
     lines = [line.split("\t") for line in found.stdout.splitlines()]
     assert {line[0].rsplit("/", 1)[1] for line in lines} == {tar.name, "000001-0000001.parquet"}
     assert [line[2] for line in lines if line[0].endswith("parquet")] == ["missing"]
+    (copy / "snapshots/000001/manifest.json").unlink()
+    found = vlmdata(tmp_path, "verify", "copy")
+    assert found.returncode == 1
+    assert found.stdout == "snapshots/000001/manifest.json\ta manifest\tmissing\n"
 
 
 def test_the_summary_says_what_was_kept_and_what_to_type(made):

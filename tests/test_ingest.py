@@ -45,9 +45,20 @@ def test_parts_do_not_depend_on_the_order_of_finding(dataset):
     one = unite(dataset, [found(dataset, "a", rows)], "k1", 8, None)
     other = unite(dataset, [found(dataset, "a", rows[::-1])], "k2", 8, None)
     assert [part.sha256 for part in one.parts] == [part.sha256 for part in other.parts]
-    assert [part.rows for part in one.parts] == [8, 8, 8, 6]
     urls = [row["url"] for row in rows_of(dataset, one)]
     assert sum(a != b for a, b in itertools.pairwise(urls)) == 6  # one URL's captions are neighbours
+
+
+def test_one_urls_captions_share_a_part_unless_they_are_more_than_it_holds(dataset):
+    rows = [{"url": f"u{n % 7}", "caption": f"c{n}"} for n in range(30)]
+    rows += [{"url": "many", "caption": f"m{n}"} for n in range(20)]
+    table = unite(dataset, [found(dataset, "a", rows)], "k", 8, None)
+    parts = [{row["url"] for row in dataset.read_part(part).to_pylist()} for part in table.parts]
+    assert all(part.rows <= 8 for part in table.parts)
+    assert table.rows == 50
+    for url in (f"u{n}" for n in range(7)):
+        assert sum(url in urls for urls in parts) == 1
+    assert sum("many" in urls for urls in parts) >= 3
 
 
 def test_limit_takes_the_first_in_the_order_of_pairs(dataset):

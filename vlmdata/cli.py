@@ -59,7 +59,7 @@ def run(
     from vlmdata import recipe as recipes
     from vlmdata.dataset import Dataset
     from vlmdata.jobs import missing
-    from vlmdata.plan import STAGES, check_writable, done_already, make_plan
+    from vlmdata.plan import STAGES, check_parts, check_writable, done_already, make_plan
 
     settings = [*(set_ or []), *([f"runner.kind={runner}"] if runner else [])]
     parsed = recipes.load(recipe, settings)
@@ -68,7 +68,9 @@ def run(
         if name not in STAGES:
             raise InputError(f"--stages: there is no stage {name!r}{recipes.nearest(name, STAGES)}")
     dataset = Dataset(parsed.dataset)
-    plan = make_plan(parsed, limit)
+    with recipes.located(recipe, settings):
+        plan = make_plan(parsed, limit)
+        check_parts(plan, dataset)
     check_writable(dataset)
     latest = done_already(plan, dataset)
     if latest is not None and not stages and not missing(parsed, dataset, latest["number"]):
@@ -98,7 +100,9 @@ def plan(recipe: RecipePath, set_: Setting = None, limit: Limit = None) -> None:
     from vlmdata.plan import describe, make_plan
 
     parsed = recipes.load(recipe, set_)
-    for line in describe(make_plan(parsed, limit), Dataset(parsed.dataset)):
+    with recipes.located(recipe, set_):
+        planned = make_plan(parsed, limit)
+    for line in describe(planned, Dataset(parsed.dataset)):
         print(line)
 
 
@@ -168,7 +172,7 @@ def verify(dataset: DatasetUrl) -> None:
     from vlmdata.dataset import Dataset
 
     opened = Dataset(dataset)
-    if opened.latest() is None:
+    if not opened.exists("latest.json"):
         raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
     differences = list(snapshot.verify(opened))
     for path, expected, found in differences:

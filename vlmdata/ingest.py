@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmdata.dataset import Dataset, Part, Table, make_key, part_name
@@ -16,7 +17,8 @@ from vlmdata.sources import read
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+_FOUND_VERSION = 1  # apart, since another way of uniting must not crawl again
 _PAIRS = table_schema("pairs")
 # What a source yields: the rest of a pair's columns are made here.
 FOUND = pa.schema([f for f in _PAIRS if f.name not in ("captions", "occurrences")])
@@ -25,7 +27,7 @@ _PART_ROWS = 100_000
 
 def source_key(source: Source, version: int) -> str:
     """The key of what a source yields; `version` is its module's."""
-    return make_key("found", VERSION, [version, source.model_dump(mode="json")], [])
+    return make_key("found", _FOUND_VERSION, [version, source.model_dump(mode="json")], [])
 
 
 def read_source(dataset: Dataset, source: Source, key: str) -> Table:
@@ -61,7 +63,7 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
 
     Of equal pairs the columns come from the occurrence with the smallest (source's place in the recipe, page_url,
     caption_from); page_consent is the strictest of all. Rows are ordered by (hash of url, uid); `limit` takes the first
-    so many.
+    so many. A part has at most `rows` rows, and one URL's captions share a part where it can hold them.
     """
     rest = ", ".join(name for name in FOUND.names if name not in ("uid", "page_url", "caption_from"))
     columns = ", ".join(f"'{name}': {name}" for name in FOUND.names if name not in ("uid", "page_consent"))
@@ -88,10 +90,10 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
             """,
             params={"limit": limit},
         )
-        parts = _write_parts(dataset, "pairs", key, united, _PAIRS, rows)
+        parts = _write_parts(dataset, "pairs", key, united, _PAIRS, rows, together="url")
         connection.close()
     inputs = {f"found/{table.key}": table.sha256 for table in found}
-    table = Table("pairs", key, tuple(parts), inputs)
+    table = Table("pairs", key, tuple(parts), inputs, {"rows": rows})
     dataset.write_table(table)
     return table
 
@@ -111,25 +113,39 @@ def _connect(folder: Path) -> duckdb.DuckDBPyConnection:
 
 
 def _write_parts(
-    dataset: Dataset, table: str, key: str, result: duckdb.DuckDBPyRelation, schema: pa.Schema, rows: int
+    dataset: Dataset,
+    table: str,
+    key: str,
+    result: duckdb.DuckDBPyRelation,
+    schema: pa.Schema,
+    rows: int,
+    together: str | None = None,
 ) -> list[Part]:
     parts = []
-    for number, chunk in enumerate(_chunks(result.to_arrow_reader(min(rows, 65_536)), rows)):
+    for number, chunk in enumerate(_chunks(result.to_arrow_reader(min(rows, 65_536)), rows, together)):
         parts.append(dataset.write_part(table, key, part_name(number), chunk.select(schema.names).cast(schema), {}))
     return parts
 
 
-def _chunks(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
-    """The reader's rows in tables of `rows` rows, the last one shorter; one empty table when there are none."""
-    held: list[pa.RecordBatch] = []
-    count, any_yet = 0, False
+def _chunks(reader: pa.RecordBatchReader, rows: int, together: str | None) -> Iterator[pa.Table]:
+    """The reader's rows in tables of at most `rows` rows; one empty table when there are none.
+
+    together: a column whose equal neighbours stay in one table, unless they alone are more than `rows`.
+    """
+    held = reader.schema.empty_table()
+    any_yet = False
     for batch in reader:
-        held.append(batch)
-        count += batch.num_rows
-        while count >= rows:
-            whole = pa.Table.from_batches(held, reader.schema)
-            yield whole.slice(0, rows)
-            any_yet = True
-            held, count = whole.slice(rows).to_batches(), count - rows
-    if count or not any_yet:
-        yield pa.Table.from_batches(held, reader.schema)
+        held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+        while held.num_rows > rows:  # one row more than fits, to see whether it belongs to those before it
+            cut = rows if together is None else _cut_before(held[together].slice(0, rows + 1))
+            yield held.slice(0, cut)
+            any_yet, held = True, held.slice(cut)
+    if held.num_rows or not any_yet:
+        yield held
+
+
+def _cut_before(values: pa.ChunkedArray) -> int:
+    """How many of the values but the last fit into one part, so that the last one's equals are not parted from it."""
+    last = values[len(values) - 1]
+    first_equal = pc.index(values, last).as_py()  # equal values are neighbours
+    return first_equal or len(values) - 1

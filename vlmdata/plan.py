@@ -202,6 +202,17 @@ def check_writable(dataset: Dataset) -> None:
         )
 
 
+def check_parts(plan: Plan, dataset: Dataset) -> None:
+    """Raise InputError when the dataset was made with parts of another size: its tables would not fit together."""
+    for table in dataset.tables_named("pairs"):
+        rows = table.about["rows"]
+        if rows != plan.recipe.parts.rows:
+            raise InputError(
+                f"parts.rows: {dataset.url} was made with parts of {rows} rows; "
+                f"write parts: {{rows: {rows}}}, or choose another dataset"
+            )
+
+
 def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:
     """The manifest of the snapshot in force when it is just what the plan asks for (its jobs apart)."""
     latest = dataset.latest()
