@@ -14,7 +14,6 @@ from vlmdata.dedup import perceptual
 from vlmdata.signals import image
 from vlmdata.signals.pictures import Pictures
 
-
 # FAISS compares all with all; above its bound, which is 0 here, bands do it.
 WAYS = pytest.mark.parametrize("brute_force", [0, perceptual.BRUTE_FORCE], ids=["bands", "faiss"])
 

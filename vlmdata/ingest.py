@@ -16,6 +16,7 @@ from vlmdata.schemas import table_schema
 from vlmdata.sources import read
 
 log = logging.getLogger(__name__)
+progress = logging.getLogger("vlmdata.progress")
 
 VERSION = 2
 _FOUND_VERSION = 1  # apart, since another way of uniting must not crawl again
@@ -35,6 +36,7 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
 
     `found` is in the order of its columns, so that it does not depend on the order of crawling.
     """
+    progress.info("ingest: %s", source.name, extra={"stage": "ingest", "done": 0, "total": None})
     with dataset.spool() as folder:
         raw = folder / "raw.parquet"
         with pq.ParquetWriter(raw, FOUND.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))) as writer:

@@ -1,8 +1,8 @@
 """Near-duplicates by perceptual hash: all pairs within a Hamming distance, exactly.
 
-Small sets by FAISS's binary index, which compares all with all. Large ones by multi-index hashing (Norouzi, Punjani and Fleet 2012, "Fast Search in Hamming Space with Multi-Index Hashing"):
-64 bits cut into m bands; two hashes within distance r differ by at most r // m bits in one band at least, so only
-hashes whose band is that near are compared.
+Small sets by FAISS's binary index, which compares all with all; large ones by multi-index hashing (Norouzi, Punjani and
+Fleet 2012, "Fast Search in Hamming Space with Multi-Index Hashing"): 64 bits cut into m bands; two hashes within
+distance r differ by at most r // m bits in one band at least, so only hashes whose band is that near are compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -85,7 +85,7 @@ def _all_near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, n
     for start in range(0, len(codes), _QUERIES):
         # FAISS finds what is nearer than the radius
         limits, differing, found = index.range_search(codes[start : start + _QUERIES], distance + 1)
-        a = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)))
+        a = np.repeat(np.arange(start, start + len(limits) - 1), (limits[1:] - limits[:-1]).astype(np.int64))
         once = a < found
         yield a[once], found[once], differing[once].astype(np.int64)
 

@@ -104,7 +104,7 @@ def _near(
 def _all_near(
     vectors: np.ndarray, rows: np.ndarray, similarity: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """As `_near`, by FAISS's exact index. Its float32 products only find the candidates, whose cosines are then exact."""
+    """As `_near`, by FAISS's exact index: its float32 products find the candidates, whose cosines are then exact."""
     import faiss
 
     unit = _unit(vectors, rows)
@@ -112,7 +112,7 @@ def _all_near(
     index.add(unit)
     for start in range(0, len(rows), _QUERIES):
         limits, _, found = index.range_search(unit[start : start + _QUERIES], similarity - _SLACK)
-        a = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)))
+        a = np.repeat(np.arange(start, start + len(limits) - 1), (limits[1:] - limits[:-1]).astype(np.int64))
         a, b = a[a < found], found[a < found]  # in no order, which `unite` does not mind
         for cut in range(0, len(a), _PAIRS):
             left, right = a[cut : cut + _PAIRS], b[cut : cut + _PAIRS]
