@@ -3,7 +3,6 @@
 The messages are those of img2dataset 1.47 and of Python's urllib, which it fetches with.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,10 @@ _CLASSES = (
     ("5xx", r"^HTTP Error 5\d\d"),
     ("4xx", r"^HTTP Error \d"),
     ("timeout", r"timed out|timeout"),
-    ("dns", r"name or service|name resolution|address associated|nodename|getaddrinfo|no such host|idna|label (empty|t)"),
+    (
+        "dns",
+        r"name or service|name resolution|address associated|nodename|getaddrinfo|no such host|idna|label (empty|t)",
+    ),
     ("tls", r"certificate|SSL|EOF occurred in violation|tlsv?1|handshake"),
     (
         "blocked",
@@ -103,4 +105,6 @@ def _values(column: pa.Array) -> list[Any]:
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column.to_pylist()
-    return [None if text is None else text.decode("utf-8", "replace") for text in column.cast(pa.large_binary()).to_pylist()]
+    return [
+        None if text is None else text.decode("utf-8", "replace") for text in column.cast(pa.large_binary()).to_pylist()
+    ]

@@ -133,7 +133,9 @@ def read(source: WebdatasetSource, scratch: str) -> Iterator[pa.RecordBatch]:
                 yield pa.RecordBatch.from_pylist(rows, schema)
                 rows = []
     for key, count in odd.items():
-        log.warning("%s: %d values of %r are not %s, as the first were: null", source.name, count, key, columns[key].type)
+        log.warning(
+            "%s: %d values of %r are not %s, as the first were: null", source.name, count, key, columns[key].type
+        )
     yield pa.RecordBatch.from_pylist(rows, schema)
 
 
