@@ -1,8 +1,6 @@
 """A finished img2dataset output folder, made by img2dataset's own Downloader from a server on loopback."""
 
-import functools
 import http.server
-
 import threading
 from pathlib import Path
 
@@ -62,8 +60,9 @@ def make(folder: Path, shards: int = 2, writer: str = "WebDatasetSampleWriter", 
             with pa.ipc.new_file(folder / "shard.arrow", table.schema) as file:
                 file.write_table(table)
             resizer = Resizer(size, "keep_ratio", True)
-            Downloader(getattr(writers, writer), resizer, 4, True, True, str(folder), table.column_names, 10, 100, 5,
-                       "sha256", None, "jpg", 0, None, None).download_shard((shard, str(folder / "shard.arrow")))  # fmt: skip
+            work = Downloader(getattr(writers, writer), resizer, 4, True, True, str(folder), table.column_names, 10, 100, 5,
+                       "sha256", None, "jpg", 0, None, None)  # fmt: skip
+            work.download_shard((shard, str(folder / "shard.arrow")))
     finally:
         server.shutdown()
         server.server_close()

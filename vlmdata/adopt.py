@@ -33,8 +33,8 @@ def write_recipe(folder: str, dataset: Dataset) -> Recipe:
     parquets = [os.path.join(folder, shard.parquet) for shard in shards if shard.parquet]
     if not parquets:
         raise InputError(
-            f"{folder}: no tar or folder here has img2dataset's Parquet file (with the columns url, key, status) beside "
-            "it; tars of any other making are the source {kind: webdataset, path: …}"
+            f"{folder}: no tar or folder here has img2dataset's Parquet file (with the columns url, key, status) "
+            "beside it; tars of any other making are the source {kind: webdataset, path: …}"
         )
     webdataset.check(source)
     recipe: dict[str, Any] = {

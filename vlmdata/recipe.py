@@ -67,6 +67,7 @@ class FolderSource(Options):
     kind: Literal["folder"]
     name: Name = "folder"
     path: str
+    annotations: str | None = Field(None, description="a COCO captions file (JSON) about the folder's images")
     limit: int | None = Field(None, gt=0, description="the first so many images in the order of their paths")
 
 
