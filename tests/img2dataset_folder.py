@@ -1,6 +1,7 @@
 """A finished img2dataset output folder, made by img2dataset's own Downloader from a server on loopback."""
 
 import http.server
+import os
 import threading
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def urls(host: str, shard: int) -> list[str]:
 
 def make(folder: Path, shards: int = 2, writer: str = "WebDatasetSampleWriter", size: int = 96) -> None:
     """`folder` with 17 rows a shard: 12 stored, 2 not there, 1 server error, 1 that is no image, 1 that is no URL."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's imports look for newer versions otherwise
     from img2dataset import writer as writers
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
@@ -60,8 +62,8 @@ def make(folder: Path, shards: int = 2, writer: str = "WebDatasetSampleWriter", 
             with pa.ipc.new_file(folder / "shard.arrow", table.schema) as file:
                 file.write_table(table)
             resizer = Resizer(size, "keep_ratio", True)
-            work = Downloader(getattr(writers, writer), resizer, 4, True, True, str(folder), table.column_names, 10, 100, 5,
-                       "sha256", None, "jpg", 0, None, None)  # fmt: skip
+            work = Downloader(getattr(writers, writer), resizer, 4, True, True, str(folder), table.column_names, 10, 100,
+                       5, "sha256", None, "jpg", 0, None, None)  # fmt: skip
             work.download_shard((shard, str(folder / "shard.arrow")))
     finally:
         server.shutdown()

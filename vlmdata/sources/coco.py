@@ -73,7 +73,7 @@ def _with_id(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), int | str)]
 
 
-def _image(source: FolderSource, image: dict[str, Any], licenses: dict[int | str, str]) -> dict[str, Any] | None:
+def _image(source: FolderSource, image: dict[str, Any], licenses: dict[int | str, str | None]) -> dict[str, Any] | None:
     """What is the same for all captions of an image; None where it has neither a file's name nor a URL."""
     name, link = image.get("file_name"), image.get("coco_url")
     url = web_url(link) if isinstance(link, str) else None

@@ -44,8 +44,9 @@ def check(source: FolderSource) -> None:
 def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
     """The images with captions, the first `limit` of them: in the order of their paths, or as they are listed.
 
-    Metadata files and annotations, where there are any, are read alone. Otherwise the caption is the .json file's caption, else its title with what its description adds, else the .txt file's
-    text; caption_from is that key, or `file:txt`. The JSON's keywords become the context, its license the license.
+    Metadata files and annotations, where there are any, are read alone. Otherwise the caption is the .json file's
+    caption, else its title with what its description adds, else the .txt file's text; caption_from is that key, or
+    `file:txt`. The JSON's keywords become the context, its license the license.
     The url is `<source name>:/<path>`, the path from the source's root, percent-encoded (see `local_path`).
     Symbolic links to folders are not followed, those to files only where they stay in the folder.
     Raises InputError as `check` does, DataError where the folder cannot be read to its end.
@@ -66,19 +67,16 @@ def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
 
 def _beside(source: FolderSource) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
-    pairs = silent = 0
+    silent = 0
     for path in _begin(source):
         found = _caption(os.path.join(source.path, path))
         if found is None:
             silent += 1
             continue
         rows.append(_row(source, path, *found))
-        pairs += 1
         if len(rows) == BATCH_ROWS:
             yield pa.RecordBatch.from_pylist(rows, ROWS)
             rows = []
-        if pairs == source.limit:
-            break
     if silent:
         log.info("%s: %d images have no caption beside them and are left aside", source.name, silent)
     yield pa.RecordBatch.from_pylist(rows, ROWS)

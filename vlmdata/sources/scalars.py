@@ -22,7 +22,7 @@ def type_of(values: Iterable[Any]) -> pa.DataType | None:
             if type(value) is int:
                 least, most = min(least, value), max(most, value)
     if kinds == {int}:
-        return next((kind for kind, (low, end) in _LIMITS.items() if low <= least and most < end), pa.float64())
+        return next((kind for kind, (low, end) in _LIMITS.items() if low <= least and most < end), None)
     known = {frozenset({bool}): pa.bool_(), frozenset({float}): pa.float64(), frozenset({str}): pa.string()}
     return pa.float64() if kinds == {int, float} else known.get(frozenset(kinds))
 
