@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from vlmdata.sources.tar import BrokenTar, Member, members
+from vlmdata.sources.tar import BrokenTar, members
 
 
 def make(names, format=tarfile.PAX_FORMAT, size=700, **more):
@@ -16,8 +16,6 @@ def make(names, format=tarfile.PAX_FORMAT, size=700, **more):
             member.size, member.pax_headers = size, more
             tar.addfile(member, io.BytesIO(bytes(size)))
     return file
-
-
 
 
 def listed(data):

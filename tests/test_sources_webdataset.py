@@ -76,7 +76,9 @@ def test_scalars_of_the_json_are_signals_of_one_type(tmp_path):
     def sample(number, **about):
         return (f"{number}.jpg", b"x"), (f"{number}.json", {"caption": f"number {number}", **about})
 
-    samples = [sample(n, score=n, big=2**64 - 1, ok=True, lang="en", none=None, nested=[1], mixed=n, id=n) for n in (0, 1)]
+    samples = [
+        sample(n, score=n, big=2**64 - 1, ok=True, lang="en", none=None, nested=[1], mixed=n, id=n) for n in (0, 1)
+    ]
     samples += [sample(2, score=0.5, big=-1, ok=1, lang=5, none=3, mixed="text", later=1), sample(3)]
     make(tmp_path / "t.tar", *[entry for pair in samples for entry in pair])
     found = rows(tmp_path)
@@ -92,7 +94,9 @@ def test_scalars_of_the_json_are_signals_of_one_type(tmp_path):
 
 
 def test_a_value_of_another_type_behind_the_first_thousand_is_null_and_counted(tmp_path, caplog):
-    samples = [((f"{n}.jpg", b"x"), (f"{n}.json", {"caption": "c", "n": n if n < 1000 else "many"})) for n in range(1002)]
+    samples = [
+        ((f"{n}.jpg", b"x"), (f"{n}.json", {"caption": "c", "n": n if n < 1000 else "many"})) for n in range(1002)
+    ]
     make(tmp_path / "t.tar", *[entry for pair in samples for entry in pair])
     values = [row["source_n"] for row in rows(tmp_path)]
     assert values == [*range(1000), None, None]
@@ -100,7 +104,9 @@ def test_a_value_of_another_type_behind_the_first_thousand_is_null_and_counted(t
 
 
 def test_a_broken_tar_gives_what_is_before_the_break_and_is_told(tmp_path, caplog):
-    path = make(tmp_path / "t.tar", *[entry for n in range(5) for entry in ((f"{n}.jpg", b"x" * 600), (f"{n}.txt", "c"))])
+    path = make(
+        tmp_path / "t.tar", *[entry for n in range(5) for entry in ((f"{n}.jpg", b"x" * 600), (f"{n}.txt", "c"))]
+    )
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 3])
     found = rows(tmp_path)
@@ -109,9 +115,18 @@ def test_a_broken_tar_gives_what_is_before_the_break_and_is_told(tmp_path, caplo
 
 
 def test_hostile_json_costs_its_sample_only(tmp_path):
-    bad = ["[" * 100_000, "{", "9" * 10_000, '{"caption": {"a": 1}}', '{"caption": "half \\ud83d", "url": 5, "sha256": "x"}']
+    bad = [
+        "[" * 100_000,
+        "{",
+        "9" * 10_000,
+        '{"caption": {"a": 1}}',
+        '{"caption": "half \\ud83d", "url": 5, "sha256": "x"}',
+    ]
     bad += ['{"caption": "long", "pad": "' + "x" * 1_100_000 + '"}']
-    make(tmp_path / "t.tar", *[entry for n, text in enumerate(bad) for entry in ((f"{n}.jpg", b"x"), (f"{n}.json", text))])
+    make(
+        tmp_path / "t.tar",
+        *[entry for n, text in enumerate(bad) for entry in ((f"{n}.jpg", b"x"), (f"{n}.json", text))],
+    )
     (row,) = rows(tmp_path)
     assert row["caption"] == "half \ufffd"
     assert row["expected_hash"] is None
@@ -166,7 +181,11 @@ def test_img2datasets_parquet_gives_every_row_its_outcome(output):
         assert place.original == ((200, 150) if place.status == "success" else None)
         assert place.sha256 == theirs["sha256"]
         assert row["expected_hash"] == (f"sha256:{theirs['sha256']}" if theirs["sha256"] else None)
-    assert {name for name in found[0] if name.startswith("source_")} == {"source_id", "source_similarity", "source_nsfw"}
+    assert {name for name in found[0] if name.startswith("source_")} == {
+        "source_id",
+        "source_similarity",
+        "source_nsfw",
+    }
     secret = next(row for row in found if row["url"].startswith("ftp"))
     assert parse(secret["fetch_url"]).error == "img2dataset: <urlopen error unknown url type"
 

@@ -104,12 +104,14 @@ def adopt(
     opened = Dataset(dataset)
     check_writable(opened)
     parsed = adopting.write_recipe(folder, opened)
-    console.prepare_prefect(opened)
-    with console.progress():
-        from vlmdata.flows.curate import curate
+    key = make_plan(parsed).images
+    if opened.read_table("images", key) is None:
+        console.prepare_prefect(opened)
+        with console.progress():
+            from vlmdata.flows.curate import curate
 
-        curate(parsed.model_dump(mode="json"), None, ["ingest", "download"])
-    for status, count in adopting.statuses(opened, make_plan(parsed).images).items():
+            curate(parsed.model_dump(mode="json"), None, ["ingest", "download"])
+    for status, count in adopting.statuses(opened, key).items():
         _say(f"{status:<14}{count:>12,}")
     print(opened.path(adopting.RECIPE))
 

@@ -73,6 +73,7 @@ def read_stored(fetch_url: str, stored: Stored, roots: dict[str, str], limit: in
     if stored.status != "success":
         return Answer(stored.status, stored.error)
     place = local_path(fetch_url.partition("#")[0], roots)
-    assert place is not None
+    if place is None:
+        return Answer("blocked", "the path leads out of the source's folder")
     answer = read_local(*place, limit, None if stored.offset is None else (stored.offset, stored.length))
     return Answer(answer.status, answer.error, answer.body)  # nothing was asked for now: no time
