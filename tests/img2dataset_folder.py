@@ -62,8 +62,8 @@ def make(folder: Path, shards: int = 2, writer: str = "WebDatasetSampleWriter", 
             with pa.ipc.new_file(folder / "shard.arrow", table.schema) as file:
                 file.write_table(table)
             resizer = Resizer(size, "keep_ratio", True)
-            work = Downloader(getattr(writers, writer), resizer, 4, True, True, str(folder), table.column_names, 10, 100,
-                       5, "sha256", None, "jpg", 0, None, None)  # fmt: skip
+            work = Downloader(getattr(writers, writer), resizer, 4, True, True, str(folder), table.column_names, 10,
+                       100, 5, "sha256", None, "jpg", 0, None, None)  # fmt: skip
             work.download_shard((shard, str(folder / "shard.arrow")))
     finally:
         server.shutdown()

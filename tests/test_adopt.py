@@ -113,7 +113,7 @@ def test_the_run_goes_on_to_shards_and_these_are_a_source_that_keeps_its_signals
     assert len(kept) == 14
     source = WebdatasetSource(kind="webdataset", path=str(snapshot / "shards/*.tar"))
     columns = {field.name: str(field.type) for field in signals(source)}
-    assert columns["source_sharpness"] == columns["source_source_similarity"] == "double"
+    assert columns["source_sharpness"] == columns["source_similarity"] == "double"
     assert columns["source_words"] == "int64"
     assert columns["source_phash"] in ("int64", "uint64")
     (batch,) = read(source, str(tmp_path))

@@ -86,7 +86,10 @@ def patched(data, place, field):
 
 @pytest.mark.parametrize(
     "field",
-    [b"77777777777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-0000000012\0", b"9999\0", b"1_0\0", b"\x80" + bytes(3) + b"\x7f" + bytes(7)],
+    [
+        b"77777777777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-0000000012\0", b"9999\0", b"1_0\0",
+        b"\x80" + bytes(3) + b"\x7f" + bytes(7),
+    ],
 )  # fmt: skip
 def test_sizes_beyond_the_file_and_numbers_that_are_none_end_it(field):
     data = make(["a.jpg", "b.jpg"], tarfile.USTAR_FORMAT).getvalue()

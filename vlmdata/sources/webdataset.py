@@ -190,7 +190,7 @@ def _columns(source: WebdatasetSource) -> dict[str, pa.Field]:
     columns: dict[str, pa.Field] = {}
     for key in types if source.keep is None else source.keep:
         with suppress(InputError):  # a key whose column pairs has (`id`), or that is no name
-            column = pa.field(signal_column(key), types[key])
+            column = pa.field(signal_column(key.removeprefix("source_")), types[key])
             if column.name not in {other.name for other in columns.values()}:
                 columns[key] = column
     return columns
