@@ -93,6 +93,13 @@ def test_scalars_of_the_json_are_signals_of_one_type(tmp_path):
         rows(tmp_path, keep=["lnag"])
 
 
+def test_signatures_reach_no_signal(tmp_path):
+    about = {"caption": "c", "page": "https://user:pw@h/p?a=1&X-Amz-Signature=abc", "source_page2": "plain"}
+    make(tmp_path / "t.tar", ("1.jpg", b"x"), ("1.json", about))
+    (row,) = rows(tmp_path)
+    assert (row["source_page"], row["source_page2"]) == ("https://h/p?a=1", "plain")
+
+
 def test_a_value_of_another_type_behind_the_first_thousand_is_null_and_counted(tmp_path, caplog):
     samples = [
         ((f"{n}.jpg", b"x"), (f"{n}.json", {"caption": "c", "n": n if n < 1000 else "many"})) for n in range(1002)

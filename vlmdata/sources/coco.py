@@ -42,8 +42,9 @@ def read(source: FolderSource, annotations: str) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise DataError(f"{where}: not COCO's: the lists `images` and `annotations` are expected")
-    licenses = {
-        one["id"]: clean_text(str(one.get("url") or one.get("name") or "")) for one in _with_id(data, "licenses")
+    licenses: dict[int | str, str | None] = {
+        one["id"]: strip_signature(clean_text(str(one.get("url") or one.get("name") or "")))[0] or None
+        for one in _with_id(data, "licenses")
     }
     images = {image["id"]: _image(source, image, licenses) for image in _with_id(data, "images")}
     rows: list[dict[str, Any]] = []
@@ -88,7 +89,5 @@ def _image(source: FolderSource, image: dict[str, Any], licenses: dict[int | str
         "fetch_url": None if here else signed,
         "caption_from": "caption",
         "source": source.name,
-        "license": strip_signature(licenses.get(license_id, ""))[0] or None
-        if isinstance(license_id, int | str)
-        else None,
+        "license": licenses.get(license_id) if isinstance(license_id, int | str) else None,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmdata.sources.columns import as_text, kind_of
 from vlmdata.sources.urls import clean_text, shorten
 
 # Beside the columns of the list that it was given (https://github.com/rom1504/img2dataset, downloader.py).
@@ -38,14 +39,6 @@ _PATTERNS = [(kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _CL
 _LONGEST = 200
 _IDS = ("uid", "id", "license")  # a list's own columns that pairs have a place for
 _BATCH = 5_000
-_TYPES = (
-    (pa.types.is_boolean, pa.bool_()),
-    (pa.types.is_uint64, pa.uint64()),
-    (pa.types.is_integer, pa.int64()),
-    (pa.types.is_floating, pa.float64()),
-    (pa.types.is_string, pa.string()),
-    (pa.types.is_large_string, pa.string()),
-)
 
 
 def is_output(parquet: str) -> bool:
@@ -58,12 +51,8 @@ def is_output(parquet: str) -> bool:
 
 def signal_types(parquet: str) -> dict[str, pa.DataType]:
     """The scalar columns that are none of img2dataset's own, with the type that each has as a signal."""
-    types = {}
-    for column in pq.read_schema(parquet):
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if column.name not in OWN and (found := next((to for is_it, to in _TYPES if is_it(kind)), None)):
-            types[column.name] = found
-    return types
+    fields = [column for column in pq.read_schema(parquet) if column.name not in OWN and _is_scalar(column.type)]
+    return {column.name: kind_of(column.type) for column in fields}
 
 
 def rows(parquet: str, keys: list[str] | None) -> Iterator[dict[str, Any]]:
@@ -72,10 +61,7 @@ def rows(parquet: str, keys: list[str] | None) -> Iterator[dict[str, Any]]:
         wanted = [
             column.name
             for column in file.schema_arrow
-            if (keys is None or column.name in {*OWN, *_IDS, *keys})
-            and not pa.types.is_nested(column.type)
-            and not pa.types.is_binary(column.type)
-            and not pa.types.is_large_binary(column.type)
+            if (keys is None or column.name in {*OWN, *_IDS, *keys}) and _is_scalar(column.type)
         ]
         for batch in file.iter_batches(_BATCH, columns=wanted):
             columns = [_values(column) for column in batch.columns]
@@ -99,12 +85,14 @@ def outcome(status: object, message: object) -> tuple[str, str | None]:
     return kind, f"img2dataset: {shorten(words, _LONGEST) or 'no word'}"
 
 
+def _is_scalar(kind: pa.DataType) -> bool:
+    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _values(column: pa.Array) -> list[Any]:
-    """A column's values; text that is not UTF-8, which a file may hold all the same, with marks in it."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
-    return [
-        None if text is None else text.decode("utf-8", "replace") for text in column.cast(pa.large_binary()).to_pylist()
-    ]
+    """A column's values: numbers and bool as they are, decimals as numbers, anything else as text."""
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    kind = column.type
+    plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return (column if plain else as_text(column)).to_pylist()

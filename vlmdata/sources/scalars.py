@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmdata.sources.urls import clean_text
+from vlmdata.sources.urls import clean_text, strip_signature
 
 _LIMITS = {pa.int64(): (-(2**63), 2**63), pa.uint64(): (0, 2**64)}
 
@@ -28,9 +28,9 @@ def type_of(values: Iterable[Any]) -> pa.DataType | None:
 
 
 def fit(value: Any, kind: pa.DataType) -> Any:
-    """`value` as one of type `kind` without a loss; None where there is none."""
+    """`value` as one of type `kind` without a loss, a URL without its signature; None where there is none."""
     if kind == pa.string():
-        return clean_text(value) if isinstance(value, str) else None
+        return strip_signature(clean_text(value))[0] if isinstance(value, str) else None
     if kind == pa.bool_() or isinstance(value, bool):
         return value if kind == pa.bool_() and isinstance(value, bool) else None
     if not isinstance(value, int | float):
