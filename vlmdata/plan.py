@@ -11,9 +11,10 @@ import pyarrow as pa
 from vlmdata import dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.errors import InputError
-from vlmdata.recipe import FolderSource, Recipe, nearest, signal_name
+from vlmdata.recipe import FolderSource, Recipe, VideoSource, nearest, signal_name
 from vlmdata.rules import Expression, Order, check_order, check_rule
 from vlmdata.schemas import table_schema
+from vlmdata.sources import video
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
 # Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
@@ -186,7 +187,9 @@ def _scalars(*schemas: pa.Schema) -> pa.Schema:
 
 def source_roots(recipe: Recipe) -> dict[str, str]:
     """The folder of every source that has local files: its pairs' URLs begin with the source's name."""
-    return {source.name: os.path.abspath(source.path) for source in recipe.sources if isinstance(source, FolderSource)}
+    roots = {source.name: source.path for source in recipe.sources if isinstance(source, FolderSource)}
+    roots |= {source.name: video.root(source) for source in recipe.sources if isinstance(source, VideoSource)}
+    return {name: os.path.abspath(path) for name, path in roots.items()}
 
 
 def check_writable(dataset: Dataset) -> None:

@@ -26,6 +26,7 @@ from vlmdata.download import decode
 from vlmdata.download.fetch import Answer, Client
 from vlmdata.download.header import ImageError, sniff
 from vlmdata.download.local import local_path, read_local
+from vlmdata.download.video import Frames, frame_of
 from vlmdata.errors import MachineError
 from vlmdata.recipe import Consent, Download
 
@@ -146,6 +147,7 @@ class _Pool:
 
     def __init__(self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str]) -> None:
         self._jobs, self._options, self._consent, self._roots = jobs, options, consent, roots
+        self._frames = Frames(options.max_pixels)
         self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vlmdata-fetch", daemon=True)
@@ -164,6 +166,7 @@ class _Pool:
         self._stop()
 
     def _stop(self) -> None:
+        self._frames.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -190,9 +193,9 @@ class _Pool:
         while True:
             while free and (item := next(rest, None)) is not None:
                 job = self._jobs[item[0]]
-                local = local_path(job.url, self._roots)
+                local = self._local(job.url)
                 if local is not None:
-                    yield self._deliver(item[0], read_local(*local, self._options.max_bytes))
+                    yield self._deliver(item[0], local)
                     continue
                 future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url), self._loop)
                 future.add_done_callback(partial(self._note, item[0]))
@@ -202,6 +205,14 @@ class _Pool:
             number, done = self._done.get()
             yield self._deliver(number, done.result())
             waiting, free = waiting - 1, free + 1
+
+    def _local(self, url: str) -> Answer | None:
+        """The answer for a URL of a file that is here, None for any other."""
+        frame = frame_of(url)
+        place = local_path(frame[0] if frame else url, self._roots)
+        if place is None:
+            return None
+        return self._frames.read(*place, frame[1]) if frame else read_local(*place, self._options.max_bytes)
 
     def _note(self, number: int, future: "Future[Answer]") -> None:
         self._done.put((number, future))
