@@ -25,6 +25,8 @@ from vlmdata.plan import STAGES, Plan, make_plan, snapshot_keys
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
 
+INGESTED = ("pairs", "source_signals")
+
 
 @dataclass
 class _Run:
@@ -56,11 +58,9 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
     run = _Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
     with lock(dataset, "vlmdata run"):
         dataset.remove("work")
-        _stage(run, "ingest", ["pairs"], ingest_pairs)
+        _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         _stage(run, "download", ["images"], download_images)
-        _stage(
-            run, "signals", [name for name in run.plan.tables if name not in ("pairs", "images", "duplicates")], measure
-        )
+        _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
         if latest is None or latest["keys"] != snapshot_keys(run.plan):
@@ -162,9 +162,10 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
         table = dataset.read_table("found", plan.found[source.name])
         found.append(table or ingest.read_source(dataset, source, plan.found[source.name]))
     pairs = dataset.read_table("pairs", plan.pairs)
-    pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit)
+    pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit, plan.brings)
     get_run_logger().info("%d pairs from %d sources", pairs.rows, len(found))
-    return {"pairs": pairs}
+    brought = dataset.read_table("source_signals", plan.pairs) if plan.brings else None
+    return {"pairs": pairs, **({"source_signals": brought} if brought else {})}
 
 
 @task(name="download", **_retried)
@@ -181,7 +182,7 @@ def measure(run: _Run) -> dict[str, Table]:
     there = {name: run.dataset.read_table(name, run.plan.tables[name]) for name in names}
     if all(there.values()):
         return {name: table for name, table in there.items() if table}
-    return signals_stage.run(run.plan, run.dataset, run.tables["pairs"], run.tables["images"])
+    return signals_stage.run(run.plan, run.dataset, run.tables)
 
 
 @task(name="dedup", **_retried)

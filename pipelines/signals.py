@@ -9,7 +9,8 @@ from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
 from vlmdata.signals import measure_part
 
-_Element = tuple[Part, Part, dict[str, Part]]
+# The parts that rules may read: pairs, images and, where sources bring any, source_signals; what is measured already.
+_Element = tuple[list[Part], dict[str, Part]]
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class _Work:
     signals: tuple[SignalPlan, ...]
 
     def __call__(self, element: _Element) -> dict[str, Any]:
-        pairs, images, reusable = element
+        known, reusable = element
+        pairs, images = known[:2]
         dataset = Dataset(self.dataset)
-        inputs = {pairs.path: pairs.sha256, images.path: images.sha256}
+        inputs = {part.path: part.sha256 for part in known}
         parts: dict[str, Part] = {}
         todo = []
         for signal in self.signals:
@@ -33,7 +35,7 @@ class _Work:
             else:
                 todo.append(signal)
         if todo:
-            rows = wide_part(dataset, [pairs, images])
+            rows = wide_part(dataset, known)
             measured = {name: dataset.read_part(part) for name, part in parts.items()}
             earlier = {name: dataset.read_part(part) for name, part in reusable.items()}
             # of the same rows in the same order only
@@ -51,23 +53,27 @@ class _Work:
         return {name: asdict(part) for name, part in parts.items()}
 
 
-def run(plan: Plan, dataset: Dataset, pairs: Table, images: Table) -> dict[str, Table]:
-    """Measure what is missing, write the manifests; table -> table."""
+def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Table]:
+    """Measure what is missing, write the manifests; table -> table.
+
+    tables: pairs, images, and source_signals where sources bring any.
+    """
     reusable = _reusable(plan, dataset)
+    read = [tables[name] for name in ("pairs", "images", "source_signals") if name in tables]
     elements: list[_Element] = [
-        (pair, image, {name: parts[pair.name] for name, parts in reusable.items() if pair.name in parts})
-        for pair, image in zip(pairs.parts, images.parts, strict=True)
+        (list(known), {name: parts[known[0].name] for name, parts in reusable.items() if known[0].name in parts})
+        for known in zip(*(table.parts for table in read), strict=True)
     ]
     results = run_parts(dataset, "signals", _Work(dataset.url, plan.signals), elements, plan.recipe.runner)
-    inputs = {f"pairs/{pairs.key}": pairs.sha256, f"images/{images.key}": images.sha256}
-    tables = {}
+    inputs = {f"{table.table}/{table.key}": table.sha256 for table in read}
+    measured = {}
     for signal in plan.signals:
         about = {"base": signal.base, "signal": signal.measurement.options.model_dump(mode="json")}
         for name in signal.measurement.schemas:
             parts = tuple(part_from(result[name]) for result in results)
-            tables[name] = Table(name, signal.key, parts, inputs, about)
-            dataset.write_table(tables[name])
-    return tables
+            measured[name] = Table(name, signal.key, parts, inputs, about)
+            dataset.write_table(measured[name])
+    return measured
 
 
 def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, Part]]:

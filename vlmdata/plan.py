@@ -44,11 +44,15 @@ class SignalPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe, resolved. `columns` are those of `samples` before the verdict, in order."""
+    """The recipe, resolved. `columns` are those of `samples` before the verdict, in order.
+
+    `brings`: the signals of all sources, columns of the table `source_signals`; without any there is no such table.
+    """
 
     recipe: Recipe
     limit: int | None
     found: dict[str, str]
+    brings: pa.Schema
     pairs: str
     images: str
     signals: tuple[SignalPlan, ...]
@@ -72,11 +76,13 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     Raises InputError for what can be known to be wrong before work starts: a source that is not there, a rule that
     names no column or is not BOOLEAN, `after` rules that wait for each other.
     """
-    found = {}
+    found, brought = {}, {}
     for source in recipe.sources:
         module = importlib.import_module(f"vlmdata.sources.{source.kind}")
-        found[source.name] = ingest.source_key(source, module.VERSION)
         sources.check(source)
+        brought[source.name] = sources.signals(source)
+        found[source.name] = ingest.source_key(source, module.VERSION, brought[source.name])
+    brings = sources.unite_signals(brought)
     pairs = make_key("pairs", ingest.VERSION, [recipe.parts.rows, limit], list(found.values()))
     download = importlib.import_module("vlmdata.download")
     parameters = [
@@ -84,8 +90,8 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         recipe.consent.model_dump(mode="json"),
     ]
     images = make_key("images", download.VERSION, parameters, [pairs])
-    tables = {"pairs": pairs, "images": images}
-    columns = _scalars(_without_fetch_url(table_schema("pairs")), table_schema("images"))
+    tables = {"pairs": pairs, **({"source_signals": pairs} if brings else {}), "images": images}
+    columns = _scalars(_without_fetch_url(table_schema("pairs")), brings, table_schema("images"))
     columns, expressions, planned = _plan_signals(recipe, columns, tables)
     rules = {
         name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
@@ -115,6 +121,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         recipe,
         limit,
         found,
+        brings,
         pairs,
         images,
         planned,
