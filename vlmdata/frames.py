@@ -25,6 +25,7 @@ CODECS = (
     "msmpeg4", "wmv1", "wmv2", "wmv3", "vc1", "h263", "theora", "mjpeg", "prores", "dnxhd",
 )  # fmt: skip
 _BUFFER = 1 << 18  # bytes: fewer calls into Python than with PyAV's 32 kB
+_MARGIN = 256  # pixels of a side, more than any decoder adds
 # Slower by a few milliseconds, but the same pixels on every CPU.
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
@@ -50,7 +51,9 @@ class Video:
         if self.size[0] * self.size[1] > max_pixels:
             words = f"{self.size[0]} x {self.size[1]} pixels; the limit is {max_pixels}"
             raise ImageError("pixels", words, self.size)
-        limits = {"codec_whitelist": ",".join(CODECS), "max_pixels": str(max_pixels)}
+        # For what a file says later on. FFmpeg counts the margins that its decoders work with.
+        margin = _MARGIN * (sum(self.size) + _MARGIN)
+        limits = {"codec_whitelist": ",".join(CODECS), "max_pixels": str(max_pixels + margin)}
         self._container = _open(file, limits)
         self._stream = _stream(self._container)
         self._stream.codec_context.options = limits
@@ -136,9 +139,8 @@ class Video:
 def to_bmp(frame: av.VideoFrame) -> bytes:
     """The frame as a BMP (8 bits, RGB), upright: bytes that depend on the pixels alone, and made in no time."""
     pixels = frame.to_ndarray(format="bgr24", interpolation=Interpolation.BILINEAR | _EXACT, threads=1)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is not None:
-        pixels = _upright(pixels, np.frombuffer(matrix, np.int32).tolist())
+    if "DISPLAYMATRIX" in frame.side_data:
+        pixels = _upright(pixels, np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32).tolist())
     done, encoded = cv2.imencode(".bmp", np.ascontiguousarray(pixels))
     if not done:
         raise ImageError("decode", f"{pixels.shape[1]} x {pixels.shape[0]}: no BMP")

@@ -92,6 +92,12 @@ class _Reader:
     """One open video. `held` is the frame that was shown last, `ahead` the one behind it where that is decoded, and
     `faults` how much damage was met between them."""
 
+    _video: "Video"
+    _frames: Iterator[tuple[int, "VideoFrame"]]
+    _held: tuple[int, "VideoFrame"] | None
+    _ahead: tuple[int, "VideoFrame"] | None
+    _faults: int
+
     def __init__(self, file: BinaryIO, max_pixels: int) -> None:
         self._file, self._max_pixels = file, max_pixels
         self._far = _NEAR
@@ -121,13 +127,12 @@ class _Reader:
     def _begin(self) -> None:
         from vlmdata import frames  # and with it PyAV, which most parts do not need
 
-        self._video: Video = frames.Video(self._file, self._max_pixels)
+        self._video = frames.Video(self._file, self._max_pixels)
         self._restart()
 
     def _restart(self) -> None:
-        self._frames: Iterator[tuple[int, VideoFrame]] = self._video.frames()
-        self._held: tuple[int, VideoFrame] | None = None
-        self._ahead: tuple[int, VideoFrame] | None = None
+        self._frames = self._video.frames()
+        self._held = self._ahead = None
         self._faults = 0
 
     def _advance(self) -> None:
