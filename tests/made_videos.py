@@ -32,8 +32,8 @@ def picture(number, scene, width, height):
     return pixels
 
 
-def video(path: Path, codec="libx264", times=None, scene_frames=30, frames=90, fps=30, gop=12, b_frames=2, size=(96, 64),
-          rotation=None, muxer=None, **options):  # fmt: skip
+def video(path: Path, codec="libx264", times=None, scene_frames=30, frames=90, fps=30, gop=12, b_frames=2,
+          size=(96, 64), rotation=None, muxer=None, **options):  # fmt: skip
     """A video at `path`; times: of each frame, in milliseconds, for one of a variable rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = len(times) if times else frames

@@ -43,6 +43,8 @@ class Video:
     def __init__(self, file: BinaryIO, max_pixels: int) -> None:
         self.damage = 0
         self.began: int | None = None
+        if not file.read(1):
+            raise ImageError("decode", "it is empty")
         with _open(file, {"codec_whitelist": "none"}) as container:  # no decoder runs for this look
             stream = _stream(container)
             self.size = stream.width, stream.height
