@@ -100,13 +100,40 @@ class VideoSource(Options):
 
 
 class TableSource(Options):
-    """A list of URLs with captions in any common format; globs and fsspec URLs are allowed."""
+    """A list of URLs with captions: files in any common format, or a Hugging Face dataset.
+
+    `url` to `expected_hash` name the list's columns; a preset knows those of a published list.
+    """
 
     kind: Literal["table"]
     name: Name = "table"
-    path: str
-    url: str = "url"
-    caption: str = "caption"
+    path: str | None = Field(
+        None, description="Parquet, CSV, TSV, JSON, JSONL or plain lists, packed or not; globs and fsspec URLs"
+    )
+    hf: str | None = Field(None, description="instead of path: a Hugging Face dataset, its name or a local folder")
+    subset: str | None = Field(None, description="of the Hugging Face dataset")
+    split: str = Field("train", description="of the Hugging Face dataset")
+    preset: Literal["laion", "relaion", "datacomp", "cc3m", "cc12m", "coyo", "sbu", "redcaps"] | None = None
+    captions: str | None = Field(None, description="plain lists with the captions of the URLs in path, line by line")
+    columns: list[str] | None = Field(None, min_length=2, description="the names of a CSV's columns that has no header")
+    url: str | None = Field(None, description="default: the preset's, or `url`")
+    caption: str | None = Field(None, description="default: the preset's, or `caption`")
+    source_id: str | None = Field(None, description="the list's own id of a pair")
+    page_url: str | None = None
+    license: str | None = None
+    context: str | None = None
+    lang_hint: str | None = None
+    expected_hash: str | None = Field(None, description="hex digests of the images: SHA-256, MD5, SHA-1 or SHA-512")
+    keep: list[str] | dict[str, Literal["string", "int64", "float64", "bool"]] | None = Field(
+        None,
+        description="further columns, kept as signals `source_…`, with their types if need be; default: a preset's",
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "TableSource":
+        if (self.path is None) == (self.hf is None):
+            raise ValueError("either `path` or `hf` says where the list is")
+        return self
 
 
 Source = Annotated[

@@ -99,7 +99,7 @@ def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
 def _without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the sources' URLs free of signatures, tokens and passwords."""
     for source in recipe["sources"]:
-        for key in ("start", "path"):
+        for key in ("start", "path", "captions"):
             value = source.get(key)
             if isinstance(value, list):
                 source[key] = [strip_signature(url)[0] for url in value]
