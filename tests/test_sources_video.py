@@ -150,7 +150,7 @@ def test_videos_that_give_no_frame_are_named_with_the_reason_and_counted(
         "pipe.mp4": "no such file",
         "missing.mp4": "no such file",
         "empty.mp4": "it is empty",
-        "\ud83d.mp4": "surrogates",
+        "\ud83d.mp4": "no such file",
     }
     lines = [json.dumps({"path": path, "caption": "words"}) for path in ("good.mp4", *wrong)]
     (root / "list.jsonl").write_text("\n".join(lines))
@@ -160,7 +160,7 @@ def test_videos_that_give_no_frame_are_named_with_the_reason_and_counted(
     assert times(found) == [0.0, 2.0]
     told = [record.getMessage() for record in caplog.records]
     for path, reason in wrong.items():
-        name = repr(path.replace("\ud83d", "\ufffd" * 3))
+        name = repr(path.replace("\ud83d", "\ufffd"))
         assert any(f"{name} gives no frame: " in line and reason in line for line in told), (path, told)
     assert f"films: {len(wrong)} of {len(wrong) + 1} videos give no frame" in told
     assert "films: 2 frames of 14 videos" in told
@@ -204,7 +204,7 @@ def test_what_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none of the 1 videos .* has words"):
         rows(tmp_path)
     (tmp_path / "list.csv").write_text("file,caption\nv.mp4,words\n")
-    with pytest.raises(InputError, match="no column 'path'"):
+    with pytest.raises(InputError, match=r"sources\.films\.column: .* has no column 'path'"):
         rows(tmp_path / "list.csv")
 
 

@@ -10,11 +10,11 @@ from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import TableSource, VideoSource
-from vlmdata.sources import BATCH_ROWS, ROWS, table
+from vlmdata.recipe import VideoSource, nearest
+from vlmdata.sources import BATCH_ROWS, ROWS
+from vlmdata.sources.columns import as_text
 from vlmdata.sources.folder import (
     CONTEXT,
     caption_beside,
@@ -24,9 +24,11 @@ from vlmdata.sources.folder import (
     local_url,
     read_small,
 )
+from vlmdata.sources.formats import find
 from vlmdata.sources.scenes import SIZE, Scenes, every, thin
 from vlmdata.sources.subtitles import EXTENSIONS as SUBTITLES
 from vlmdata.sources.subtitles import Cue, at, parse
+from vlmdata.sources.table import READERS
 from vlmdata.sources.urls import clean_text, shorten
 
 log = logging.getLogger(__name__)
@@ -142,10 +144,18 @@ def _videos(source: VideoSource) -> Iterator[tuple[str, _Words]]:
 
 
 def _list(source: VideoSource) -> Iterator[tuple[str, str]]:
-    """(path, caption) of each row of the list. Raises InputError for a list without the columns."""
-    columns = TableSource(kind="table", name=source.name, path=source.path, url=source.column, caption=source.caption)
-    for paths, captions in table._texts(columns, LocalFileSystem(), source.path):
-        for path, caption in zip(paths, captions, strict=True):
+    """(path, caption) of each row of the list, '' for null. Raises InputError for a list without the columns."""
+    (file,) = find(source.name, "path", source.path)
+    columns, batches = READERS[file.form]
+    known = columns(file).names
+    for option, name in (("column", source.column), ("caption", source.caption)):
+        if name not in known:
+            raise InputError(
+                f"sources.{source.name}.{option}: {source.path} has no column {name!r}{nearest(name, known)}"
+            )
+    for batch in batches(file, [source.column, source.caption]):
+        texts = (as_text(batch.column(name)).to_pylist() for name in (source.column, source.caption))
+        for path, caption in zip(*texts, strict=True):
             yield path or "", caption or ""
 
 
