@@ -4,10 +4,10 @@ FFmpeg gets an open file and no name, only containers that hold their own data (
 no protocol to open anything else with, a list of decoders, and a limit of pixels that holds before memory is reserved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import cv2
@@ -141,8 +141,9 @@ class Video:
 def to_bmp(frame: av.VideoFrame) -> bytes:
     """The frame as a BMP (8 bits, RGB), upright: bytes that depend on the pixels alone, and made in no time."""
     pixels = frame.to_ndarray(format="bgr24", interpolation=Interpolation.BILINEAR | _EXACT, threads=1)
-    if "DISPLAYMATRIX" in frame.side_data:
-        pixels = _upright(pixels, np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32).tolist())
+    matrix = cast(Mapping[str, Any], frame.side_data).get("DISPLAYMATRIX")  # PyAV's stubs know one kind only
+    if matrix is not None:
+        pixels = _upright(pixels, np.frombuffer(matrix, np.int32).tolist())
     done, encoded = cv2.imencode(".bmp", np.ascontiguousarray(pixels))
     if not done:
         raise ImageError("decode", f"{pixels.shape[1]} x {pixels.shape[0]}: no BMP")
