@@ -131,6 +131,18 @@ def test_frames_come_through_the_download_as_images_do(tmp_path: Path) -> None:
     assert [row["sha256"] for row in backwards] == [row["sha256"] for row in found[::-1]]
 
 
+def test_each_video_of_a_part_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        video(tmp_path / name, frames=60)
+    opened = []
+    original = Video.__init__
+    monkeypatch.setattr(Video, "__init__", lambda self, *given: opened.append(1) or original(self, *given))
+    rows = [{"url": f"v:/{name}.mp4#t={time}.000", "source": "v"} for time in (1, 0) for name in "ab"]
+    found, _ = fetch(tmp_path, rows, roots={"v": str(tmp_path)}, concurrency=1)
+    assert statuses(found) == ["success"] * 4
+    assert len(opened) == 2
+
+
 def test_each_fault_is_a_status(tmp_path: Path) -> None:
     root = tmp_path / "root"
     whole = video(root / "good.mp4", muxer={"movflags": "faststart"}).read_bytes()
@@ -206,23 +218,6 @@ def test_a_file_that_names_others_opens_none_of_them(tmp_path: Path, name: str) 
         server.settimeout(0.05)
         with pytest.raises(TimeoutError):
             server.accept()
-
-
-def test_a_movie_that_refers_to_another_file_does_not_open_it(tmp_path: Path) -> None:
-    """QuickTime's data reference (dref): the track's samples lie in a file that is named there."""
-    content = video(tmp_path / "v.mov").read_bytes()
-    video(tmp_path / "secret.mp4")
-    reference = b"url \x00\x00\x00\x01"  # the flag says: in this file
-    assert content.count(reference) >= 1
-    (tmp_path / "v.mov").write_bytes(content.replace(reference, b"url \x00\x00\x00\x00"))
-    opened: list[str] = []
-    original = os.open
-    try:
-        os.open = lambda path, *more, **options: opened.append(os.fsdecode(path)) or original(path, *more, **options)
-        Frames(10_000).read(os.fsencode(tmp_path), b"v.mov", 0)
-    finally:
-        os.open = original
-    assert opened == [str(tmp_path / "v.mov")]
 
 
 def test_jobs_are_put_into_one_pass_over_each_video() -> None:
