@@ -3,8 +3,6 @@
 What is plain already, which is nearly all, goes through Arrow's kernels; only the rest is looked at row by row.
 """
 
-from collections.abc import Callable
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,6 +43,10 @@ def as_text(column: pa.Array) -> pa.Array:
 
 def from_python(values: list[object]) -> pa.Array:
     """Values as JSON gives them, as strings; null for objects and lists."""
+    try:
+        return pa.array(values, pa.string())  # text and null alone, as nearly always
+    except (pa.ArrowException, UnicodeEncodeError):
+        pass
     texts = [
         value
         if isinstance(value, str)
@@ -63,16 +65,27 @@ def from_python(values: list[object]) -> pa.Array:
 
 def clean_texts(texts: pa.Array) -> pa.Array:
     """`clean_text` of every string."""
-    return _where(pc.match_substring_regex(texts, _UNTIDY), texts, clean_text)
+    chosen = pc.fill_null(pc.match_substring_regex(texts, _UNTIDY), False)
+    some = texts.filter(chosen)
+    if not len(some):
+        return texts
+    return pc.replace_with_mask(texts, chosen, pa.array([clean_text(text) for text in some.to_pylist()], pa.string()))
 
 
 def strip_signatures(urls: pa.Array) -> tuple[pa.Array, pa.Array]:
     """`strip_signature` of every string: the plain URLs, and the signed ones where they differ, else null."""
-    plain = _where(may_hold_secret(urls), urls, lambda url: strip_signature(url)[0])
-    # Where only a fragment went, nothing gives access: `fetch_url` stays null there.
-    changed = pc.fill_null(pc.not_equal(plain, pc.replace_substring_regex(urls, "#.*$", "")), False)
-    signed = pc.if_else(changed, urls, pa.scalar(None, pa.string()))
-    return plain, _where(changed, signed, lambda url: strip_signature(url)[1])
+    chosen = pc.fill_null(may_hold_secret(urls), False)
+    nothing = pa.nulls(len(urls), pa.string())
+    some = [strip_signature(url) for url in urls.filter(chosen).to_pylist()]
+    if not some:
+        return urls, nothing
+    plain, signed = (pa.array(column, pa.string()) for column in zip(*some, strict=True))
+    return pc.replace_with_mask(urls, chosen, plain), pc.replace_with_mask(nothing, chosen, signed)
+
+
+def or_null(texts: pa.Array) -> pa.Array:
+    """The strings, null for empty ones."""
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
 def hashes(texts: pa.Array) -> pa.Array:
@@ -122,11 +135,10 @@ def guess(texts: pa.Array) -> pa.DataType:
 def as_type(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, int]:
     """A column as values of one of SIGNAL_TYPES, and how many did not fit and are null.
 
-    No value (empty, NaN, `null`, `N/A`) is null and fits. URLs in texts lose their signatures.
+    No value is null and fits: the empty text, and among numbers NaN, `null` or `N/A`. URLs lose their signatures.
     """
     if kind == pa.string():
-        texts = clean_texts(as_text(column))
-        return strip_signatures(texts)[0], 0
+        return or_null(strip_signatures(clean_texts(as_text(column)))[0]), 0
     numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
     if not numeric or pa.types.is_boolean(kind):
         texts = _values(as_text(column))
@@ -160,12 +172,3 @@ def _not_negative(column: pa.Array) -> pa.Array:
 def _values(texts: pa.Array) -> pa.Array:
     texts = pc.utf8_trim_whitespace(texts)
     return pc.if_else(pc.is_in(pc.utf8_lower(texts), _NO_VALUE), pa.scalar(None, pa.string()), texts)
-
-
-def _where(chosen: pa.Array, texts: pa.Array, change: Callable[[str], str | None]) -> pa.Array:
-    """`texts` with `change` applied to the chosen ones."""
-    chosen = pc.fill_null(chosen, False)
-    some = texts.filter(chosen)
-    if not len(some):
-        return texts
-    return pc.replace_with_mask(texts, chosen, pa.array([change(text) for text in some.to_pylist()], pa.string()))

@@ -132,7 +132,7 @@ def _shape(file: File) -> tuple[str, Any]:
             return "rows", None
         if scanner.peek() != "{":
             raise InputError(f"{file}: neither an array nor an object of JSON")
-        lists = []
+        lists: list[str] = []
         for name in scanner.names():
             if scanner.peek() != "[":
                 scanner.value()
@@ -141,7 +141,8 @@ def _shape(file: File) -> tuple[str, Any]:
             first = next(elements, None)
             if isinstance(first, dict) and not lists:
                 return "rows", name
-            lists.append(name)
+            if first is not None:
+                lists.append(name)
             for _ in elements:
                 pass
         if scanner.peek() == "{":

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from vlmdata.errors import InputError
 from vlmdata.recipe import TableSource, nearest
 from vlmdata.sources import ROWS, signal_column
-from vlmdata.sources.columns import as_text, as_type, clean_texts, hashes, kind_of, strip_signatures
+from vlmdata.sources.columns import as_text, as_type, clean_texts, hashes, kind_of, or_null, strip_signatures
 from vlmdata.sources.formats import (
     File,
     csv_batches,
@@ -99,8 +99,7 @@ def read(source: TableSource, scratch: str) -> Iterator[pa.RecordBatch]:
 
 def _inputs(source: TableSource) -> list[_Input]:
     if source.hf is not None:
-        name = f"sources.{source.name}: {source.hf}"
-        return [_Input(name, partial(hub_columns, source), partial(hub_batches, source))]
+        return [_Input(source.hf, partial(hub_columns, source), partial(hub_batches, source))]
     assert source.path is not None
     preset = _preset(source)
     files = find(source.name, "path", source.path)
@@ -116,7 +115,7 @@ def _inputs(source: TableSource) -> list[_Input]:
         beside = captions[place] if captions else None
         file = replace(file, header=header, quotes=not preset.header, captions=beside)
         columns, batches = READERS[file.form]
-        inputs.append(_Input(str(file), partial(columns, file), partial(batches, file)))
+        inputs.append(_Input(file.path, partial(columns, file), partial(batches, file)))
     return inputs
 
 
@@ -171,9 +170,10 @@ def _kind(source: TableSource, option: str, name: str, schema: pa.Schema, column
 
 
 def _missing(source: TableSource, option: str, name: str, column: str, schema: pa.Schema) -> InputError:
-    known = ", ".join(schema.names[:20]) or "no columns"
-    near = nearest(column, schema.names)
-    return InputError(f"sources.{source.name}.{option}: {name} has no column {column!r}{near} (it has {known})")
+    there = ", ".join(schema.names[:20]) or "no columns"
+    other = [known for known in schema.names if known.lower() == column.lower()]
+    near = f"; did you mean {other[0]!r}?" if other else nearest(column, schema.names)
+    return InputError(f"sources.{source.name}.{option}: {name} has no column {column!r}{near} (it has {there})")
 
 
 def _pairs(
@@ -187,7 +187,7 @@ def _pairs(
         lost["rows without a URL or a caption are left aside"] += batch.num_rows - rows
         batch = batch.filter(whole)
         text = {target: column.filter(whole) for target, column in text.items()}
-    known = {target: pc.if_else(_some(column), column, pa.scalar(None, pa.string())) for target, column in text.items()}
+    known = {target: or_null(column) for target, column in text.items()}
     known["url"], known["fetch_url"] = strip_signatures(text["url"])
     if "page_url" in known:
         pages = known["page_url"]
