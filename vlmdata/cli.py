@@ -91,6 +91,32 @@ def run(
 
 
 @app.command()
+def adopt(
+    folder: Annotated[str, typer.Argument(help="what img2dataset wrote", metavar="IMG2DATASET_FOLDER")],
+    dataset: DatasetUrl,
+) -> None:
+    """Take over a finished img2dataset folder as it is, and write the recipe to go on with; prints its path."""
+    from vlmdata import adopt as adopting
+    from vlmdata import console
+    from vlmdata.dataset import Dataset
+    from vlmdata.plan import check_writable, make_plan
+
+    opened = Dataset(dataset)
+    check_writable(opened)
+    parsed = adopting.write_recipe(folder, opened)
+    key = make_plan(parsed).images
+    if opened.read_table("images", key) is None:
+        console.prepare_prefect(opened)
+        with console.progress():
+            from vlmdata.flows.curate import curate
+
+            curate(parsed.model_dump(mode="json"), None, ["ingest", "download"])
+    for status, count in adopting.statuses(opened, key).items():
+        _say(f"{status:<14}{count:>12,}")
+    print(opened.path(adopting.RECIPE))
+
+
+@app.command()
 def plan(recipe: RecipePath, set_: Setting = None, limit: Limit = None) -> None:
     """What `run` would do: the stages with what is there already, and what is missing."""
     from vlmdata import recipe as recipes

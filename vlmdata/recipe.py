@@ -67,6 +67,7 @@ class FolderSource(Options):
     kind: Literal["folder"]
     name: Name = "folder"
     path: str
+    annotations: str | None = Field(None, description="a COCO captions file (JSON) about the folder's images")
     limit: int | None = Field(None, gt=0, description="the first so many images in the order of their paths")
 
 
@@ -75,7 +76,8 @@ class WebdatasetSource(Options):
 
     kind: Literal["webdataset"]
     name: Name = "webdataset"
-    path: str
+    path: str = Field(description="a folder, a tar or a glob; a Parquet file beside a tar is img2dataset's")
+    keep: list[str] | None = Field(None, description="the JSON's keys that become columns `source_…`; default: all")
 
 
 class VideoSource(Options):
@@ -151,7 +153,7 @@ class Consent(Options):
 class Download(Options):
     """Fetching, checking and storing images."""
 
-    size: int = Field(512, ge=16, le=4096, description="the shorter side of the stored image, never enlarged")
+    size: int = Field(512, ge=16, le=65_500, description="the shorter side of the stored image, never enlarged")
     mode: Literal["keep_ratio"] = "keep_ratio"
     quality: int = Field(95, ge=1, le=100, description="of the stored JPEG")
     timeout: float = Field(10, gt=0, description="seconds without an answer")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlmdata.download.stored import local_url
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import VideoSource, nearest
 from vlmdata.sources import BATCH_ROWS, ROWS
@@ -21,7 +22,6 @@ from vlmdata.sources.folder import (
     context_and_license,
     files,
     local_path,
-    local_url,
     read_small,
 )
 from vlmdata.sources.formats import find
@@ -48,9 +48,9 @@ class _NoFrames(Exception):
     """Why a video gives no frame."""
 
 
-def root(source: VideoSource) -> str:
-    """The folder that the videos' paths begin from."""
-    return source.path if os.path.isdir(source.path) else os.path.dirname(source.path) or "."
+def root(path: str) -> str:
+    """The folder that the videos' paths begin from, for the source's `path`."""
+    return path if os.path.isdir(path) else os.path.dirname(path) or "."
 
 
 def check(source: VideoSource) -> None:
@@ -191,7 +191,7 @@ def _times(source: VideoSource, path: str) -> list[int] | _NoFrames:
     from vlmdata.frames import Video, small_grey
 
     try:
-        place = local_path(local_url(source.name, path), root(source))
+        place = local_path(local_url(source.name, path), root(source.path))
         # A pipe would be waited for; what grows meanwhile has no end.
         if not os.path.isfile(place):
             raise _NoFrames("there is no such file")
