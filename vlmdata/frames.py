@@ -4,6 +4,7 @@ FFmpeg gets an open file and no name, only containers that hold their own data (
 no protocol to open anything else with, a list of decoders, and a limit of pixels that holds before memory is reserved.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from types import TracebackType
@@ -43,13 +44,14 @@ class Video:
     def __init__(self, file: BinaryIO, max_pixels: int) -> None:
         self.damage = 0
         self.began: int | None = None
+        file.seek(0)
         if not file.read(1):
             raise ImageError("decode", "it is empty")
         with _open(file, {"codec_whitelist": "none"}) as container:  # no decoder runs for this look
             stream = _stream(container)
-            self.size = stream.width, stream.height
             if stream.codec_context is None or stream.codec_context.name not in CODECS:
                 raise ImageError("type", "its codec is not decoded here")
+            self.size = stream.width, stream.height
         if self.size[0] * self.size[1] > max_pixels:
             words = f"{self.size[0]} x {self.size[1]} pixels; the limit is {max_pixels}"
             raise ImageError("pixels", words, self.size)
@@ -131,16 +133,35 @@ class Video:
     def _packets(self) -> Iterator["av.Packet[av.VideoStream]"]:
         try:
             yield from self._container.demux(self._stream)
-        except (av.FFmpegError, OSError):
-            self.damage += 1  # nothing is known to follow
+        except (av.FFmpegError, OSError, IndexError):
+            # Nothing is known to follow. PyAV 18 raises IndexError where a stream has turned up midway.
+            self.damage += 1
 
     def _milliseconds(self, stamp: int) -> int:
         return round((stamp * self._base - self._start) * 1000)
 
 
+class _Bytes:
+    """What PyAV reads of a file. A place that no file can have, as damage makes them, is its end: no exception, which
+    PyAV would print where FFmpeg does not mind."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return self._file.seek(0, os.SEEK_END)
+
+
 def to_bmp(frame: av.VideoFrame) -> bytes:
-    """The frame as a BMP (8 bits, RGB), upright: bytes that depend on the pixels alone, and made in no time."""
-    pixels = frame.to_ndarray(format="bgr24", interpolation=Interpolation.BILINEAR | _EXACT, threads=1)
+    """The frame as a BMP (8 bits, RGB), upright: bytes that depend on the pixels alone, and made in no time.
+
+    Raises ImageError (`decode`) for pixels of a kind that FFmpeg cannot convert.
+    """
+    pixels = _converted(frame, frame.width, frame.height, "bgr24", Interpolation.BILINEAR)
     matrix = cast(Mapping[str, Any], frame.side_data).get("DISPLAYMATRIX")  # PyAV's stubs know one kind only
     if matrix is not None:
         pixels = _upright(pixels, np.frombuffer(matrix, np.int32).tolist())
@@ -151,8 +172,15 @@ def to_bmp(frame: av.VideoFrame) -> bytes:
 
 
 def small_grey(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width]: the frame's luma, averaged over areas."""
-    return frame.reformat(width, height, "gray", interpolation=Interpolation.AREA | _EXACT, threads=1).to_ndarray()
+    """uint8 [height, width]: the frame's luma, averaged over areas. Raises ImageError as `to_bmp`."""
+    return _converted(frame, width, height, "gray", Interpolation.AREA)
+
+
+def _converted(frame: av.VideoFrame, width: int, height: int, form: str, by: Interpolation) -> np.ndarray:
+    try:
+        return frame.reformat(width, height, form, interpolation=by | _EXACT, threads=1).to_ndarray()
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ImageError("decode", f"pixels of the kind {frame.format.name} cannot be converted") from error
 
 
 def _upright(pixels: np.ndarray, matrix: list[int]) -> np.ndarray:
@@ -175,7 +203,7 @@ def _open(file: BinaryIO, options: dict[str, str]) -> av.container.InputContaine
     file.seek(0)
     safe = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none", **options}
     try:
-        return av.open(file, "r", options=safe, metadata_errors="replace", buffer_size=_BUFFER)
+        return av.open(_Bytes(file), "r", options=safe, metadata_errors="replace", buffer_size=_BUFFER)
     except av.ArgumentError as error:  # what a whitelist answers
         raise ImageError("type", "not a video of a known kind") from error
     except (av.FFmpegError, OSError) as error:

@@ -101,7 +101,8 @@ class _Reader:
     def __init__(self, file: BinaryIO, max_pixels: int) -> None:
         self._file, self._max_pixels = file, max_pixels
         self._far = _NEAR
-        self._begin()
+        self._video = self._open()
+        self._restart()
 
     def at(self, time: int) -> "VideoFrame":
         """The frame that is shown at `time`. Raises ImageError."""
@@ -124,11 +125,10 @@ class _Reader:
         self._video.close()
         self._file.close()
 
-    def _begin(self) -> None:
+    def _open(self) -> "Video":
         from vlmdata import frames  # and with it PyAV, which most parts do not need
 
-        self._video = frames.Video(self._file, self._max_pixels)
-        self._restart()
+        return frames.Video(self._file, self._max_pixels)
 
     def _restart(self) -> None:
         self._frames = self._video.frames()
@@ -151,5 +151,7 @@ class _Reader:
                 # Here keyframes are at least so far apart, and a shorter jump would lead back to the same one.
                 self._far = max(self._far, time - self._video.began)
                 return
+        again = self._open()
         self._video.close()
-        self._begin()
+        self._video = again
+        self._restart()
