@@ -176,7 +176,9 @@ def test_each_fault_is_a_status(tmp_path: Path) -> None:
         "good.mp4#t=0.000#t=0.000": "4xx",
     }
     rows = [{"url": f"v:/{name}", "source": "v"} for name in wanted]
+    rows.append({"url": "v:/good.mp4#t=0.000", "source": "a_list_of_a_stranger"})
     found, _ = fetch(tmp_path, rows, roots={"v": str(root)}, max_pixels=60_000)
+    assert found.pop()["download_status"] == "blocked"
     assert dict(zip(wanted, statuses(found), strict=True)) == wanted
     assert not any("/" in (row["error"] or "") for row in found)
 
@@ -196,6 +198,28 @@ def test_what_is_damaged_gives_its_own_frames_or_none(tmp_path: Path) -> None:
     assert {answer.status for answer in answers.values()} == {"success", "decode"}
     whole = [time for time in times if time < 700 or time > 2500]
     assert all(np.abs(pixels(answers[time].body) - expected[time]).mean() < 3 for time in whole)
+
+
+@pytest.mark.parametrize("kind", ["b-frames.mp4", "vp9.webm", "no-pts.avi", "late-start.ts", "wmv2.wmv"])
+def test_whatever_is_wrong_with_a_file_ends_in_a_status(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = video(tmp_path / kind, frames=40, **KINDS[kind]).read_bytes()
+    random = np.random.default_rng(0)
+    seen = set()
+    for number in range(40):
+        content = np.frombuffer(whole, np.uint8).copy()
+        places = random.integers(0, len(content) if number % 2 else 2000, random.choice([1, 10, 100]))
+        content[places] = random.integers(0, 256, len(places))
+        (tmp_path / kind).write_bytes(content[: random.integers(len(content)) if number % 5 == 0 else None].tobytes())
+        frames = Frames(10_000)
+        for time in (0, 1000, 500, 1267):
+            answer = frames.read(os.fsencode(tmp_path), os.fsencode(kind), time)
+            seen.add(answer.status)
+            assert (answer.status == "success") == (answer.error is None) == (answer.body is not None)
+        frames.close()
+    assert {"success", "decode"} <= seen <= {"success", "decode", "type", "pixels"}
+    assert "PyAV" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ffconcat", "list.mpd", "list.sdp"])
