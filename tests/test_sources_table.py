@@ -170,6 +170,8 @@ def test_a_line_without_an_end_is_refused_before_memory_is_full(tmp_path: Path) 
 def test_what_gives_access_leaves_the_url(url: str, plain: str) -> None:
     assert strip_signature(url) == (plain, url)
     assert strip_signature(plain) == (plain, None)
+    both = strip_signatures(pa.array([url, None, plain]))
+    assert [column.to_pylist() for column in both] == [[plain, None, plain], [url, None, None]]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +268,9 @@ def test_json_is_read_in_pieces_whatever_stands_at_their_ends(tmp_path: Path) ->
     (tmp_path / "a.json").write_text(json.dumps(many))
     found = rows(tmp_path / "a.json", keep=["n"])
     assert [(r["url"], r["source_n"]) for r in found] == [(m["url"], m["n"]) for m in many if m["TEXT"]]
+    lists = {"url": ["http://a/1"] * 30_000, "n": list(range(10**14, 10**14 + 30_000)), "TEXT": ["t"] * 30_000}
+    (tmp_path / "a.json").write_text(json.dumps(lists))
+    assert [row["source_n"] for row in rows(tmp_path / "a.json", keep={"n": "int64"})] == lists["n"]
 
 
 @pytest.mark.parametrize(
