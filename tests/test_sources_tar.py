@@ -48,7 +48,7 @@ def test_what_is_no_plain_file_is_passed_over():
     with tarfile.open(fileobj=file, mode="w") as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
             member = tarfile.TarInfo(f"link{kind.decode()}.jpg")
-            member.type, member.linkname = kind, "/etc/passwd"
+            member.type, member.linkname, member.size = kind, "/etc/passwd", 700  # which a link has no bytes for
             tar.addfile(member)
         sparse = tarfile.TarInfo("sparse.jpg")
         sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
