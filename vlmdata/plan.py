@@ -11,10 +11,10 @@ import pyarrow as pa
 from vlmdata import dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.errors import InputError
-from vlmdata.recipe import FolderSource, Recipe, WebdatasetSource, nearest, signal_name
+from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
 from vlmdata.rules import Expression, Order, check_order, check_rule
 from vlmdata.schemas import table_schema
-from vlmdata.sources import webdataset
+from vlmdata.sources import video, webdataset
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
 # Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
@@ -196,6 +196,7 @@ def source_roots(recipe: Recipe) -> dict[str, str]:
     """The folder of every source that has local files: its pairs' URLs begin with the source's name."""
     roots = {s.name: s.path for s in recipe.sources if isinstance(s, FolderSource)}
     roots |= {s.name: webdataset.root(s.path) for s in recipe.sources if isinstance(s, WebdatasetSource)}
+    roots |= {s.name: video.root(s.path) for s in recipe.sources if isinstance(s, VideoSource)}
     return {name: os.path.abspath(path) for name, path in roots.items()}
 
 

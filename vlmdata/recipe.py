@@ -87,7 +87,20 @@ class VideoSource(Options):
 
     kind: Literal["video"]
     name: Name = "video"
-    path: str
+    path: str = Field(
+        description="a folder with captions beside the videos, or a CSV, TSV or JSONL list of files in its folder"
+    )
+    column: str = Field("path", description="the list's column of the videos' paths, from the list's folder")
+    caption: str = Field("caption", description="the list's column of captions")
+    frames: Literal["scene", "every"] = Field("scene", description="one frame of each scene, or one every so often")
+    seconds: float = Field(2.0, ge=0.001, description="from frame to frame (every)")
+    threshold: float = Field(10.0, gt=0, le=100, description="change that begins a scene, percent of the grey range")
+    max_frames: int | None = Field(None, gt=0, description="of one video, evenly spread over those found")
+    max_seconds: float = Field(
+        14_400, gt=0, description="a longer video is left aside, as are those beyond the next two"
+    )
+    max_bytes: Bytes = 20_000_000_000
+    max_pixels: int = Field(36_000_000, gt=0, description="of a frame")
 
 
 class TableSource(Options):

@@ -1,6 +1,7 @@
 """Images: fetched safely through img2dataset's Downloader, decoded, made smaller and stored, one part at a time.
 
-`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` reads files, `consent.py` reads
+`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` reads files, `video.py` their
+frames, `consent.py` reads
 what hosts say, `decode.py` turns bytes into stored JPEGs, `images.py` puts img2dataset to work with all of them.
 """
 

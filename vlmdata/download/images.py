@@ -11,6 +11,7 @@ import pyarrow as pa
 from vlmdata.download.consent import refusal
 from vlmdata.download.seams import MISMATCH, NO_HASH, Job, run
 from vlmdata.download.stored import find, is_local
+from vlmdata.download.video import in_order
 from vlmdata.errors import DataError, MachineError
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
@@ -33,7 +34,7 @@ def download(
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
-                run(list(jobs.values()), spool, options, consent, roots)
+                run(in_order(list(jobs.values())), spool, options, consent, roots)
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error

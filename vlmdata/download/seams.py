@@ -27,6 +27,7 @@ from vlmdata.download.fetch import Answer, Client
 from vlmdata.download.header import ImageError, sniff
 from vlmdata.download.local import local_path, read_local, read_stored
 from vlmdata.download.stored import Stored
+from vlmdata.download.video import Frames, frame_of
 from vlmdata.errors import MachineError
 from vlmdata.recipe import Consent, Download
 
@@ -151,6 +152,7 @@ class _Pool:
 
     def __init__(self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str]) -> None:
         self._jobs, self._options, self._consent, self._roots = jobs, options, consent, roots
+        self._frames = Frames(options.max_pixels)
         self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vlmdata-fetch", daemon=True)
@@ -169,6 +171,7 @@ class _Pool:
         self._stop()
 
     def _stop(self) -> None:
+        self._frames.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -212,8 +215,11 @@ class _Pool:
         """The answer for an image that is on the disk already."""
         if job.stored is not None:
             return read_stored(job.fetch_url, job.stored, self._roots, self._options.max_bytes)
-        local = local_path(job.url, self._roots) if job.local else None
-        return read_local(*local, self._options.max_bytes) if local is not None else None
+        frame = frame_of(job.url)
+        local = local_path(frame[0] if frame else job.url, self._roots) if job.local else None
+        if local is None:
+            return None
+        return self._frames.read(*local, frame[1]) if frame else read_local(*local, self._options.max_bytes)
 
     def _note(self, number: int, future: "Future[Answer]") -> None:
         self._done.put((number, future))
