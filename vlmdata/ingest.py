@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -14,12 +15,17 @@ from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
+
 log = logging.getLogger(__name__)
 
 VERSION = 1
 _PAIRS = table_schema("pairs")
 # What a source yields: the rest of a pair's columns are made here.
 FOUND = pa.schema([f for f in _PAIRS if f.name not in ("captions", "occurrences")])
+# The same as it is written while a source is read.
+RAW = FOUND.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))
 _PART_ROWS = 100_000
 
 
@@ -29,19 +35,26 @@ def source_key(source: Source, version: int) -> str:
 
 
 def read_source(dataset: Dataset, source: Source, key: str) -> Table:
-    """Read one source to its end and record what it yields, once: the tables `found` and `observations`.
-
-    `found` is in the order of its columns, so that it does not depend on the order of crawling.
-    """
+    """Read one source to its end and record what it yields, once: the tables `found` and `observations`."""
     with dataset.spool() as folder:
         raw = folder / "raw.parquet"
-        with pq.ParquetWriter(raw, FOUND.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))) as writer:
+        with pq.ParquetWriter(raw, RAW) as writer:
             for batch in read(source, str(folder)):
-                writer.write_table(_with_uid(pa.table(batch)).select(writer.schema.names).cast(writer.schema))
+                writer.write_table(with_uid(batch))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
+        return record(dataset, source, key, pads.dataset(str(raw)), {})
+
+
+def record(dataset: Dataset, source: Source, key: str, raw: "pads.Dataset", counts: dict[str, int]) -> Table:
+    """Write the tables `found` and `observations` of what a source yielded, rows in the schema RAW.
+
+    `found` is in the order of its columns, so that it does not depend on the order of reading. counts: what the source
+    tells of itself, kept in the manifest.
+    """
+    with dataset.spool() as folder:
         connection = _connect(folder)
-        connection.register("raw", pads.dataset(str(raw)))
+        connection.register("raw", raw)
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
         parts = _write_parts(dataset, "found", key, found, FOUND, _PART_ROWS)
         observed = connection.sql(
@@ -51,7 +64,8 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
         seen = _write_parts(dataset, "observations", key, observed, table_schema("observations"), _PART_ROWS)
         connection.close()
     dataset.write_table(Table("observations", key, tuple(seen)))
-    table = Table("found", key, tuple(parts), about={"source": source.name})
+    about = {"source": source.name} | ({"counts": dict(sorted(counts.items()))} if counts else {})
+    table = Table("found", key, tuple(parts), about=about)
     dataset.write_table(table)
     return table
 
@@ -96,13 +110,15 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
     return table
 
 
-def _with_uid(rows: pa.Table) -> pa.Table:
+def with_uid(batch: pa.RecordBatch) -> pa.Table:
+    """A source's rows with their uids, in the schema RAW."""
+    rows = pa.table(batch)
     # BLAKE2b has no vectorised form in Arrow or DuckDB; it takes a microsecond a row.
     uids = [
         hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()
         for url, caption in zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
     ]
-    return rows.append_column("uid", pa.array(uids, pa.string()))
+    return rows.append_column("uid", pa.array(uids, pa.string())).select(RAW.names).cast(RAW)
 
 
 def _connect(folder: Path) -> duckdb.DuckDBPyConnection:

@@ -1,4 +1,9 @@
-"""Where pairs come from, one file a kind: `read(source, scratch)` yields Arrow batches, `check` refuses beforehand."""
+"""Where pairs come from, one file a kind: `read(source, scratch)` yields Arrow batches, `check` refuses beforehand.
+
+A source of many large files has, instead of `read`, what `vlmdata.pipelines.extract` spreads over workers: `files`
+names them, `identity` says whether one has changed, `read_file(source, file, counts)` yields the batches of one, and
+`report` tells what all held.
+"""
 
 import importlib
 from collections.abc import Iterator
@@ -10,7 +15,7 @@ from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources.urls import clean_text, strip_signature
 
-__all__ = ["BATCH_ROWS", "ROWS", "check", "clean_text", "read", "strip_signature"]
+__all__ = ["BATCH_ROWS", "ROWS", "by_file", "check", "clean_text", "read", "strip_signature"]
 
 # What a source yields: ingest adds uid, captions and occurrences to `pairs`, and moves crawled_at to `observations`.
 ROWS = pa.schema(
@@ -26,6 +31,12 @@ def check(source: Source) -> None:
     Raises InputError, which says what to do.
     """
     _module(source).check(source)
+
+
+def by_file(source: Source) -> Any:
+    """The module of a source that is read file by file, or None for one that has `read`."""
+    module = _module(source)
+    return module if hasattr(module, "read_file") else None
 
 
 def read(source: Source, scratch: str) -> Iterator[pa.RecordBatch]:
