@@ -84,11 +84,34 @@ def blocks(file: BinaryIO, wanted: WarcRecordType, counts: Counter[str]) -> Iter
                     counts["records larger than 10 MB"] += 1
                 else:
                     counts[f"records of another type: {record.record_type}"] += 1
-            return
+            if not _inside_gzip(file, at):
+                return
+            start = None
         except OSError:
             counts["damaged places"] += fresh or start == 0  # one damage may take several beginnings to get past
             start = _next_beginning(file, at + 1)
     counts["files cut off"] += 1
+
+
+def _inside_gzip(file: BinaryIO, last: int) -> bool:
+    """Whether a gzip file ends inside a record of which so little is there that the iterator saw nothing of it.
+
+    last: where its last whole record begins. Of very long ends nothing is said.
+    """
+    if not file.seekable():
+        return False
+    file.seek(last)
+    rest = file.read(2 * _LARGEST)
+    while rest.startswith(_BEGINNINGS[0][: len(rest)]) and 0 < len(rest) < 2 * _LARGEST:
+        unpacker = zlib.decompressobj(31)
+        for place in range(0, len(rest), 1 << 14):
+            unpacker.decompress(rest[place : place + (1 << 14)])
+            if unpacker.eof:
+                rest = unpacker.unused_data + rest[place + (1 << 14) :]
+                break
+        else:
+            return True
+    return False
 
 
 def _next_beginning(file: BinaryIO, after: int) -> int | None:
