@@ -13,7 +13,7 @@ from fastwarc.warc import WarcRecordType
 
 from vlmdata.sources.found import Found
 from vlmdata.sources.page import open_graph, page_language, page_says
-from vlmdata.sources.urls import clean_text, shorten, strip_signature, web_url
+from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
 _MOST_IMAGES = 5_000
@@ -138,9 +138,9 @@ def _found(
             elif image := _image(link, base):
                 images.append(image)
         elif link.rel and license_url is None and _licenses(link):
-            license_url = web_url(_plain(link.url), base)
+            license_url = linked_url(_plain(link.url), base)
     if license_url is None:
-        license_url = next((web_url(_plain(link.url), base) for link in head.link if _licenses(link)), None)
+        license_url = next((linked_url(_plain(link.url), base) for link in head.link if _licenses(link)), None)
     if left_out:
         counts["images left out: more than 5,000 on a page"] += left_out
     metas = [((m.property or m.name or m.http_equiv).strip().lower(), _plain(m.content)) for m in head.metas]
@@ -159,7 +159,7 @@ def _image(link: _Link, base: str) -> tuple[str, str | None, str, str, str | Non
     caption_from = "alt"
     if not caption:
         caption, caption_from = shorten(clean_text(_plain(link.title)), _LONGEST_CAPTION), "title"
-    url = web_url(_plain(link.url), base) if caption and link.url else None
+    url = linked_url(_plain(link.url), base) if caption and link.url else None
     return (*strip_signature(url), caption, caption_from, None) if url else None
 
 
