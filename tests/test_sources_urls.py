@@ -6,13 +6,34 @@ from hypothesis import strategies as st
 
 from vlmdata.sources.urls import linked_url, web_url
 
-PIECES = (
-    """http:// https:// HTTP:// // / a B.png . .. ? ?x=1 & = #f ; ;p : :80 @ u:p@ %20 % ä [ ] \\ | ~ ' example.org x
-{ mailto: - _ !""".split()
-    + [" ", "\t"]
-)
-BASES = """https://example.org/ https://example.org/a/b.html?c=/d/ http://u:p@x.org:8080/a/ http://x.org/a//b/c
-http://x.org/./a/../b https://example.org/?q http://[::1]/a/b http://xn--bcher-kva.example/a;p/b;q""".split()
+SCHEMES = [
+    "http://",
+    "https://",
+    "HTTP://",
+    "mailto:",
+    "//",
+    "/",
+    "?",
+    "?x=1",
+    "#f",
+    ";",
+    ";p",
+    ":",
+    ":80",
+    "@",
+    "u:p@",
+]
+PIECES = [*SCHEMES, "a", "B.png", "example.org", "x", ".", "..", "%20", "%", " ", "\t", "ä", "\\", *"[]{}&=|~'-_!"]
+BASES = [
+    "https://example.org/",
+    "https://example.org/a/b.html?c=/d/",
+    "http://u:p@x.org:8080/a/",
+    "http://x.org/a//b/c",
+    "http://x.org/./a/../b",
+    "https://example.org/?q",
+    "http://[::1]/a/b",
+    "http://xn--bcher-kva.example/a;p/b;q",
+]
 
 
 @settings(max_examples=3_000, deadline=None, derandomize=True)

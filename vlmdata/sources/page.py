@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from vlmdata.sources.urls import clean_text, shorten, strip_signature, web_url
+from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 
 _MOST_IMAGES = 5_000
 _LONGEST_CAPTION = 2_000
@@ -61,7 +60,7 @@ class Page:
     left_out: int
 
 
-def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str) -> Page:
+def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str, with_links: bool = True) -> Page:
     """Images with captions, links and consent signals of a page at `url`.
 
     headers: the response's, names in lower case. agent: our name, which directives may address.
@@ -79,7 +78,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
     metas = _metas(tree)
     directives, consent = page_says(metas, headers, agent)
-    links = [] if directives & {"nofollow", "none"} else list(_links(tree, base))
+    links = list(_links(tree, base)) if with_links and not directives & {"nofollow", "none"} else []
     images = tree.css("img")
     found = list(_captioned(images[:_MOST_IMAGES], base))
     contexts = _contexts(tree, [node for node, *_ in found])
@@ -193,21 +192,10 @@ def _check_depth(html: str) -> None:
                 raise ValueError(f"nested more than {_DEEPEST} tags deep")
 
 
-@lru_cache(200_000)
-def _resolve(link: str, base: str) -> str | None:
-    return web_url(link, base)
-
-
-def _absolute(link: str, base: str) -> str | None:
-    # Links are resolved against the page's folder where that is the same, so that the cache knows them again.
-    link = link.strip()
-    return _resolve(link, base if link[:1] in ("", "?", "#") else base.rpartition("/")[0] + "/")
-
-
 def _links(tree: LexborHTMLParser, base: str) -> Iterator[str]:
     for node in tree.css("a[href],area[href]"):
         link = node.attributes.get("href")
-        absolute = _absolute(link.partition("#")[0], base) if link and link[0] != "#" else None
+        absolute = linked_url(link.partition("#")[0], base) if link and link[0] != "#" else None
         if absolute:
             yield absolute
 
@@ -238,7 +226,7 @@ def _best_source(node: LexborNode, attributes: dict[str, str | None], base: str)
     links = [best[0]] if best[1] > 1 else [own[0]]
     links += [attributes.get(name) or "" for name in (*_LAZY, "src")]
     links.append(best[0])
-    return next((url for link in links if link.strip() for url in [_absolute(link, base)] if url), None)
+    return next((url for link in links if link.strip() for url in [linked_url(link, base)] if url), None)
 
 
 def _picture_sources(image: LexborNode) -> list[tuple[str, float]]:
@@ -320,7 +308,7 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
         block.insert_before(" ")
     for node in nodes:
         node.replace_with("\ufdd0")
-    pieces = [clean_text(piece) for piece in tree.body.text().split("\ufdd0")]
+    pieces = [_ends(piece) for piece in tree.body.text().split("\ufdd0")]
     if len(pieces) != len(nodes) + 1:  # an image outside the body, in a template or in a script: no place is known
         return [None] * len(nodes)
     contexts = []
@@ -328,6 +316,15 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
         before, after = _tail(pieces, number), _head(pieces, number + 1)
         contexts.append(f"{before} {after}".strip() or None)
     return contexts
+
+
+def _ends(text: str) -> str:
+    """Clean text, of a long one its first and last words only: no context reaches further."""
+    if len(text) > 2_000:
+        first, last = text.split(None, _AROUND + 1)[: _AROUND + 1], text.rsplit(None, _AROUND + 1)[-_AROUND - 1 :]
+        if len(first) + len(last) > 2 * _AROUND:
+            text = " ".join([*first, *last])
+    return clean_text(text)
 
 
 def _tail(pieces: list[str], last: int) -> str:

@@ -131,7 +131,9 @@ def host_and_port(url: str) -> str:
 
 def clean_text(text: str) -> str:
     """Text as valid UTF-8 without NUL, its runs of white space as one space, none at its ends."""
-    if not text.isascii():
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         text = _whole(text)
     return " ".join(text.replace("\0", "").split())
 

@@ -45,7 +45,7 @@ def pages(file: BinaryIO, agent: str, counts: Counter[str]) -> Iterator[Found]:
         else:
             try:
                 html = _text(_decoded(body, headers), headers)
-                page = read_page(html, url, headers, agent)
+                page = read_page(html, url, headers, agent, with_links=False)
             except ValueError as error:
                 counts[f"pages not read: {error}"] += 1
                 continue
