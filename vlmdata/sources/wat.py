@@ -135,7 +135,7 @@ def _found(
         if link.path == "IMG@/src":
             if len(images) >= _MOST_IMAGES:
                 left_out += 1
-            elif image := _image(link, base):
+            elif (link.alt or link.title) and link.url and (image := _image(link, base)):
                 images.append(image)
         elif link.rel and license_url is None and _licenses(link):
             license_url = linked_url(_plain(link.url), base)
@@ -155,16 +155,15 @@ def _found(
 
 def _image(link: _Link, base: str) -> tuple[str, str | None, str, str, str | None] | None:
     """The values of an Image; None for one without words or a web address."""
-    caption = shorten(clean_text(_plain(link.alt)), _LONGEST_CAPTION) if link.alt else ""
-    caption_from = "alt"
-    if not caption:
-        caption, caption_from = shorten(clean_text(_plain(link.title)), _LONGEST_CAPTION), "title"
-    url = linked_url(_plain(link.url), base) if caption and link.url else None
-    return (*strip_signature(url), caption, caption_from, None) if url else None
+    for caption_from, text in (("alt", link.alt), ("title", link.title)):
+        if text and (caption := shorten(clean_text(_plain(text)), _LONGEST_CAPTION)):
+            url = linked_url(_plain(link.url), base)
+            return (*strip_signature(url), caption, caption_from, None) if url else None
+    return None
 
 
 def _licenses(link: _Link) -> bool:
-    return "license" in link.rel.lower().split()
+    return "license" in link.rel.lower() and "license" in link.rel.lower().split()
 
 
 def _plain(text: str) -> str:
