@@ -18,12 +18,14 @@ from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
 from vlmdata.pipelines import dedup as dedup_stage
 from vlmdata.pipelines import download as download_stage
+from vlmdata.pipelines import extract as extract_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
 from vlmdata.plan import STAGES, Plan, make_plan, snapshot_keys
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
+from vlmdata.sources import by_file
 
 INGESTED = ("pairs", "source_signals")
 
@@ -159,8 +161,11 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
     dataset, plan = run.dataset, run.plan
     found = []
     for source in plan.recipe.sources:
-        table = dataset.read_table("found", plan.found[source.name])
-        found.append(table or ingest.read_source(dataset, source, plan.found[source.name]))
+        key = plan.found[source.name]
+        table = dataset.read_table("found", key)
+        if table is None and by_file(source):
+            table = extract_stage.run(dataset, source, key, plan.recipe.runner)
+        found.append(table or ingest.read_source(dataset, source, key))
     pairs = dataset.read_table("pairs", plan.pairs)
     pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit, plan.brings)
     get_run_logger().info("%d pairs from %d sources", pairs.rows, len(found))

@@ -61,6 +61,9 @@ class CommonCrawlSource(Options):
     paths: list[str] = Field(min_length=1, description="files, globs, `wat.paths.gz` listings; any fsspec URL")
     format: Literal["wat", "warc"]
     base: str = Field("", description="put before the relative paths of a listing: `s3://commoncrawl/`, or a folder")
+    agent: str = Field(
+        "vlmdata", min_length=1, description="the name by which a page's robots directives may address us"
+    )
 
 
 class FolderSource(Options):
