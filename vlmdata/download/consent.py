@@ -2,8 +2,8 @@
 
 robots.txt is read as RFC 9309 says. In `X-Robots-Tag`, `noai` and `noimageai` are a no to training; `noindex`,
 `noimageindex` and `none` count as the robots' no, as img2dataset's own default has it: a picture that no index may
-hold does not go into a dataset. `tdm-reservation` is the TDM Reservation Protocol's header. Nothing said is null,
-which is not `allow`.
+hold does not go into a dataset. `tdm-reservation` is the TDM Reservation Protocol's header, which comes before the
+host's file (`tdmrep.py`). Nothing said is null, which is not `allow`. docs/consent.md has the table.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 from protego import Protego
 
-from vlmdata.sources.page import robots_directives
+from vlmdata.sources.page import reservation, robots_directives
 
 WORDS = ("robots", "noai", "tdm", "noml")
 Said = dict[str, str | None]
@@ -30,10 +30,11 @@ def product(agent: str) -> str:
     return agent.partition("/")[0].strip().lower()
 
 
-def add_headers(said: Said, headers: Any, agent: str) -> None:
-    """Note in `said` what a response's headers say to `agent`; a no stays a no.
+def add_headers(said: Said, headers: Any, agent: str, filed: str | None = None) -> None:
+    """Note in `said` what a response's headers say to `agent`; a no of an earlier answer stays a no.
 
-    headers: a multidict, as aiohttp has it.
+    headers: a multidict, as aiohttp has it. filed: what the host's tdmrep.json says of the URL, which counts where the
+    headers say nothing about it.
     """
     directives = robots_directives(headers.getall("X-Robots-Tag", ()), agent)
     for word, meant in (
@@ -43,11 +44,13 @@ def add_headers(said: Said, headers: Any, agent: str) -> None:
     ):
         if directives & meant:
             said[word] = "deny"
-    reservation = {value.strip() for value in headers.getall("tdm-reservation", ())}
-    if "1" in reservation:
-        said["tdm"] = "deny"
-    elif "0" in reservation:
-        said["tdm"] = said["tdm"] or "allow"
+    add_tdm(said, reservation(headers.getall("tdm-reservation", ())) or filed)
+
+
+def add_tdm(said: Said, word: str | None) -> None:
+    """Note what one answer on the way says of the reservation of rights."""
+    if word == "deny" or said["tdm"] is None:
+        said["tdm"] = word
 
 
 class Robots:

@@ -17,8 +17,10 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from vlmdata.download.address import Blocked, Gate, Resolver
-from vlmdata.download.consent import ROBOTS_BYTES, WORDS, Robots, Said, add_headers, product, refusal
+from vlmdata.download.consent import ROBOTS_BYTES, WORDS, Robots, Said, add_headers, add_tdm, product, refusal
 from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
+from vlmdata.download.optout import LISTED, OptOut
+from vlmdata.download.tdmrep import MOST_BYTES, PATH, Reservations
 from vlmdata.recipe import Consent, Download
 
 _REDIRECTS = 5
@@ -43,11 +45,13 @@ class Answer:
 
 @dataclass
 class _Errand:
-    """One URL on its way: the seconds left for it, and what its hosts said."""
+    """One URL on its way: the seconds left for it, and what its hosts said; `filed` is what the tdmrep.json of the
+    host that is asked now says of it."""
 
     left: float
     said: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
     began: datetime | None = None
+    filed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,15 @@ class _Reply:
 class Client:
     """A web client for URLs that nobody vouches for. Make, use and close it inside one event loop."""
 
-    def __init__(self, options: Download, consent: Consent) -> None:
-        self._options, self._respect = options, consent.respect
+    def __init__(self, options: Download, consent: Consent, optout: OptOut) -> None:
+        self._options, self._respect, self._optout = options, consent.respect, optout
         self._agent = product(options.agent)
         self._gate = Gate(options.allow_hosts)
         self._lookups = ThreadPoolExecutor(_LOOKUPS, "vlmdata-dns")
         self._slots = asyncio.Semaphore(options.concurrency)
         self._hosts: dict[tuple[str, int], asyncio.Semaphore] = {}
         self._robots: dict[str, asyncio.Task[Robots]] = {}
+        self._reserved: dict[str, asyncio.Task[Reservations]] = {}
         connector = aiohttp.TCPConnector(
             resolver=Resolver(self._gate, self._lookups, options.timeout),
             socket_factory=self._gate.socket,
@@ -87,7 +92,7 @@ class Client:
         )
 
     async def close(self) -> None:
-        for task in self._robots.values():
+        for task in (*self._robots.values(), *self._reserved.values()):
             task.cancel()
         await self._session.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
@@ -125,7 +130,9 @@ class Client:
         for _ in range(_REDIRECTS + 1):
             self._check(url)
             if image:
+                reserved = self._ask_reserved(url)  # beside robots.txt
                 await self._ask_robots(errand, url)
+                errand.filed = (await asyncio.shield(reserved)).says(str(url))
                 errand.began = errand.began or datetime.now(UTC)
             reply = await self._hop(errand, url, limit, image)
             location = reply.headers.get("Location")
@@ -143,6 +150,8 @@ class Client:
     def _check(self, url: URL) -> None:
         if url.scheme not in ("http", "https") or not url.host or not url.port:
             raise FetchError("blocked", "not an http or https URL")
+        if self._optout.refuses(str(url)):
+            raise FetchError("optout", LISTED)
         try:
             self._gate.check(url.host, url.port)
         except Blocked as error:
@@ -179,6 +188,22 @@ class Client:
             return Robots(error.http, b"", self._agent)
         return Robots(200, body, self._agent)
 
+    def _ask_reserved(self, url: URL) -> "asyncio.Task[Reservations]":
+        """The request, made once, for what the URL's host says in its tdmrep.json. It never fails."""
+        origin = f"{url.scheme}://{url.host_port_subcomponent}"
+        if origin not in self._reserved:
+            self._reserved[origin] = asyncio.create_task(self._read_reserved(origin))
+        return self._reserved[origin]
+
+    async def _read_reserved(self, origin: str) -> Reservations:
+        """A file that does not come says nothing: robots.txt is what closes a host that cannot be reached."""
+        try:
+            return Reservations(
+                await self._fetch(_Errand(self._options.deadline), f"{origin}{PATH}", MOST_BYTES, image=False)
+            )
+        except FetchError:
+            return Reservations()
+
     async def _hop(self, errand: _Errand, url: URL, limit: int, image: bool) -> _Reply:
         """One request without redirects, within the errand's seconds. Waiting for its turn at the host is free."""
         turn = self._hosts.setdefault((url.host or "", url.port or 0), asyncio.Semaphore(_AT_ONE_HOST))
@@ -199,11 +224,14 @@ class Client:
         async with self._session.get(url, allow_redirects=False) as response:
             length = response.content_length
             good = 200 <= response.status < 300
-            if image and good:  # error pages often say noindex of themselves
-                add_headers(errand.said, response.headers, self._agent)
+            if image:
+                if good:  # error pages often say noindex of themselves
+                    add_headers(errand.said, response.headers, self._agent, errand.filed)
+                elif response.status < 400:
+                    add_tdm(errand.said, errand.filed)
                 word = refusal(errand.said, self._respect)
-                if word:
-                    raise FetchError(word, f"the headers say no ({word})")
+                if word and response.status < 400:
+                    raise FetchError(word, f"the host says no ({word})")
             if not good:
                 if length is not None and length <= _DRAIN:
                     await response.read()

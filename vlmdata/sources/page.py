@@ -28,6 +28,7 @@ _NUMBERING = re.compile(
     r"\s*\d+(?:[.-]\d+)*\s*[.:)]?\s*",
     re.IGNORECASE,
 )
+_AGENT = re.compile(r"[a-z0-9_.*-]+")
 # Directives with a value of their own, which must not be read as `agent: directive`.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
@@ -45,7 +46,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Page:
-    """A page that was read. `consent` has `deny`, `allow` or None for noai, tdm and noml."""
+    """A page that was read. `consent` has `deny`, `allow` or None for robots, noai, tdm and noml; robots.txt, which is
+    no part of a page, is for the caller to add."""
 
     images: list[Image]
     links: list[str]
@@ -87,6 +89,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
         clean_text(lang)[:35] or None,
         strip_signature(license_url)[0] if license_url else None,
         {
+            "robots": "deny" if directives & {"noindex", "noimageindex", "none"} else None,
             "noai": "deny" if directives & {"noai", "noimageai"} else None,
             "tdm": _tdm(tree, headers),
             "noml": "deny" if "noml" in directives else None,
@@ -98,7 +101,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
 def robots_directives(values: Iterable[str], agent: str) -> set[str]:
     """The directives for `agent` in values of X-Robots-Tag, in lower case.
 
-    A value is a list at commas; `name: directive` addresses that agent alone, and so does what follows it.
+    A value is a list at commas; `name: directive` addresses that agent alone (`*` all), and so does what follows it.
     https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
     """
     found = set()
@@ -106,11 +109,22 @@ def robots_directives(values: Iterable[str], agent: str) -> set[str]:
         ours = True
         for piece in value.lower().split(","):
             name, colon, rest = piece.partition(":")
-            if colon and name.strip() not in _VALUED:
-                ours, piece = name.strip() == agent.lower(), rest
+            name = name.strip()
+            # A date, too, has colons (unavailable_after); a name has no spaces.
+            if colon and name not in _VALUED and _AGENT.fullmatch(name):
+                ours, piece = name in (agent.lower(), "*"), rest
             if ours:
                 found.update(piece.split())
     return found
+
+
+def reservation(values: Iterable[str]) -> str | None:
+    """What values of `tdm-reservation` say: 1 reserves the rights, 0 does not, anything else says nothing.
+
+    https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/
+    """
+    said = {value.strip() for value in values}
+    return "deny" if "1" in said else "allow" if "0" in said else None
 
 
 def _robots_values(tree: LexborHTMLParser, headers: Mapping[str, Sequence[str]], agent: str) -> Iterator[str]:
@@ -121,13 +135,13 @@ def _robots_values(tree: LexborHTMLParser, headers: Mapping[str, Sequence[str]],
 
 
 def _tdm(tree: LexborHTMLParser, headers: Mapping[str, Sequence[str]]) -> str | None:
-    """https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/ : 1 reserves the rights, 0 does not."""
-    values = list(headers.get("tdm-reservation", ()))
-    for node in tree.css("meta[name][content]"):
-        if (node.attributes["name"] or "").strip().lower() == "tdm-reservation":
-            values.append(node.attributes["content"] or "")
-    said = {value.strip() for value in values}
-    return "deny" if "1" in said else "allow" if "0" in said else None
+    """What the page's meta element says comes before what its headers say."""
+    inside = [
+        node.attributes["content"] or ""
+        for node in tree.css("meta[name][content]")
+        if (node.attributes["name"] or "").strip().lower() == "tdm-reservation"
+    ]
+    return reservation(inside) or reservation(headers.get("tdm-reservation", ()))
 
 
 def _check_depth(html: str) -> None:

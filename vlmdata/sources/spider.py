@@ -167,7 +167,7 @@ class PageSpider(scrapy.Spider):
             "page_url": strip_signature(url)[0],
             "lang_hint": page.lang,
             "license": page.license,
-            "page_consent": {"robots": robots, **page.consent},
+            "page_consent": {**page.consent, "robots": page.consent["robots"] or robots},
             "crawled_at": datetime.datetime.now(datetime.UTC),
         }
         for image in page.images:

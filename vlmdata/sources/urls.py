@@ -9,6 +9,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What RFC 3986 lets stand in a path or query, and the percent sign of what is encoded already.
 _KEPT = "/%:?#[]@!$&'()*+,;=~|"
 _PLAIN = re.compile(r"[!#-;=?-\[\]_a-z|~]*")
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
 # Parameters that give access, whatever else the query holds …
 _SECRET = re.compile(
@@ -90,6 +92,13 @@ def web_url(link: str, base: str = "") -> str | None:
     return url if len(url) <= _LONGEST_URL else None
 
 
+def one_spelling(text: str) -> str:
+    """A URL or a part of one with its percent-encodings in one form (RFC 3986, 6.2.2): hex digits in upper case, none
+    for what needs none; what may not stand in a URL is encoded as UTF-8."""
+    text = _encode(text)
+    return _ENCODED.sub(_respell, text) if "%" in text else text
+
+
 def host_and_port(url: str) -> str:
     """`example.org:443` of an http(s) URL that `web_url` has made."""
     parts = urlsplit(url)
@@ -114,6 +123,11 @@ def _encode(part: str) -> str:
     if _PLAIN.fullmatch(part):
         return part
     return quote(_whole(part), safe=_KEPT)
+
+
+def _respell(encoded: re.Match[str]) -> str:
+    character = chr(int(encoded[0][1:], 16))
+    return character if _UNRESERVED.fullmatch(character) else encoded[0].upper()
 
 
 def _whole(text: str) -> str:
