@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from hostile import Wire, redirect, send, serve
+from hostile import redirect, send, serve
 from PIL import Image
 from test_download import GOOD, HEADERS, fetch, make_pairs, picture, statuses
 
@@ -60,7 +60,16 @@ def test_the_first_rule_counts_and_what_is_no_rule_says_nothing() -> None:
     rules = Reservations(b"\xef\xbb\xbf" + json.dumps([None, {"location": 3}, *RULES]).encode())
     said = [rules.says(f"http://h/{path}") for path in ("free/a", "x/drawings/a.jpg", "odd/a", "other")]
     assert said == ["allow", "deny", None, None]
-    for body in (b"", b"no", b"{}", b'{"location": "/", "tdm-reservation": 1}', b"[" * 100_000, b"\xff", b"[1]", b"1" * 9999):
+    for body in (
+        b"",
+        b"no",
+        b"{}",
+        b'{"location": "/", "tdm-reservation": 1}',
+        b"[" * 100_000,
+        b"\xff",
+        b"[1]",
+        b"1" * 9999,
+    ):
         assert Reservations(body).says("http://h/a") is None
     value = json.dumps([{"location": "/", "tdm-reservation": True}, {"location": "/", "tdm-reservation": 1}]).encode()
     assert Reservations(value).says("http://h/a") is None
@@ -110,7 +119,9 @@ def test_what_nobody_respects_is_fetched_and_still_written_down(tmp_path: Path) 
     routes = {path: send(GOOD, **headers) for path, (headers, _) in HEADERS.items()}
     routes |= {"/shut/a.jpg": send(GOOD), "/robots.txt": send(b"User-agent: *\nDisallow: /shut/\n")}
     with serve(routes) as site:
-        found, _ = fetch(tmp_path, [site.url(path) for path in [*HEADERS, "/shut/a.jpg"]], site, consent=Consent(respect=[]))
+        found, _ = fetch(
+            tmp_path, [site.url(path) for path in [*HEADERS, "/shut/a.jpg"]], site, consent=Consent(respect=[])
+        )
     assert statuses(found) == ["success"] * (len(HEADERS) + 1)
     said = [said for _, said in HEADERS.values()]
     assert [row["consent"] for row in found] == [NOTHING | words for words in [*said, {"robots": "deny"}]]
@@ -180,7 +191,11 @@ def test_listed_bytes_are_not_stored(tmp_path: Path, data: Dataset) -> None:
     digest = hashlib.sha256(GOOD).hexdigest()
     out = opted_out(data, gzip.compress(f"note,SHA256\nmine,{digest.upper()}\n".encode()), name="a.csv.gz")
     with serve({"/a.jpg": send(GOOD), "*": send(picture(1))}) as site:
-        rows = [site.url("/a.jpg"), site.url("/b.jpg"), {"url": site.url("/c.jpg"), "expected_hash": f"sha256:{digest}"}]
+        rows = [
+            site.url("/a.jpg"),
+            site.url("/b.jpg"),
+            {"url": site.url("/c.jpg"), "expected_hash": f"sha256:{digest}"},
+        ]
         found, tar = get(tmp_path, rows, site, out)
         assert statuses(found) == ["optout", "success", "optout"]
         assert "/c.jpg" not in site.paths()  # its hash was known before
@@ -202,7 +217,9 @@ def test_listed_bytes_are_not_stored(tmp_path: Path, data: Dataset) -> None:
         ("x" * 20_000, "a.txt", "line 1"),
     ],
 )
-def test_a_line_that_is_no_entry_stops_the_run_and_is_named(data: Dataset, text: str | bytes, name: str, words: str) -> None:
+def test_a_line_that_is_no_entry_stops_the_run_and_is_named(
+    data: Dataset, text: str | bytes, name: str, words: str
+) -> None:
     with pytest.raises(InputError, match=words):
         opted_out(data, text, name=name)
 
@@ -228,7 +245,8 @@ def test_urls_are_compared_without_what_does_not_change_the_image() -> None:
     assert len({optout.url_form(url) for url in [*same, *other]}) == 4
     assert optout.url_form("photos:/a b.jpg") == "photos:/a b.jpg"
     domains = {"*.Example.org": "example.org", ".uk": "uk", "bücher.example": "xn--bcher-kva.example",
-               "https://a.example:8/x": "a.example", "127.0.0.1:80": "127.0.0.1", "[::1]": "[::1]", "word": None}  # fmt: skip
+               "https://a.example:8/x": "a.example", "127.0.0.1:80": "127.0.0.1", "[::1]": "[::1]",
+               "word": None}  # fmt: skip
     assert {text: optout.domain_form(text) for text in domains} == domains
 
 
@@ -254,7 +272,9 @@ def phash(content: bytes) -> str:
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha1", "sha256", "pdq", "phash", "pdq and others", "column"])
-def test_a_known_image_is_refused_by_each_kind_of_hash_and_leaves_nothing(tmp_path: Path, data: Dataset, kind: str) -> None:
+def test_a_known_image_is_refused_by_each_kind_of_hash_and_leaves_nothing(
+    tmp_path: Path, data: Dataset, kind: str
+) -> None:
     original = blurred(1)
     again = blurred(1, "JPEG", 240, quality=60)  # other bytes, another size, another codec
     others = {f"/{seed}.png": blurred(seed) for seed in range(2, 6)}
@@ -304,10 +324,14 @@ def test_a_flat_picture_is_not_taken_for_a_known_flat_picture(data: Dataset) -> 
 def test_ten_thousand_rows_are_found_in_lists_of_many_lines(data: Dataset) -> None:
     text = "".join(f"site{n}.example\nhttps://host{n}.example/image/{n}.jpg\n" for n in range(50_000))
     out = opted_out(data, text)
-    urls = [f"http://cdn.site{n}.example/a.jpg" if n % 2 else f"http://host{n}.example/image/{n}.jpg" for n in range(10_000)]
+    urls = [
+        f"http://cdn.site{n}.example/a.jpg" if n % 2 else f"http://host{n}.example/image/{n}.jpg" for n in range(10_000)
+    ]
     urls[4] = "http://host4.example/image/5.jpg"
     mask = out.rows(urls, [None] * 10_000, [None] * 10_000)
     assert np.flatnonzero(~mask).tolist() == [4]
     kinds = {path.name for path in Path(data.root).glob("work_lists/optout/*/*.bin")}
     assert kinds == {"url.bin", "domain.bin"}
-    assert b"site1" not in subprocess.run(["cat", *Path(data.root).rglob("*.bin")], capture_output=True, check=True).stdout
+    assert (
+        b"site1" not in subprocess.run(["cat", *Path(data.root).rglob("*.bin")], capture_output=True, check=True).stdout
+    )

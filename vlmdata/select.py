@@ -43,8 +43,9 @@ def judge_part(rows: pa.Table, choice: Choice, listed: np.ndarray | None = None)
     """The verdict on each row of a part as far as the row alone decides it.
 
     rows: all scalar columns of the part. listed: bool [n], which rows an opt-out list names today, whatever was
-    downloaded before; the column `known`, where it is there, says the same of lists of known images. Returns uid, reason (string, null where nothing rejects the row), sha256, and
-    the values of the survivor's terms (term_0, …).
+    downloaded before; the column `known`, where it is there, says the same of lists of known images.
+    Returns uid, reason (string, null where nothing rejects the row), sha256, and the values of the survivor's terms
+    (term_0, …).
     """
     status = rows["download_status"]
     consent = pc.is_in(status, pa.array(CONSENT_STATUSES))

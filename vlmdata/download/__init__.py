@@ -1,8 +1,8 @@
 """Images: fetched safely through img2dataset's Downloader, decoded, made smaller and stored, one part at a time.
 
 `address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` reads files, `consent.py` and
-`tdmrep.py` read what hosts say, `lists.py`, `optout.py` and `known.py` what the user lists, `decode.py` turns bytes into
-stored JPEGs, `images.py` puts img2dataset to work with all of them.
+`tdmrep.py` read what hosts say, `lists.py`, `optout.py` and `known.py` what the user lists, `decode.py` turns bytes
+into stored JPEGs, `images.py` puts img2dataset to work with all of them.
 """
 
 import os
@@ -44,6 +44,4 @@ def download_part(
     # img2dataset, aiohttp and OpenCV take seconds to import, and the command line needs none of them.
     from vlmdata.download import images
 
-    return images.download(
-        pairs, tar, stored_tar, options, consent, roots, optout or OptOut(), known or Known()
-    )
+    return images.download(pairs, tar, stored_tar, options, consent, roots, optout or OptOut(), known or Known())

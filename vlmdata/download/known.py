@@ -90,7 +90,9 @@ def parse(kind: str, text: str) -> list[tuple[str, bytes]]:
     if sign and prefix in (kind or prefix, ""):
         kind = prefix or kind
     kinds = [kind] if kind else [*OF_BYTES, "pdq", "phash"]
-    found = [(name, entry) for name in kinds if name in (*OF_BYTES, "pdq", "phash") and (entry := hex_entry(name, digits))]
+    found = [
+        (name, entry) for name in kinds if name in (*OF_BYTES, "pdq", "phash") and (entry := hex_entry(name, digits))
+    ]
     if not found:
         raise ValueError("no MD5, SHA-1, SHA-256, PDQ (64 hex digits) or perceptual hash (16 hex digits)")
     return found

@@ -120,7 +120,7 @@ def _load(url: str, folder: str) -> Lists:
 
 
 def hex_entry(kind: str, text: str) -> bytes | None:
-    """A hash as its entry, big-endian: all of a perceptual hash, the first 8 bytes of another; None for what is none."""
+    """A hash as its entry: all bytes of a perceptual one, the first 8 of another; None for what is none."""
     if len(text) != _HEX[kind] or not re.fullmatch(r"[0-9a-f]+", text):
         return None
     return bytes.fromhex(text if kind == "pdq" else text[:16])
@@ -200,7 +200,7 @@ def _parsed(path: str, number: int, kind: str, text: str, parse: Parse) -> list[
 
 
 def _header(line: str, path: str) -> tuple[dict[int, str], str] | None:
-    """Place -> kind of the columns that the first line names, and what stands between them; None where it names none."""
+    """Place -> kind of the columns that the first line names, and the delimiter; None where it names none."""
     delimiter = "\t" if re.search(r"\.tsv(\.gz)?$", path, re.IGNORECASE) else ","
     names = [name.strip().strip('"').lower() for name in line.split(delimiter)]
     columns = {place: name for place, name in enumerate(names) if name in {"url", "domain", *_HEX}}
@@ -220,5 +220,5 @@ def _opened(filesystem: Any, path: str) -> Any:
 
 
 def _text(path: str, file: IO[bytes]) -> IO[str]:
-    plain: Any = gzip.open(file) if path.lower().endswith(".gz") else file
+    plain: Any = gzip.GzipFile(fileobj=file) if path.lower().endswith(".gz") else file
     return io.TextIOWrapper(plain, "utf-8-sig", newline="")

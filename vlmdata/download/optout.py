@@ -35,9 +35,7 @@ class OptOut:
         """Whether a list has this SHA-256 (64 hex digits) of an image."""
         return bool(self._hashes([sha256])[0])
 
-    def rows(
-        self, urls: Sequence[str], pages: Sequence[str | None], hashes: Sequence[str | None]
-    ) -> np.ndarray:
+    def rows(self, urls: Sequence[str], pages: Sequence[str | None], hashes: Sequence[str | None]) -> np.ndarray:
         """bool [n]: which pairs a list names by their image's URL, by their page's, or by the image's SHA-256.
 
         hashes: 64 hex digits each, or None.
@@ -94,7 +92,7 @@ def url_form(url: str) -> str:
 
 
 def domain_form(text: str) -> str | None:
-    """The host of `example.org`, `*.example.org`, `example.org:8080` or a URL, in lower case; None for what has none."""
+    """The host of `example.org`, `*.example.org`, `example.org:80` or a URL, in lower case; None for what has none."""
     text = text.strip().lower()
     url = web_url(text if "://" in text else f"http://{text.removeprefix('*').lstrip('.')}")
     if url is None:
