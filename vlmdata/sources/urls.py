@@ -5,6 +5,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 _LONGEST_URL = 4096
 _CONTROL_AND_SPACE = "".join(map(chr, range(33)))
+_WITH_HOST = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What RFC 3986 lets stand in a path or query, and the percent sign of what is encoded already.
 _KEPT = "/%:?#[]@!$&'()*+,;=~|"
@@ -35,12 +36,12 @@ _COMPANIONS = {
 def strip_signature(url: str) -> tuple[str, str | None]:
     """A URL without what gives access to it, and the URL as it was where that differs.
 
-    Dropped from http(s) URLs: a user's name and password, the query's signature and token parameters (S3, Google
+    Dropped from URLs with a host: a user's name and password, the query's signature and token parameters (S3, Google
     Cloud Storage, CloudFront, Azure's shared access signatures, Akamai, OSS, session ids and plain tokens), and the
     fragment, which no request sends. The other parameters keep their order and spelling.
     Returns (url, None) when there was nothing to drop: the second is what belongs into `fetch_url`.
     """
-    if not url[:8].lower().startswith(("http://", "https://")) or not any(sign in url for sign in "?@#"):
+    if not _WITH_HOST.match(url) or not any(sign in url for sign in "?@#"):
         return url, None
     try:
         parts = urlsplit(url)
