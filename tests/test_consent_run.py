@@ -15,12 +15,12 @@ from hostile import Site, send, serve
 from PIL import Image
 from test_consent import blurred
 
-from vlmdata import card, ingest, snapshot
+from vlmdata import card, ingest, snapshot, sources
 from vlmdata.catalog import connect
 from vlmdata.dataset import Dataset
 from vlmdata.pipelines import dedup, download, known, select, shards, signals
 from vlmdata.plan import make_plan
-from vlmdata.recipe import Recipe
+from vlmdata.recipe import CrawlSource, Recipe
 from vlmdata.report import write_report
 
 TOKEN = "s3cr3tt0ken"
@@ -171,3 +171,27 @@ def _plain(path: Path) -> str:
 
         return json.dumps(pq.read_table(path).to_pylist(), default=str) + str(pq.read_metadata(path).metadata)
     return path.read_bytes().decode("latin-1")
+
+
+def test_a_crawled_page_knows_what_its_host_reserves(tmp_path: Path) -> None:
+    rules = [{"location": "/free", "tdm-reservation": 0}, {"location": "/*.html", "tdm-reservation": 1}]
+    image = b'<img src="/a.png" alt="a picture">'
+    pages = {
+        "/": image + b"".join(b'<a href="/%s">x</a>' % name for name in (b"a.html", b"free", b"meta.html", b"no.html")),
+        "/a.html": image,
+        "/free": image,
+        "/meta.html": b"<meta name=tdm-reservation content=0>" + image,
+        "/no.html": b"<meta name=robots content='noimageindex'>" + image,
+    }
+    routes = {path: send(b"<html>" + html, Content_Type="text/html") for path, html in pages.items()}
+    routes["/.well-known/tdmrep.json"] = send(json.dumps(rules).encode(), Content_Type="application/json")
+    routes["/robots.txt"] = send(b"User-agent: *\nAllow: /\n")
+    with serve(routes) as site:
+        source = CrawlSource(kind="crawl", start=[site.url("/")])
+        rows = [row for batch in sources.read(source, str(tmp_path)) for row in batch.to_pylist()]
+        assert site.paths().count("/.well-known/tdmrep.json") == 1
+    said = {row["page_url"].removeprefix(site.url("")): row["page_consent"] for row in rows}
+    assert {path: consent["tdm"] for path, consent in said.items()} == {
+        "/": None, "/a.html": "deny", "/free": "allow", "/meta.html": "allow", "/no.html": "deny"
+    }  # fmt: skip
+    assert {path for path, consent in said.items() if consent["robots"] == "deny"} == {"/no.html"}

@@ -11,6 +11,7 @@ from typing import Any
 
 from protego import Protego
 
+from vlmdata.download.tdmrep import Reservations
 from vlmdata.sources.page import reservation, robots_directives
 
 WORDS = ("robots", "noai", "tdm", "noml")
@@ -54,19 +55,20 @@ def add_tdm(said: Said, word: str | None) -> None:
 
 
 class Robots:
-    """What a host's robots.txt allows to one agent."""
+    """What a host's robots.txt allows to one agent; `reserved` is what its tdmrep.json, asked for next, says."""
 
     def __init__(self, status: int, body: bytes, agent: str) -> None:
         """status, body: the answer to the request for robots.txt. A 4xx says that there are no rules; a 429 or a
         5xx means that nothing may be fetched (RFC 9309, 2.3.1)."""
         self._agent = agent
-        self._closed = status == 429 or status >= 500
+        self.reserved = Reservations()
+        self.closed = status == 429 or status >= 500
         self._rules = None
         if 200 <= status < 300:
             self._rules = Protego.parse(body[:ROBOTS_BYTES].decode("utf-8-sig", "replace"))
-        self.reason = f"robots.txt answered {status}" if self._closed else "robots.txt says no"
+        self.reason = f"robots.txt answered {status}" if self.closed else "robots.txt says no"
 
     def allows(self, url: str) -> bool:
         if self._rules is None:
-            return not self._closed
+            return not self.closed
         return self._rules.can_fetch(url, self._agent)

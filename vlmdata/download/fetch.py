@@ -45,13 +45,14 @@ class Answer:
 
 @dataclass
 class _Errand:
-    """One URL on its way: the seconds left for it, and what its hosts said; `filed` is what the tdmrep.json of the
-    host that is asked now says of it."""
+    """One URL on its way: the seconds left for it, the lists that it must not meet, and what its hosts said; `filed` is
+    what the tdmrep.json of the host that is asked now says of it."""
 
     left: float
     said: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
     began: datetime | None = None
     filed: str | None = None
+    optout: OptOut = field(default_factory=OptOut)
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,14 @@ class _Reply:
 class Client:
     """A web client for URLs that nobody vouches for. Make, use and close it inside one event loop."""
 
-    def __init__(self, options: Download, consent: Consent, optout: OptOut) -> None:
-        self._options, self._respect, self._optout = options, consent.respect, optout
+    def __init__(self, options: Download, consent: Consent) -> None:
+        self._options, self._respect = options, consent.respect
         self._agent = product(options.agent)
         self._gate = Gate(options.allow_hosts)
         self._lookups = ThreadPoolExecutor(_LOOKUPS, "vlmdata-dns")
         self._slots = asyncio.Semaphore(options.concurrency)
         self._hosts: dict[tuple[str, int], asyncio.Semaphore] = {}
         self._robots: dict[str, asyncio.Task[Robots]] = {}
-        self._reserved: dict[str, asyncio.Task[Reservations]] = {}
         connector = aiohttp.TCPConnector(
             resolver=Resolver(self._gate, self._lookups, options.timeout),
             socket_factory=self._gate.socket,
@@ -92,15 +92,16 @@ class Client:
         )
 
     async def close(self) -> None:
-        for task in (*self._robots.values(), *self._reserved.values()):
+        for task in self._robots.values():
             task.cancel()
         await self._session.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    async def image(self, url: str) -> Answer:
-        """Fetch one image. Never raises for what a URL, a host or its answer is."""
+    async def image(self, url: str, optout: OptOut) -> Answer:
+        """Fetch one image. Never raises for what a URL, a host or its answer is. No redirect leads to what a list
+        names."""
         async with self._slots:
-            errand = _Errand(self._options.deadline)
+            errand = _Errand(self._options.deadline, optout=optout)
             try:
                 body = await self._fetch(errand, url, self._options.max_bytes, image=True)
             except FetchError as error:
@@ -130,9 +131,9 @@ class Client:
         for _ in range(_REDIRECTS + 1):
             self._check(url)
             if image:
-                reserved = self._ask_reserved(url)  # beside robots.txt
+                if errand.optout.refuses(str(url)):
+                    raise FetchError("optout", LISTED)
                 await self._ask_robots(errand, url)
-                errand.filed = (await asyncio.shield(reserved)).says(str(url))
                 errand.began = errand.began or datetime.now(UTC)
             reply = await self._hop(errand, url, limit, image)
             location = reply.headers.get("Location")
@@ -150,8 +151,6 @@ class Client:
     def _check(self, url: URL) -> None:
         if url.scheme not in ("http", "https") or not url.host or not url.port:
             raise FetchError("blocked", "not an http or https URL")
-        if self._optout.refuses(str(url)):
-            raise FetchError("optout", LISTED)
         try:
             self._gate.check(url.host, url.port)
         except Blocked as error:
@@ -161,7 +160,7 @@ class Client:
         """Note what robots.txt of the URL's host says. Raises FetchError when it forbids, or cannot be asked."""
         origin = f"{url.scheme}://{url.host_port_subcomponent}"
         if origin not in self._robots:
-            self._robots[origin] = asyncio.create_task(self._read_robots(origin))
+            self._robots[origin] = asyncio.create_task(self._read_host(origin))
         try:
             # Shielded, since others wait for the same answer.
             robots = await asyncio.shield(self._robots[origin])
@@ -169,11 +168,19 @@ class Client:
             if "robots" in self._respect:
                 raise FetchError(error.status, f"robots.txt: {error}") from error
             return
+        errand.filed = robots.reserved.says(str(url))
         allowed = robots.allows(str(url))
         if not allowed or errand.said["robots"] is None:
             errand.said["robots"] = "allow" if allowed else "deny"
         if not allowed and "robots" in self._respect:
             raise FetchError("robots", robots.reason)
+
+    async def _read_host(self, origin: str) -> Robots:
+        """robots.txt, and then what the host reserves; a host that is closed is asked for no more."""
+        robots = await self._read_robots(origin)
+        if not robots.closed:
+            robots.reserved = await self._read_reserved(origin)
+        return robots
 
     async def _read_robots(self, origin: str) -> Robots:
         """The host's rules. Raises FetchError when the host cannot be reached: then nothing of it may be fetched."""
@@ -188,21 +195,13 @@ class Client:
             return Robots(error.http, b"", self._agent)
         return Robots(200, body, self._agent)
 
-    def _ask_reserved(self, url: URL) -> "asyncio.Task[Reservations]":
-        """The request, made once, for what the URL's host says in its tdmrep.json. It never fails."""
-        origin = f"{url.scheme}://{url.host_port_subcomponent}"
-        if origin not in self._reserved:
-            self._reserved[origin] = asyncio.create_task(self._read_reserved(origin))
-        return self._reserved[origin]
-
     async def _read_reserved(self, origin: str) -> Reservations:
-        """A file that does not come says nothing: robots.txt is what closes a host that cannot be reached."""
+        """What the host's tdmrep.json says. One that does not come says nothing: robots.txt is what closes a host."""
         try:
-            return Reservations(
-                await self._fetch(_Errand(self._options.deadline), f"{origin}{PATH}", MOST_BYTES, image=False)
-            )
+            body = await self._fetch(_Errand(self._options.deadline), f"{origin}{PATH}", MOST_BYTES, image=False)
         except FetchError:
             return Reservations()
+        return Reservations(body)
 
     async def _hop(self, errand: _Errand, url: URL, limit: int, image: bool) -> _Reply:
         """One request without redirects, within the errand's seconds. Waiting for its turn at the host is free."""

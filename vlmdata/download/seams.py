@@ -191,7 +191,7 @@ class _Pool:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _open(self) -> Client:
-        return Client(self._options, self._consent, self._optout)
+        return Client(self._options, self._consent)
 
     async def _close(self) -> None:
         rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -213,7 +213,7 @@ class _Pool:
                 if local is not None:
                     yield self._deliver(item[0], read_local(*local, self._options.max_bytes))
                     continue
-                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url), self._loop)
+                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url, self._optout), self._loop)
                 future.add_done_callback(partial(self._note, item[0]))
                 waiting, free = waiting + 1, free - 1
             if not waiting:
