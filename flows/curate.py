@@ -19,6 +19,7 @@ from vlmdata.lock import lock
 from vlmdata.pipelines import dedup as dedup_stage
 from vlmdata.pipelines import download as download_stage
 from vlmdata.pipelines import extract as extract_stage
+from vlmdata.pipelines import known as known_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
@@ -28,6 +29,7 @@ from vlmdata.report import write_report
 from vlmdata.sources import by_file
 
 INGESTED = ("pairs", "source_signals")
+DOWNLOADED = ("images", "known")
 
 
 @dataclass
@@ -61,7 +63,7 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
     with lock(dataset, "vlmdata run"):
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
-        _stage(run, "download", ["images"], download_images)
+        _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
         _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
@@ -175,9 +177,12 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
 
 @task(name="download", **_retried)
 def download_images(run: _Run) -> dict[str, Table]:
-    """Download the images of `pairs`."""
+    """Download the images of `pairs`, and hold what is stored against the lists of known images."""
     table = run.dataset.read_table("images", run.plan.images)
-    return {"images": table or download_stage.run(run.plan, run.dataset, run.tables["pairs"])}
+    images = table or download_stage.run(run.plan, run.dataset, run.tables["pairs"])
+    if "known" not in run.plan.tables:
+        return {"images": images}
+    return {"images": images, "known": known_stage.run(run.plan, run.dataset, images)}
 
 
 @task(name="signals", **_retried)

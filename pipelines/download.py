@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from vlmdata.dataset import Dataset, Part, Table, part_from, table_folder
-from vlmdata.download import download_part
+from vlmdata.download import download_part, known, lists, optout
 from vlmdata.errors import DataError
+from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.plan import Plan, source_roots
+from vlmdata.plan import Plan, list_files, source_roots
 from vlmdata.recipe import Consent, Download
 
 
@@ -22,6 +23,9 @@ class _Work:
     options: Download
     consent: Consent
     roots: dict[str, str]
+    optout: str
+    known: str
+    known_key: str | None
 
     def __call__(self, pairs: Part) -> dict[str, Any]:
         dataset = Dataset(self.dataset)
@@ -33,18 +37,40 @@ class _Work:
             rows = dataset.read_part(pairs)
             with dataset.spool() as folder:
                 aside = folder / "images.tar"
-                images, observations = download_part(rows, str(aside), stored, self.options, self.consent, self.roots)
+                images, observations = download_part(
+                    rows,
+                    str(aside),
+                    stored,
+                    self.options,
+                    self.consent,
+                    self.roots,
+                    optout.OptOut(lists.load(self.dataset, self.optout)),
+                    known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
+                )
                 if images.num_rows != rows.num_rows:
                     raise DataError(f"{pairs.path}: {rows.num_rows} rows in, {images.num_rows} out")
                 tar = dataset.commit(aside, stored)
             observed = dataset.write_part("observations", self.key, pairs.name, observations, inputs)
             part = dataset.write_part("images", self.key, pairs.name, images, inputs, also=(tar,))
+            if self.known_key:
+                checked = known.fresh(images)
+                dataset.write_part("known", self.known_key, pairs.name, checked, {part.path: part.sha256})
         return {"images": asdict(part), "observations": asdict(observed)}
 
 
 def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     """Download what is missing, write the manifests. Raises DataError when not one image of many came."""
-    work = _Work(dataset.url, plan.images, plan.recipe.download, plan.recipe.consent, source_roots(plan.recipe))
+    named = list_files(plan.recipe, "optout")
+    work = _Work(
+        dataset.url,
+        plan.images,
+        plan.recipe.download,
+        plan.recipe.consent,
+        source_roots(plan.recipe),
+        lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else "",
+        prepare(plan, dataset),
+        plan.tables.get("known"),
+    )
     results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
     inputs = {f"pairs/{pairs.key}": pairs.sha256}
     observations = tuple(part_from(result["observations"]) for result in results)

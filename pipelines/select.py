@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from vlmdata.catalog import wide_part
 from vlmdata.dataset import Dataset, Part, Table, part_from, part_name
+from vlmdata.download import lists, optout
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.plan import Plan
+from vlmdata.plan import Plan, list_files
 from vlmdata.schemas import table_schema
 from vlmdata.select import Choice, judge_part, settle
 
@@ -27,10 +28,14 @@ class _Judge:
     dataset: str
     key: str
     choice: Choice
+    optout: str
 
     def __call__(self, parts: list[Part]) -> dict[str, Any]:
         dataset = Dataset(self.dataset)
-        rows = judge_part(wide_part(dataset, parts), self.choice)
+        wide = wide_part(dataset, parts)
+        lists_now = optout.OptOut(lists.load(self.dataset, self.optout))
+        listed = lists_now.rows(*(wide[name].to_pylist() for name in ("url", "page_url", "sha256")))
+        rows = judge_part(wide, self.choice, listed)
         return asdict(dataset.write_part("judged", self.key, parts[0].name, rows, {}))
 
 
@@ -73,7 +78,10 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     choice = choice_of(plan)
     scalar = [name for name in tables if name != "duplicates" and not name.startswith("embeddings")]
     by_part = [list(parts) for parts in zip(*(tables[name].parts for name in scalar), strict=True)]
-    judged = run_parts(dataset, "judge", _Judge(dataset.url, plan.select, choice), by_part, plan.recipe.runner)
+    named = list_files(plan.recipe, "optout")
+    folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
+    judge = _Judge(dataset.url, plan.select, choice, folder)
+    judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
     duplicates = None
     if "duplicates" in tables:

@@ -22,6 +22,7 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * {None: 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]]) if match else value
 
 
+Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 
 
@@ -153,6 +154,9 @@ class Consent(Options):
     """What is done with what pages and hosts say about use for training."""
 
     respect: list[Literal["robots", "noai", "tdm", "noml"]] = ["robots", "noai", "tdm"]
+    optout: Paths = Field([], description="lists of URLs, domains and SHA-256 that are never fetched or kept: globs")
+    known: Paths = Field([], description="lists of hashes of known illegal images, which are never stored: globs")
+    known_distance: int = Field(4, ge=0, le=16, description="differing bits of 64, for perceptual hashes in `known`")
 
 
 class Download(Options):

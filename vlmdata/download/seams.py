@@ -25,7 +25,9 @@ import uvloop
 from vlmdata.download import decode
 from vlmdata.download.fetch import Answer, Client
 from vlmdata.download.header import ImageError, sniff
+from vlmdata.download.known import KNOWN, Known
 from vlmdata.download.local import local_path, read_local, read_stored
+from vlmdata.download.optout import LISTED, OptOut
 from vlmdata.download.stored import Stored
 from vlmdata.download.video import Frames, frame_of
 from vlmdata.errors import MachineError
@@ -68,7 +70,15 @@ class Job:
         return expected == NO_HASH or self.digests[kind] == digest
 
 
-def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, roots: dict[str, str]) -> None:
+def run(
+    jobs: list[Job],
+    spool: IO[bytes],
+    options: Download,
+    consent: Consent,
+    roots: dict[str, str],
+    optout: OptOut,
+    known: Known,
+) -> None:
     """Fetch, decode and spool every job's image, and note in each job what became of it.
 
     Raises MachineError when img2dataset has lost a row or has changed inside.
@@ -81,7 +91,7 @@ def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, 
         batches.write_table(rows)
     part = downloader(
         sample_writer_class=lambda *_: _Writer(jobs, spool),
-        resizer=partial(_resize, options=options),
+        resizer=partial(_resize, options=options, known=known),
         thread_count=options.concurrency,
         save_caption=False,
         extract_exif=False,
@@ -97,7 +107,7 @@ def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, 
         user_agent_token=None,
         disallowed_header_directives=None,
     )
-    pool = _Pool(jobs, options, consent, roots)
+    pool = _Pool(jobs, options, consent, roots, optout, known)
     copy = types.FunctionType(downloader.download_shard.__code__, {**names, "ThreadPool": lambda _: pool})
     copy(part, (0, shard))
     lost = [job.key for job in jobs if not job.status]
@@ -150,9 +160,18 @@ class _Pool:
     img2dataset gives out two items for each of its threads, and one more after each answer that it has dealt with.
     """
 
-    def __init__(self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str]) -> None:
+    def __init__(
+        self,
+        jobs: list[Job],
+        options: Download,
+        consent: Consent,
+        roots: dict[str, str],
+        optout: OptOut,
+        known: Known,
+    ) -> None:
         self._jobs, self._options, self._consent, self._roots = jobs, options, consent, roots
         self._frames = Frames(options.max_pixels)
+        self._optout, self._known = optout, known
         self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vlmdata-fetch", daemon=True)
@@ -202,7 +221,7 @@ class _Pool:
                 if answer is not None:
                     yield self._deliver(item[0], answer)
                     continue
-                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url), self._loop)
+                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url, self._optout), self._loop)
                 future.add_done_callback(partial(self._note, item[0]))
                 waiting, free = waiting + 1, free - 1
             if not waiting:
@@ -231,8 +250,12 @@ class _Pool:
         if body is None:
             return number, None, f"{answer.status}: {answer.error}"
         job.received, job.mime = len(body), sniff(body)
-        for kind in {"sha256", *(text.partition(":")[0] for text in job.expected if text)}:
+        for kind in {"sha256", *self._known.digests, *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
+        if self._known.has(job.digests):
+            return number, None, f"optout: {KNOWN}"
+        if self._optout.refuses_bytes(job.digests["sha256"]):
+            return number, None, f"optout: {LISTED}"
         if job.stored is not None and job.stored.sha256:
             job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
         if not any(job.fits(text) for text in job.expected):
@@ -246,7 +269,7 @@ class _Pool:
         """The end of img2dataset's with statement does it."""
 
 
-def _resize(stream: _Stream, _: object, options: Download) -> tuple:
+def _resize(stream: _Stream, _: object, options: Download, known: Known) -> tuple:
     """img2dataset's resizer: (jpeg, width, height, original width, original height, error)."""
     try:
         picture = decode.as_it_is(stream.getvalue(), options.size, options.max_pixels) if stream.job.stored else None
@@ -254,6 +277,8 @@ def _resize(stream: _Stream, _: object, options: Download) -> tuple:
     except ImageError as error:
         stream.job.original = error.size
         return None, None, None, None, None, f"{error.status}: {error}"
+    if known.shows(picture.jpeg):
+        return None, None, None, None, None, f"optout: {KNOWN}"
     return picture.jpeg, picture.width, picture.height, *picture.original, None
 
 

@@ -33,6 +33,7 @@ _NUMBERING = re.compile(
     r"\s*\d+(?:[.-]\d+)*\s*[.:)]?\s*",
     re.IGNORECASE,
 )
+_AGENT = re.compile(r"[a-z0-9_.*-]+")
 # Directives with a value of their own, which must not be read as `agent: directive`.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
@@ -50,7 +51,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Page:
-    """A page that was read. `consent` has `deny`, `allow` or None for noai, tdm and noml."""
+    """A page that was read. `consent` has `deny`, `allow` or None for robots, noai, tdm and noml; robots.txt, which is
+    no part of a page, is for the caller to add."""
 
     images: list[Image]
     links: list[str]
@@ -105,7 +107,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
 def robots_directives(values: Iterable[str], agent: str) -> set[str]:
     """The directives for `agent` in values of X-Robots-Tag, in lower case.
 
-    A value is a list at commas; `name: directive` addresses that agent alone, and so does what follows it.
+    A value is a list at commas; `name: directive` addresses that agent alone (`*` all), and so does what follows it.
     https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
     """
     found = set()
@@ -113,8 +115,10 @@ def robots_directives(values: Iterable[str], agent: str) -> set[str]:
         ours = True
         for piece in value.lower().split(","):
             name, colon, rest = piece.partition(":")
-            if colon and name.strip() not in _VALUED:
-                ours, piece = name.strip() == agent.lower(), rest
+            name = name.strip()
+            # A date, too, has colons (unavailable_after); a name has no spaces.
+            if colon and name not in _VALUED and _AGENT.fullmatch(name):
+                ours, piece = name in (agent.lower(), "*"), rest
             if ours:
                 found.update(piece.split())
     return found
@@ -125,20 +129,27 @@ def page_says(
 ) -> tuple[set[str], dict[str, str | None]]:
     """What a page's metas and the response's headers say: robots directives for `agent`, and Page's `consent`.
 
-    metas: (name in lower case, content). TDM Reservation: 1 reserves the rights, 0 does not,
-    https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/
+    metas: (name in lower case, content). What a meta says on TDM Reservation comes before what a header says.
     """
     values = list(headers.get("x-robots-tag", ()))
     values += [content for name, content in metas if name in ("robots", agent.lower())]
     directives = robots_directives(values, agent)
-    reserved = list(headers.get("tdm-reservation", ()))
-    reserved += [content for name, content in metas if name == "tdm-reservation"]
-    said = {value.strip() for value in reserved}
+    inside = [content for name, content in metas if name == "tdm-reservation"]
     return directives, {
+        "robots": "deny" if directives & {"noindex", "noimageindex", "none"} else None,
         "noai": "deny" if directives & {"noai", "noimageai"} else None,
-        "tdm": "deny" if "1" in said else "allow" if "0" in said else None,
+        "tdm": reservation(inside) or reservation(headers.get("tdm-reservation", ())),
         "noml": "deny" if "noml" in directives else None,
     }
+
+
+def reservation(values: Iterable[str]) -> str | None:
+    """What values of `tdm-reservation` say: 1 reserves the rights, 0 does not, anything else says nothing.
+
+    https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/
+    """
+    said = {value.strip() for value in values}
+    return "deny" if "1" in said else "allow" if "0" in said else None
 
 
 def page_language(metas: Sequence[tuple[str, str]], headers: Mapping[str, Sequence[str]]) -> str | None:

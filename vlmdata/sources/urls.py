@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 _LONGEST_URL = 4096
 _CONTROL_AND_SPACE = "".join(map(chr, range(33)))
+_WITH_HOST = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What RFC 3986 lets stand in a path or query, and the percent sign of what is encoded already.
 _KEPT = "/%:?#[]@!$&'()*+,;=~|"
@@ -18,6 +19,8 @@ _REST = r"[!$-9=@A-Z_a-z|~]*(?:\?[!$-;=?@A-Z_a-z|~]+)?"
 _WHOLE = re.compile(rf"https?://[a-z0-9._-]+/{_REST.replace('$-9', '$-:')}")
 _ROOTED = re.compile(rf"/(?!/){_REST}")
 _BELOW = re.compile(rf"[A-Z0-9_a-z%]{_REST}")
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
 # Parameters that give access, whatever else the query holds …
 _SECRET = re.compile(
@@ -42,14 +45,14 @@ _COMPANIONS = {
 def strip_signature(url: str) -> tuple[str, str | None]:
     """A URL without what gives access to it, and the URL as it was where that differs.
 
-    Dropped from http(s) URLs: a user's name and password, the query's signature and token parameters (S3, Google
+    Dropped from URLs with a host: a user's name and password, the query's signature and token parameters (S3, Google
     Cloud Storage, CloudFront, Azure's shared access signatures, Akamai, OSS, session ids and plain tokens), and the
     fragment, which no request sends. The other parameters keep their order and spelling.
     Returns (url, None) when there was nothing to drop: the second is what belongs into `fetch_url`.
     """
     if "?" not in url and "@" not in url and "#" not in url:
         return url, None
-    if not url[:8].lower().startswith(("http://", "https://")):
+    if not _WITH_HOST.match(url):
         return url, None
     try:
         parts = urlsplit(url)
@@ -136,6 +139,13 @@ def _places(base: str) -> tuple[str, str | None]:
     return base[:start], folder if plain else None
 
 
+def one_spelling(text: str) -> str:
+    """A URL or a part of one with its percent-encodings in one form (RFC 3986, 6.2.2): hex digits in upper case, none
+    for what needs none; what may not stand in a URL is encoded as UTF-8."""
+    text = _encode(text)
+    return _ENCODED.sub(_respell, text) if "%" in text else text
+
+
 def host_and_port(url: str) -> str:
     """`example.org:443` of an http(s) URL that `web_url` has made."""
     parts = urlsplit(url)
@@ -162,6 +172,11 @@ def _encode(part: str) -> str:
     if _PLAIN.fullmatch(part):
         return part
     return quote(_whole(part), safe=_KEPT)
+
+
+def _respell(encoded: re.Match[str]) -> str:
+    character = chr(int(encoded[0][1:], 16))
+    return character if _UNRESERVED.fullmatch(character) else encoded[0].upper()
 
 
 def _whole(text: str) -> str:
