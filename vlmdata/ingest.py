@@ -25,7 +25,7 @@ _PART_ROWS = 100_000
 
 def source_key(source: Source, version: int) -> str:
     """The key of what a source yields; `version` is its module's."""
-    return make_key("found", VERSION, [version, source.model_dump(mode="json")], [])
+    return make_key("found", VERSION, [version, source.model_dump(mode="json", exclude=set(source.unkeyed))], [])
 
 
 def read_source(dataset: Dataset, source: Source, key: str) -> Table:
@@ -33,10 +33,10 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
 
     `found` is in the order of its columns, so that it does not depend on the order of crawling.
     """
-    with dataset.spool() as folder:
+    with dataset.spool() as folder, dataset.kept(f"reading/{key}") as scratch:
         raw = folder / "raw.parquet"
         with pq.ParquetWriter(raw, FOUND.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))) as writer:
-            for batch in read(source, str(folder)):
+            for batch in read(source, str(scratch)):
                 writer.write_table(_with_uid(pa.table(batch)).select(writer.schema.names).cast(writer.schema))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
@@ -50,9 +50,9 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
         )
         seen = _write_parts(dataset, "observations", key, observed, table_schema("observations"), _PART_ROWS)
         connection.close()
-    dataset.write_table(Table("observations", key, tuple(seen)))
-    table = Table("found", key, tuple(parts), about={"source": source.name})
-    dataset.write_table(table)
+        dataset.write_table(Table("observations", key, tuple(seen)))
+        table = Table("found", key, tuple(parts), about={"source": source.name})
+        dataset.write_table(table)
     return table
 
 

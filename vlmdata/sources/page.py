@@ -45,7 +45,10 @@ class Image:
 
 @dataclass(frozen=True)
 class Page:
-    """A page that was read. `consent` has `deny`, `allow` or None for noai, tdm and noml."""
+    """A page that was read. `consent` has `deny`, `allow` or None for noai, tdm and noml.
+
+    `canonical` is the address that the page says it has itself (RFC 6596), or None.
+    """
 
     images: list[Image]
     links: list[str]
@@ -53,6 +56,7 @@ class Page:
     license: str | None
     consent: dict[str, str | None]
     left_out: int
+    canonical: str | None = None
 
 
 def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str) -> Page:
@@ -71,6 +75,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
     directives = robots_directives(_robots_values(tree, headers, agent), agent)
     links = [] if directives & {"nofollow", "none"} else list(_links(tree, base))
+    canonical = tree.css_first('head link[rel~="canonical" i][href]')
     images = tree.css("img")
     found = list(_captioned(images[:_MOST_IMAGES], base))
     contexts = _contexts(tree, [node for node, *_ in found])
@@ -92,6 +97,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
             "noml": "deny" if "noml" in directives else None,
         },
         max(0, len(images) - _MOST_IMAGES),
+        web_url(canonical.attributes.get("href") or "", base) if canonical is not None else None,
     )
 
 
