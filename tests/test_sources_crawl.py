@@ -150,14 +150,14 @@ def test_start_pages_that_cannot_be_read_are_an_error_with_their_reasons(
             {"/": (301, {"Location": "http://other.invalid/"}, "")}
         ).url,
         "not a page of HTML": web({"/": (200, {"Content-Type": "image/png"}, "x")}).url,
-        "Connection refused": "http://127.0.0.1:1",
+        "robots.txt cannot be read: Connection was refused": "http://127.0.0.1:1",
     }
     # A robots.txt that fails means no, whatever its body says.
     failing = web({"/robots.txt": (503, {}, "User-agent: *\nAllow: /\n"), "/": "x"}).url
     well = web({"/": "<img src=a alt=b>"}).url
     with pytest.raises(DataError, match=r"^sources\.site: a start page could not be read: ") as caught:
         crawl(tmp_path, *(f"{url}/" for url in (*sites.values(), failing, well)))
-    for reason, url in {**sites, "forbidden": failing}.items():
+    for reason, url in {**sites, "robots.txt cannot be read: HTTP 503": failing}.items():
         assert re.search(rf"{re.escape(url)}/: [^;]*{re.escape(reason)}", str(caught.value)), (
             reason,
             str(caught.value),

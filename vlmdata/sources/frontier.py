@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from vlmdata.errors import MachineError
+from vlmdata.sources.urls import host_and_port
 
 # A page's states. A copy names another page as its canonical one; a page that moved redirects to another.
 WAITING, READ, COPY, MOVED, FAILED = range(5)
@@ -34,7 +34,7 @@ _SECONDS_TO_WAIT = 30.0  # for a crawler of a killed run that is still about to 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A page to read. depth: links from a start page; below 0 stand sitemaps, the nested ones nearer to 0."""
+    """A page to read. host: with its port. depth: links from a start page; below 0 stand sitemaps, the nested ones nearer to 0."""
 
     id: int
     url: str
@@ -195,7 +195,7 @@ class Frontier:
     def _add(self, urls: Iterable[str], depth: int) -> None:
         if self.max_depth is not None and depth > self.max_depth:
             return
-        rows = [(url, urlsplit(url).hostname or "", depth) for url in urls]
+        rows = [(url, host_and_port(url), depth) for url in urls]
         self._db.executemany(
             "INSERT INTO pages (url, host, depth) VALUES (?, ?, ?) ON CONFLICT (url) DO UPDATE "
             "SET depth = excluded.depth WHERE state = 0 AND excluded.depth < depth AND depth >= 0 AND excluded.depth >= 0",

@@ -32,19 +32,14 @@ class OtherHost(IgnoreRequest):
     """A redirect to a host that the recipe does not name."""
 
 
-class Unreachable(IgnoreRequest):
-    """The host's robots.txt cannot be read, which forbids everything for now."""
-
-
 class Boundary:
     """Scrapy middleware: no request leaves the hosts of `start`, and a robots.txt that fails forbids all.
 
-    It stands behind Scrapy's retries, so that the last answer counts.
+    It stands nearest to the engine: before robots.txt is asked for, and behind retries, so that the last answer counts.
     """
 
     def __init__(self, spider: Any) -> None:
         self.spider = spider
-        self.unreachable: dict[str, str] = {}  # host and port -> why its robots.txt cannot be read
 
     @classmethod
     def from_crawler(cls, crawler: Any) -> "Boundary":
@@ -57,8 +52,6 @@ class Boundary:
             request.meta.setdefault("robots_of", place)
         elif not self.spider.within(request.url):
             raise OtherHost(f"it leads to another host, {request.url}: name that one in `start` if it is meant")
-        elif place in self.unreachable:
-            raise Unreachable(f"robots.txt cannot be read: {self.unreachable[place]}")
         try:
             self.spider.gate.check(name.strip("[]"), int(port))
         except Blocked as error:
@@ -66,7 +59,7 @@ class Boundary:
 
     def process_response(self, request: scrapy.Request, response: Response) -> Response:
         place = request.meta.get("robots_of")
-        if place is None or place in self.unreachable:
+        if place is None or place in self.spider.without_robots:
             return response
         if response.status >= 500 or response.status in REFUSALS:
             return self._forbid_all(request, f"HTTP {response.status}")
@@ -84,7 +77,7 @@ class Boundary:
 
     def _forbid_all(self, request: scrapy.Request, reason: str) -> Response:
         """RFC 9309, 2.3.1.4: unreachable means complete disallow."""
-        self.unreachable[request.meta["robots_of"]] = reason
+        self.spider.without_robots[request.meta["robots_of"]] = reason
         return Response(request.url, body=b"User-agent: *\nDisallow: /\n", request=request)
 
 

@@ -31,7 +31,7 @@ from vlmdata.recipe import CrawlSource
 from vlmdata.sources import strip_signature
 from vlmdata.sources.crawl import private_hosts
 from vlmdata.sources.frontier import DEEPEST_SITEMAP, Frontier, Waiting
-from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolver, Unreachable
+from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolver
 from vlmdata.sources.page import read_page
 from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, web_url
@@ -75,6 +75,7 @@ class PageSpider(scrapy.Spider):
         self.hosts = {host for url in self.first for host in _hosts(url)}
         self.gate = Gate(private_hosts(source, self.first))
         self.robots: set[str] = set()
+        self.without_robots: dict[str, str] = {}  # host and port -> why its robots.txt cannot be read
         self.left: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.unreachable: Counter[str] = Counter()
@@ -128,10 +129,10 @@ class PageSpider(scrapy.Spider):
             if error.response.status in REFUSALS and request.meta.get("gave_up"):
                 return self._leave(page, f"answers {reason} again and again")
             self.unreachable[page.host] = 0
-        elif isinstance(error, Unreachable):
-            return self._leave(page, str(error))
         elif isinstance(error, OtherHost):
             reason = "another host"
+        elif host_and_port(request.url) in self.without_robots:
+            return self._leave(page, f"robots.txt cannot be read: {self.without_robots[host_and_port(request.url)]}")
         elif isinstance(error, IgnoreRequest):
             reason = "forbidden by robots.txt" if "robots.txt" in str(error) else str(error)
         else:
@@ -242,7 +243,7 @@ def settings(source: CrawlSource, version: str) -> dict[str, Any]:
         "RETRY_GIVE_UP_LOG_LEVEL": "DEBUG",
         "DOWNLOADER_MIDDLEWARES": {
             Pace: 560,
-            Boundary: 540,
+            Boundary: 50,
             "scrapy.downloadermiddlewares.offsite.OffsiteMiddleware": None,  # it lets subdomains and other ports pass
         },
         "HTTPPROXY_ENABLED": False,  # a proxy would look the address up itself
