@@ -195,7 +195,7 @@ class Resolver(CachingHostnameResolver):
         return cls(reactor, settings.getint("DNSCACHE_SIZE"), Gate(settings.getlist("PRIVATE_HOSTS")))
 
     def resolveHostName(self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, *more: Any) -> Any:  # noqa: N802, N803 - Twisted's names
-        passing = _Passing(resolutionReceiver, self.gate, hostName, portNumber)
+        passing: Any = _Passing(resolutionReceiver, self.gate, hostName, portNumber)
         return super().resolveHostName(passing, hostName, portNumber, *more)
 
 

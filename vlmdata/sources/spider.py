@@ -95,7 +95,8 @@ class PageSpider(scrapy.Spider):
         return url.startswith(("http://", "https://")) and host_and_port(url) in self.hosts
 
     async def start(self) -> AsyncIterator[scrapy.Request]:
-        for request in ():  # all that is asked for comes from the frontier
+        nothing: list[scrapy.Request] = []  # all that is asked for comes from the frontier
+        for request in nothing:
             yield request
 
     def next_request(self) -> scrapy.Request | None:
