@@ -31,8 +31,9 @@ def check(source: Source) -> None:
 def read(source: Source, scratch: str) -> Iterator[pa.RecordBatch]:
     """The rows of a source in batches of at most some 5,000, in the schema `ROWS`, in any order.
 
-    scratch: a folder for the source's files; after a kill the next run finds it as it was. Every text is valid UTF-8 without NUL; `url` and `caption`
-    are never null or empty; signatures stand in `fetch_url` alone.
+    scratch: a folder for the source's files; after a kill the next run finds it as it was.
+    Every text is valid UTF-8 without NUL; `url` and `caption` are never null or empty; signatures stand in
+    `fetch_url` alone.
     Raises InputError for a source that cannot be what the recipe says, DataError for one that holds nothing.
     """
     for batch in _module(source).read(source, scratch):

@@ -119,7 +119,8 @@ def _report(source: CrawlSource, outcome: dict[str, Any]) -> None:
     if outcome["left"]:
         reasons = "; ".join(f"{host}: {reason}" for host, reason in sorted(outcome["left"].items()))
         raise MachineError(
-            f"sources.{source.name}: {reasons}. Run it again later: {pages:,} pages are kept, {outcome['waiting']:,} wait"
+            f"sources.{source.name}: {reasons}. Run it again later: {pages:,} pages are kept, "
+            f"{outcome['waiting']:,} wait"
         )
     if not pages:
         raise DataError(f"sources.{source.name}: no page was read from {', '.join(source.start)}")

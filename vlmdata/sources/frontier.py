@@ -34,7 +34,7 @@ _SECONDS_TO_WAIT = 30.0  # for a crawler of a killed run that is still about to 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A page to read. host: with its port. depth: links from a start page; below 0 stand sitemaps, the nested ones nearer to 0."""
+    """A page to read. host: with its port. depth: links from a start page; below 0 stand sitemaps, nested ones last."""
 
     id: int
     url: str
@@ -198,7 +198,7 @@ class Frontier:
         rows = [(url, host_and_port(url), depth) for url in urls]
         self._db.executemany(
             "INSERT INTO pages (url, host, depth) VALUES (?, ?, ?) ON CONFLICT (url) DO UPDATE "
-            "SET depth = excluded.depth WHERE state = 0 AND excluded.depth < depth AND depth >= 0 AND excluded.depth >= 0",
+            "SET depth = excluded.depth WHERE state = 0 AND excluded.depth BETWEEN 0 AND depth",
             rows,
         )
         self._ready.update(dict.fromkeys(host for _, host, _ in rows))

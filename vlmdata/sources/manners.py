@@ -194,7 +194,7 @@ class Resolver(CachingHostnameResolver):
         settings = crawler.settings
         return cls(reactor, settings.getint("DNSCACHE_SIZE"), Gate(settings.getlist("PRIVATE_HOSTS")))
 
-    def resolveHostName(self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, *more: Any) -> Any:  # noqa: N802, N803 - Twisted's names
+    def resolveHostName(self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, *more: Any) -> Any:
         passing: Any = _Passing(resolutionReceiver, self.gate, hostName, portNumber)
         return super().resolveHostName(passing, hostName, portNumber, *more)
 
@@ -206,15 +206,15 @@ class _Passing:
     def __init__(self, receiver: Any, gate: Gate, host: str, port: int) -> None:
         self.receiver, self.gate, self.host, self.port = receiver, gate, host, port
 
-    def resolutionBegan(self, resolution: Any) -> None:  # noqa: N802
+    def resolutionBegan(self, resolution: Any) -> None:
         self.receiver.resolutionBegan(resolution)
 
-    def addressResolved(self, address: Any) -> None:  # noqa: N802
+    def addressResolved(self, address: Any) -> None:
         try:
             self.gate.choose(self.host, self.port, [address.host])
         except Blocked:
             return
         self.receiver.addressResolved(address)
 
-    def resolutionComplete(self) -> None:  # noqa: N802
+    def resolutionComplete(self) -> None:
         self.receiver.resolutionComplete()
