@@ -23,11 +23,49 @@ class Site:
         self.moved = {n: draw.randrange(n) for n in range(1, pages) if draw.random() < 0.15}
         self.canonical = {n: draw.randrange(pages) for n in range(pages) if draw.random() < 0.4}
 
+    def place(self, number: int) -> int:
+        """Where a request for a page ends."""
+        while number in self.moved:
+            number = self.moved[number]
+        return number
+
+    def stands(self, number: int) -> bool:
+        """Whether a page counts, for its canonical page is itself, cannot be read, or is a copy of it in turn."""
+        here, seen = number, set[int]()
+        while here not in seen:
+            seen.add(here)
+            further = self.place(self.canonical.get(here, here))
+            if further in self.failing:
+                return here == number
+            if further == here:
+                return here == number
+            here = further
+        return number in self._round(here)
+
+    def _round(self, number: int) -> set[int]:
+        found = set[int]()
+        while number not in found:
+            found.add(number)
+            number = self.place(self.canonical[number])
+        return found
+
+    def expected(self) -> list[int]:
+        """What must be read, from the first page on."""
+        asked, todo, found = {0}, [0], set[int]()
+        while todo:
+            here = self.place(todo.pop())
+            if here in self.failing:
+                continue
+            further = {self.canonical.get(here, here)}
+            if self.stands(here):
+                found.add(here)
+                further |= set(self.links[here])
+            todo += further - asked
+            asked |= further
+        return sorted(found)
+
     def answer(self, frontier: Frontier, page: Waiting) -> None:
-        asked = int(page.url.rpartition("/")[2])
-        here = asked
-        while here in self.moved:
-            here = self.moved[here]
+        here = self.place(int(page.url.rpartition("/")[2]))
         if here in self.failing:
             return frontier.fail(page, "HTTP 404")
         canonical = self.canonical.get(here, here)
@@ -54,16 +92,16 @@ def crawled(frontier: Frontier, site: Site, draw: random.Random, kill_after: int
 
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("max_depth", [None, 3])
-def test_the_pages_read_do_not_depend_on_the_order_they_end_in(
-    tmp_path: Path, seed: int, max_depth: int | None
-) -> None:
+def test_the_pages_read_do_not_depend_on_the_order_they_end_in(seed: int, max_depth: int | None) -> None:
     site = Site(random.Random(seed))
     found = []
     for order in range(4):
-        with Frontier(tmp_path / f"{order}", "it", per_host=[1, 3, 8, 8][order], max_depth=max_depth) as frontier:
+        with Frontier(Path(":memory:"), "it", per_host=[1, 3, 8, 8][order], max_depth=max_depth) as frontier:
             found.append(crawled(frontier, site, random.Random(order)))
             assert frontier.read == frontier.pairs == len(found[-1]) == len(set(found[-1]))
     assert found[0] == found[1] == found[2] == found[3]
+    if max_depth is None:
+        assert found[0] == site.expected()
 
 
 def test_what_is_kept_is_kept_and_what_was_in_hand_waits(tmp_path: Path) -> None:
@@ -123,3 +161,20 @@ def test_no_more_pages_are_asked_for_than_may_be_read(tmp_path: Path) -> None:
         frontier.keep(two, two.url, 2, 1, [])
         assert frontier.ended()
         assert frontier.next() is None
+
+
+def test_a_page_is_as_deep_as_the_shortest_way_to_it_is_long(tmp_path: Path) -> None:
+    # /5 is two links away by the slow page /1, and three by /2 and /3; /6 is within the limit by the former alone.
+    links = {0: [1, 2], 1: [5], 2: [3], 3: [5], 5: [6], 6: [7]}
+    with Frontier(tmp_path / "f", "it", per_host=2, max_depth=3) as frontier:
+        frontier.add([url(0)], 0)
+        held: list[Waiting] = []
+        while not frontier.ended():
+            while (page := frontier.next()) is not None:
+                held.append(page)
+            slow = [page for page in held if page.url == url(1)]
+            page = next((page for page in held if page not in slow), None) or slow[0]
+            held.remove(page)
+            number = int(page.url.rpartition("/")[2])
+            frontier.keep(page, page.url, number, 1, [url(n) for n in links.get(number, [])])
+        assert sorted(frontier.content()) == [0, 1, 2, 3, 5, 6]
