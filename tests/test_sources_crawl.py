@@ -36,6 +36,7 @@ class Web:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize, disable_nagle_algorithm = -1, True  # head and body leave together, at once
 
             def do_GET(self) -> None:
                 web.requests.append((self.path, self.headers["User-Agent"], time.monotonic()))
@@ -48,6 +49,7 @@ class Web:
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+                self.wfile.flush()
                 web.answered(self.path)
 
             def log_message(self, *_: Any) -> None:
@@ -256,8 +258,9 @@ def test_a_host_that_goes_away_ends_the_crawl_and_the_next_run_goes_on(
 ) -> None:
     well: dict[str, Any] = {f"/{n}": f"<a href=/{n + 1}><img src=i alt='page {n}'>" for n in range(9)}
     site = web(well)
+    well["/3"] = "".join(f"<a href=/{n}>" for n in range(4, 9)) + "<img src=i alt='page 3'>"
     site.pages = {**well, **{f"/{n}": (503, {"Retry-After": "0"}, "later") for n in range(4, 9)}}
-    with pytest.raises(MachineError, match=r"503 again and again. Run it again later: 4 pages are kept, 1 wait"):
+    with pytest.raises(MachineError, match=r"503 again and again. Run it again later: 4 pages are kept, 5 wait"):
         crawl(tmp_path, f"{site.url}/0")
     site.pages = {**well, "/robots.txt": (500, {}, "")}
     with pytest.raises(MachineError, match=r"robots.txt cannot be read: HTTP 500. Run it again later: 4 pages"):

@@ -1,20 +1,22 @@
 """How a crawl behaves towards hosts: which it may ask, what their robots.txt says, and how often they are asked."""
 
+import asyncio
 import datetime
 import email.utils
 import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import scrapy
+from protego import Protego
 from scrapy import signals
 from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.exceptions import IgnoreRequest
 from scrapy.http import Response
+from scrapy.http.request import NO_CALLBACK
 from scrapy.resolver import CachingHostnameResolver
-from scrapy.utils.sitemap import sitemap_urls_from_robots
 from twisted.internet.interfaces import IResolutionReceiver
 from zope.interface import implementer
 
@@ -23,62 +25,83 @@ from vlmdata.sources.urls import host_and_port
 
 _LONGEST_DELAY = 60.0  # seconds; a robots.txt that asks for more must not stop the crawl
 _LONGEST_WAIT = 600.0  # seconds that Retry-After is granted
-_TRIES = 5  # of a page that the host refuses with 429 or 503
-_ROUNDS = 8  # of waiting for a host that refuses everything, before it is left alone
+_TRIES = 8  # of a page that the host refuses with 429 or 503; a host that refuses so often in a row is left alone
 REFUSALS = (429, 503)
+_ROBOTS_LIFE = 86_400.0  # seconds: RFC 9309, 2.4
+_ROBOTS_BYTES = 512_000  # RFC 9309, 2.5
 
 
 class OtherHost(IgnoreRequest):
     """A redirect to a host that the recipe does not name."""
 
 
-class Boundary:
-    """Scrapy middleware: no request leaves the hosts of `start`, and a robots.txt that fails forbids all.
+class Unreachable(IgnoreRequest):
+    """The host's robots.txt cannot be read, which forbids everything for now (RFC 9309, 2.3.1.4)."""
 
-    It stands nearest to the engine: before robots.txt is asked for, and behind retries, so that the last answer counts.
+
+class Boundary:
+    """Scrapy middleware: no request leaves the hosts of `start`, and none goes where robots.txt says no (RFC 9309).
+
+    Scrapy's own robots.txt middleware lets all but two of the requests pass that wait for one robots.txt, and allows
+    everything where it cannot be read.
     """
 
-    def __init__(self, spider: Any) -> None:
-        self.spider = spider
+    def __init__(self, crawler: Any) -> None:
+        self.crawler, self.spider = crawler, crawler.spider
+        self.rules: dict[str, tuple[float, asyncio.Future[Protego]]] = {}
 
     @classmethod
     def from_crawler(cls, crawler: Any) -> "Boundary":
-        return cls(crawler.spider)
+        return cls(crawler)
 
-    def process_request(self, request: scrapy.Request) -> None:
-        place = host_and_port(request.url)
-        name, _, port = place.rpartition(":")
-        if request.meta.get("dont_obey_robotstxt"):  # may be redirected to any public host: RFC 9309, 2.3.1.2
-            request.meta.setdefault("robots_of", place)
-        elif not self.spider.within(request.url):
+    async def process_request(self, request: scrapy.Request) -> None:
+        place, is_page = host_and_port(request.url), "robots_of" not in request.meta
+        if is_page and not self.spider.within(request.url):
             raise OtherHost(f"it leads to another host, {request.url}: name that one in `start` if it is meant")
+        name, _, port = place.rpartition(":")
         try:
-            self.spider.gate.check(name.strip("[]"), int(port))
+            self.spider.gate.check(name, int(port))
         except Blocked as error:
             raise IgnoreRequest(str(error)) from error
+        if is_page:
+            rules = await self._rules(place, request.url)
+            if place in self.spider.without_robots:
+                raise Unreachable(f"robots.txt cannot be read: {self.spider.without_robots[place]}")
+            if not rules.can_fetch(request.url, self.spider.source.agent):
+                raise IgnoreRequest("forbidden by robots.txt")
 
-    def process_response(self, request: scrapy.Request, response: Response) -> Response:
-        place = request.meta.get("robots_of")
-        if place is None or place in self.spider.without_robots:
-            return response
-        if response.status >= 500 or response.status in REFUSALS:
-            return self._forbid_all(request, f"HTTP {response.status}")
-        if response.status >= 300:  # RFC 9309, 2.3.1.3: unavailable means no restriction
-            response = response.replace(body=b"")
+    async def _rules(self, place: str, url: str) -> Protego:
+        asked_at, rules = self.rules.get(place, (0.0, None))
+        if rules is None or time.monotonic() - asked_at > _ROBOTS_LIFE:
+            rules = asyncio.ensure_future(self._read(place, urljoin(url, "/robots.txt")))
+            self.rules[place] = time.monotonic(), rules
+        return await asyncio.shield(rules)
+
+    async def _read(self, place: str, url: str) -> Protego:
+        """A host's robots.txt, which may be redirected to any public host (RFC 9309, 2.3.1.2)."""
+        request = scrapy.Request(url, callback=NO_CALLBACK, dont_filter=True, meta={"robots_of": place})
+        self.spider.without_robots.pop(place, None)
+        body = b""
+        try:
+            response = await self.crawler.engine.download_async(request)
+        except Exception as error:  # whatever it is, the host's word is not known
+            name = urlsplit(url).hostname
+            private = name in reactor_resolver().refused
+            reason = "the host's name leads to an address that is not a public one" if private else str(error)
+            self.spider.without_robots[place] = reason or type(error).__name__
         else:
-            self.spider.robots.add(place)
-        self.spider.on_robots(place, list(sitemap_urls_from_robots(response.body, request.url)))
-        return response
-
-    def process_exception(self, request: scrapy.Request, exception: Exception) -> Response | None:
-        if "robots_of" not in request.meta:
-            return None
-        return self._forbid_all(request, str(exception) or type(exception).__name__)
-
-    def _forbid_all(self, request: scrapy.Request, reason: str) -> Response:
-        """RFC 9309, 2.3.1.4: unreachable means complete disallow."""
-        self.spider.without_robots[request.meta["robots_of"]] = reason
-        return Response(request.url, body=b"User-agent: *\nDisallow: /\n", request=request)
+            if response.status >= 500 or response.status in REFUSALS:
+                self.spider.without_robots[place] = f"HTTP {response.status}"
+            elif response.status < 300:
+                body = response.body[:_ROBOTS_BYTES]
+                self.spider.robots.add(place)  # else it is unavailable, which is no restriction: 2.3.1.3
+        rules = Protego.parse(body.decode("utf-8", "replace"))
+        asked = min(rules.crawl_delay(self.spider.source.agent) or 0.0, _LONGEST_DELAY)
+        host = slot_name(request)
+        self.spider.crawl_delay[host] = max(self.spider.crawl_delay.get(host, 0.0), asked)
+        if place not in self.spider.without_robots:
+            self.spider.on_robots(place, list(rules.sitemaps))
+        return rules
 
 
 class Pace:
@@ -93,21 +116,14 @@ class Pace:
 
     def __init__(self, crawler: Any) -> None:
         self.crawler, self.source = crawler, crawler.spider.source
-        self.crawl_delay: dict[str, float] = {}
         self.free_at: dict[str, float] = {}
         self.rounds: Counter[str] = Counter()
-        crawler.signals.connect(self.on_robots, signals.robots_parsed)
         crawler.signals.connect(self.on_request, signals.request_reached_downloader)
         crawler.signals.connect(self.on_response, signals.response_downloaded)
 
     @classmethod
     def from_crawler(cls, crawler: Any) -> "Pace":
         return cls(crawler)
-
-    def on_robots(self, robotparser: Any, request: scrapy.Request) -> None:
-        host = slot_name(request)
-        asked = min(robotparser.crawl_delay(self.source.agent) or 0.0, _LONGEST_DELAY)
-        self.crawl_delay[host] = max(self.crawl_delay.get(host, 0.0), asked)
 
     def on_request(self, request: scrapy.Request) -> None:
         slot = self._slot(request)
@@ -150,10 +166,10 @@ class Pace:
 
     def gave_up(self, request: scrapy.Request) -> bool:
         """Whether the host has refused everything for so long that it is left alone."""
-        return self.rounds[slot_name(request)] > _ROUNDS
+        return self.rounds[slot_name(request)] >= _TRIES
 
     def _least(self, request: scrapy.Request) -> float:
-        return max(self.source.delay, self.crawl_delay.get(slot_name(request), 0.0))
+        return max(self.source.delay, self.crawler.spider.crawl_delay.get(slot_name(request), 0.0))
 
     def _slot(self, request: scrapy.Request) -> Any:
         return self.crawler.engine.downloader.slots.get(request.meta.get("download_slot"))
@@ -188,6 +204,7 @@ class Resolver(CachingHostnameResolver):
     def __init__(self, reactor: Any, cache_size: int, gate: Gate) -> None:
         super().__init__(reactor, cache_size)
         self.gate = gate
+        self.refused: set[str] = set()  # names that have no other addresses than private ones
 
     @classmethod
     def from_crawler(cls, crawler: Any, reactor: Any) -> "Resolver":
@@ -195,26 +212,38 @@ class Resolver(CachingHostnameResolver):
         return cls(reactor, settings.getint("DNSCACHE_SIZE"), Gate(settings.getlist("PRIVATE_HOSTS")))
 
     def resolveHostName(self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, *more: Any) -> Any:
-        passing: Any = _Passing(resolutionReceiver, self.gate, hostName, portNumber)
+        passing: Any = _Passing(resolutionReceiver, self, hostName, portNumber)
         return super().resolveHostName(passing, hostName, portNumber, *more)
+
+
+def reactor_resolver() -> Any:
+    """The one Resolver, which Scrapy has installed by the time the crawl runs."""
+    from twisted.internet import reactor  # its import makes one
+
+    return reactor.nameResolver
 
 
 @implementer(IResolutionReceiver)
 class _Passing:
     """Hands on what the gate lets through of a name's addresses."""
 
-    def __init__(self, receiver: Any, gate: Gate, host: str, port: int) -> None:
-        self.receiver, self.gate, self.host, self.port = receiver, gate, host, port
+    def __init__(self, receiver: Any, resolver: Resolver, host: str, port: int) -> None:
+        self.receiver, self.resolver, self.host, self.port = receiver, resolver, host, port
+        self.passed = self.blocked = 0
 
     def resolutionBegan(self, resolution: Any) -> None:
         self.receiver.resolutionBegan(resolution)
 
     def addressResolved(self, address: Any) -> None:
         try:
-            self.gate.choose(self.host, self.port, [address.host])
+            self.resolver.gate.choose(self.host, self.port, [address.host])
         except Blocked:
+            self.blocked += 1
             return
+        self.passed += 1
         self.receiver.addressResolved(address)
 
     def resolutionComplete(self) -> None:
+        if self.blocked and not self.passed:
+            self.resolver.refused.add(self.host)
         self.receiver.resolutionComplete()

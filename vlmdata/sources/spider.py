@@ -31,7 +31,7 @@ from vlmdata.recipe import CrawlSource
 from vlmdata.sources import strip_signature
 from vlmdata.sources.crawl import private_hosts
 from vlmdata.sources.frontier import DEEPEST_SITEMAP, Frontier, Waiting
-from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolver
+from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolver, Unreachable
 from vlmdata.sources.page import read_page
 from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, web_url
@@ -74,7 +74,8 @@ class PageSpider(scrapy.Spider):
         self.first = first_pages(source)
         self.hosts = {host for url in self.first for host in _hosts(url)}
         self.gate = Gate(private_hosts(source, self.first))
-        self.robots: set[str] = set()
+        self.robots: set[str] = set()  # the hosts and ports that have one
+        self.crawl_delay: dict[str, float] = {}  # host -> seconds
         self.without_robots: dict[str, str] = {}  # host and port -> why its robots.txt cannot be read
         self.left: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -132,10 +133,10 @@ class PageSpider(scrapy.Spider):
             self.unreachable[page.host] = 0
         elif isinstance(error, OtherHost):
             reason = "another host"
-        elif host_and_port(request.url) in self.without_robots:
-            return self._leave(page, f"robots.txt cannot be read: {self.without_robots[host_and_port(request.url)]}")
+        elif isinstance(error, Unreachable):
+            return self._leave(page, str(error))
         elif isinstance(error, IgnoreRequest):
-            reason = "forbidden by robots.txt" if "robots.txt" in str(error) else str(error)
+            reason = str(error)
         else:
             self.unreachable[page.host] += 1
             if self.unreachable[page.host] >= _UNREACHABLE_IN_A_ROW:
@@ -229,8 +230,7 @@ def settings(source: CrawlSource, version: str) -> dict[str, Any]:
     first = first_pages(source)
     return {
         "USER_AGENT": f"{source.agent}/{version}" + (f" (+{source.contact})" if source.contact else ""),
-        "ROBOTSTXT_OBEY": True,
-        "ROBOTSTXT_USER_AGENT": source.agent,
+        "ROBOTSTXT_OBEY": False,  # Boundary does
         "CONCURRENT_REQUESTS": min(256, max(16, source.concurrency * len(first))),
         "CONCURRENT_REQUESTS_PER_DOMAIN": source.concurrency,
         "DOWNLOAD_DELAY": source.delay,
@@ -244,7 +244,7 @@ def settings(source: CrawlSource, version: str) -> dict[str, Any]:
         "RETRY_GIVE_UP_LOG_LEVEL": "DEBUG",
         "DOWNLOADER_MIDDLEWARES": {
             Pace: 560,
-            Boundary: 50,
+            Boundary: 100,
             "scrapy.downloadermiddlewares.offsite.OffsiteMiddleware": None,  # it lets subdomains and other ports pass
         },
         "HTTPPROXY_ENABLED": False,  # a proxy would look the address up itself
