@@ -95,7 +95,7 @@ class Boundary:
             elif response.status < 300:
                 body = response.body[:_ROBOTS_BYTES]
                 self.spider.robots.add(place)  # else it is unavailable, which is no restriction: 2.3.1.3
-        rules = Protego.parse(body.decode("utf-8", "replace"))
+        rules = Protego.parse(body.decode("utf-8-sig", "replace"))
         asked = min(rules.crawl_delay(self.spider.source.agent) or 0.0, _LONGEST_DELAY)
         host = slot_name(request)
         self.spider.crawl_delay[host] = max(self.spider.crawl_delay.get(host, 0.0), asked)
