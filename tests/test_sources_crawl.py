@@ -156,7 +156,8 @@ def test_a_killed_crawl_goes_on_without_asking_for_done_pages_again_and_loses_no
     site = web({"/robots.txt": "User-agent: *\nAllow: /\n", **pages})
     code = (
         "from vlmdata.recipe import CrawlSource; from vlmdata import sources;"
-        f"list(sources.read(CrawlSource(kind='crawl', name='site', start=['{site.url}/1'], autothrottle=False), {str(tmp_path)!r}))"
+        f"source = CrawlSource(kind='crawl', name='site', start=['{site.url}/1'], autothrottle=False);"
+        f"list(sources.read(source, {str(tmp_path)!r}))"
     )
     for enough, killed in ((30, "crawler"), (80, "both")):
         with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
@@ -270,7 +271,7 @@ def test_a_host_that_goes_away_ends_the_crawl_and_the_next_run_goes_on(
         crawl(tmp_path, f"{site.url}/0")
     site.pages = well
     assert len(crawl(tmp_path, f"{site.url}/0")) == 9
-    assert [site.asked(f"/{n}") for n in (0, 3, 8)] == [1, 1, 1]
+    assert [site.asked(f"/{n}") for n in range(4)] == [1, 1, 1, 1]
 
 
 def test_no_private_address_is_reached_that_the_recipe_does_not_name(
@@ -288,7 +289,7 @@ def test_no_private_address_is_reached_that_the_recipe_does_not_name(
     with pytest.raises(DataError, match="not a public one"):
         crawl(tmp_path / "1", named)
     outside = web({"/": "<img src=a alt=b>", "/robots.txt": (302, {"Location": f"{inside.url}/robots.txt"}, "")})
-    with pytest.raises(DataError, match="robots.txt cannot be read: the address is not a public one"):
+    with pytest.raises(DataError, match=r"robots\.txt cannot be read: the address is not a public one"):
         crawl(tmp_path / "2", f"{outside.url}/")
     assert inside.requests == []
     assert outside.asked("/") == 0

@@ -84,7 +84,7 @@ class Boundary:
         body = b""
         try:
             response = await self.crawler.engine.download_async(request)
-        except Exception as error:  # whatever it is, the host's word is not known
+        except Exception as error:  # noqa: BLE001 - whatever it is, the host's word is not known, and nothing allowed
             name = urlsplit(url).hostname
             private = name in reactor_resolver().refused
             reason = "the host's name leads to an address that is not a public one" if private else str(error)
