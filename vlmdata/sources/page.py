@@ -52,7 +52,9 @@ class Image:
 @dataclass(frozen=True)
 class Page:
     """A page that was read. `consent` has `deny`, `allow` or None for robots, noai, tdm and noml; robots.txt, which is
-    no part of a page, is for the caller to add."""
+    no part of a page, is for the caller to add. `canonical` is the address that the page says it has itself (RFC 6596),
+    or None.
+    """
 
     images: list[Image]
     links: list[str]
@@ -60,6 +62,7 @@ class Page:
     license: str | None
     consent: dict[str, str | None]
     left_out: int
+    canonical: str | None = None
 
 
 def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str, with_links: bool = True) -> Page:
@@ -81,6 +84,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     metas = _metas(tree)
     directives, consent = page_says(metas, headers, agent)
     links = list(_links(tree, base)) if with_links and not directives & {"nofollow", "none"} else []
+    canonical = tree.css_first('head link[rel~="canonical" i][href]')
     images = tree.css("img")
     found = list(_captioned(images[:_MOST_IMAGES], base))
     contexts = _contexts(tree, [node for node, *_ in found])
@@ -101,6 +105,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
         strip_signature(license_url)[0] if license_url else None,
         consent,
         max(0, len(images) - _MOST_IMAGES),
+        web_url(canonical.attributes.get("href") or "", base) if canonical is not None else None,
     )
 
 
