@@ -22,6 +22,10 @@ _SETS = ("data-srcset", "data-lazy-srcset", "srcset")
 # Of a picture's sources those that the download can decode: no SVG, no JPEG XL.
 _DECODED = frozenset({"", "image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/avif"})
 _BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
+_LICENSES = (
+    'a[rel~="license"][href],link[rel~="license"][href],meta[name="dcterms.license" i][content],'
+    'meta[name="DC.rights.license" i][content]'
+)
 # The tags that need no end, so that they do not say how deep a page goes.
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -92,8 +96,9 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     lang = (root.attributes.get("lang") or root.attributes.get("xml:lang") or "").strip() if root is not None else ""
     title = tree.css_first("head > title")
     preview = open_graph(metas, title.text() if title is not None else "", base)
-    license_node = tree.css_first('a[rel~="license"][href],link[rel~="license"][href]')
-    license_url = web_url(license_node.attributes.get("href") or "", base) if license_node is not None else None
+    license_node = tree.css_first(_LICENSES)
+    stated = license_node.attributes if license_node is not None else {}
+    license_url = web_url(stated.get("href") or stated.get("content") or "", base) if stated else None
     return Page(
         [
             Image(*strip_signature(source), caption, caption_from, context)
