@@ -15,7 +15,7 @@ from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources.urls import clean_text, strip_signature
 
-__all__ = ["BATCH_ROWS", "ROWS", "by_file", "check", "clean_text", "read", "strip_signature"]
+__all__ = ["BATCH_ROWS", "DAMAGES", "ROWS", "by_file", "check", "clean_text", "read", "strip_signature"]
 
 # What a source yields: ingest adds uid, captions and occurrences to `pairs`, and moves crawled_at to `observations`.
 ROWS = pa.schema(
@@ -23,6 +23,8 @@ ROWS = pa.schema(
     + [pa.field("crawled_at", pa.timestamp("ms", tz="UTC"))]
 )
 BATCH_ROWS = 5_000
+# What a source that is read file by file counts where a file was not whole.
+DAMAGES = ("damaged places", "files cut off")
 
 
 def check(source: Source) -> None:
