@@ -5,7 +5,6 @@ from collections import Counter
 from io import BytesIO
 
 import pytest
-
 from made_warc import pack, record, response, wat, write
 from peer import PEERS, extract_documents_from_wat
 

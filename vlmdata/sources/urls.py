@@ -77,6 +77,8 @@ def web_url(link: str, base: str = "") -> str | None:
     link = link.strip(_CONTROL_AND_SPACE)
     if len(link) > _LONGEST_URL:
         return None
+    if _WHOLE.fullmatch(link):
+        return link
     try:
         parts = urlsplit(urljoin(base, link))
         host, port = parts.hostname, parts.port
@@ -101,15 +103,13 @@ def web_url(link: str, base: str = "") -> str | None:
 def linked_url(link: str, base: str) -> str | None:
     """The same as `web_url`, several times as fast for plain links. base: a URL that `web_url` has made."""
     link = link.strip(_CONTROL_AND_SPACE)
-    if len(link) < 2_000:
-        if _WHOLE.fullmatch(link):
-            return link
-        if "/." not in link:
-            origin, folder = _places(base)
+    if len(link) < 2_000 and "/." not in link:
+        origin, folder = _places(base)
+        if link.startswith("/"):
             if _ROOTED.fullmatch(link):
                 return origin + link
-            if folder and "//" not in link and _BELOW.fullmatch(link):
-                return folder + link
+        elif folder and "//" not in link and _BELOW.fullmatch(link):
+            return folder + link
     return web_url(link, base)
 
 
