@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from vlmdata.dataset import Dataset, Part, Table, part_from, table_folder
 from vlmdata.download import download_part
 from vlmdata.errors import DataError
-from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.plan import Plan, source_roots
 from vlmdata.recipe import Consent, Download
 
@@ -22,6 +22,7 @@ class _Work:
     options: Download
     consent: Consent
     roots: dict[str, str]
+    workers: int
 
     def __call__(self, pairs: Part) -> dict[str, Any]:
         dataset = Dataset(self.dataset)
@@ -33,7 +34,9 @@ class _Work:
             rows = dataset.read_part(pairs)
             with dataset.spool() as folder:
                 aside = folder / "images.tar"
-                images, observations = download_part(rows, str(aside), stored, self.options, self.consent, self.roots)
+                images, observations = download_part(
+                    rows, str(aside), stored, self.options, self.consent, self.roots, self.workers
+                )
                 if images.num_rows != rows.num_rows:
                     raise DataError(f"{pairs.path}: {rows.num_rows} rows in, {images.num_rows} out")
                 tar = dataset.commit(aside, stored)
@@ -44,7 +47,9 @@ class _Work:
 
 def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     """Download what is missing, write the manifests. Raises DataError when not one image of many came."""
-    work = _Work(dataset.url, plan.images, plan.recipe.download, plan.recipe.consent, source_roots(plan.recipe))
+    recipe = plan.recipe
+    roots, workers = source_roots(recipe), processes(recipe.runner)
+    work = _Work(dataset.url, plan.images, recipe.download, recipe.consent, roots, workers)
     results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
     inputs = {f"pairs/{pairs.key}": pairs.sha256}
     observations = tuple(part_from(result["observations"]) for result in results)

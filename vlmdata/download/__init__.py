@@ -1,7 +1,9 @@
 """Images: fetched safely through img2dataset's Downloader, decoded, made smaller and stored, one part at a time.
 
-`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` reads files, `consent.py` reads
-what hosts say, `decode.py` turns bytes into stored JPEGs, `images.py` puts img2dataset to work with all of them.
+`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `consent.py` reads what hosts say,
+`hosts.py` is polite to them, `frontier.py` queues a part's URLs by host and `network.py` runs it all, with the bytes
+that `budget.py` grants and for as long as `watch.py` waits; `local.py` reads files, `decode.py` turns bytes into stored
+JPEGs, `images.py` puts img2dataset to work with all of them (`seams.py`).
 """
 
 import os
@@ -20,6 +22,7 @@ def download_part(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
+    workers: int = 1,
 ) -> tuple[pa.Table, pa.Table]:
     """Get the images of one part of `pairs`.
 
@@ -28,6 +31,7 @@ def download_part(
         `stored_key` is the uid of the URL's first row that was asked for.
     stored_tar: what stands in the column of that name.
     roots: source name -> folder of its local files, whose URLs are `<source name>:/<percent-encoded path>`.
+    workers: processes that download at once; each keeps to its share of what may be asked of one host.
 
     Returns (images, observations), both with one row for each of `pairs`, in its order. What failed has one of the
     classes of DESIGN.md in `download_status` and a line of words in `error`. The same answers give the same bytes.
@@ -37,4 +41,4 @@ def download_part(
     # img2dataset, aiohttp and OpenCV take seconds to import, and the command line needs none of them.
     from vlmdata.download import images
 
-    return images.download(pairs, tar, stored_tar, options, consent, roots)
+    return images.download(pairs, tar, stored_tar, options, consent, roots, workers)

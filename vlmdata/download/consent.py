@@ -57,13 +57,15 @@ class Robots:
         """status, body: the answer to the request for robots.txt. A 4xx says that there are no rules; a 429 or a
         5xx means that nothing may be fetched (RFC 9309, 2.3.1)."""
         self._agent = agent
-        self._closed = status == 429 or status >= 500
+        self.closed = status == 429 or status >= 500
+        self.delay = 0.0  # seconds between requests that it asks for
         self._rules = None
         if 200 <= status < 300:
             self._rules = Protego.parse(body[:ROBOTS_BYTES].decode("utf-8-sig", "replace"))
-        self.reason = f"robots.txt answered {status}" if self._closed else "robots.txt says no"
+            self.delay = max(0.0, self._rules.crawl_delay(agent) or 0.0)
+        self.reason = f"robots.txt answered {status}" if self.closed else "robots.txt says no"
 
     def allows(self, url: str) -> bool:
         if self._rules is None:
-            return not self._closed
+            return not self.closed
         return self._rules.can_fetch(url, self._agent)

@@ -24,6 +24,7 @@ def download(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
+    workers: int,
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
     refused = [refusal(said, consent.respect) for said in pairs["page_consent"].to_pylist()]
@@ -31,7 +32,7 @@ def download(
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
-                run(list(jobs.values()), spool, options, consent, roots)
+                run(list(jobs.values()), spool, options, consent, roots, workers)
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error

@@ -9,27 +9,28 @@ import hashlib
 import io
 import os
 import queue
-import threading
 import types
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
-import uvloop
 
-from vlmdata.download import decode
-from vlmdata.download.fetch import Answer, Client
+from vlmdata.download import decode, network
+from vlmdata.download.fetch import Answer
+from vlmdata.download.frontier import Frontier, Outcome
 from vlmdata.download.header import ImageError, sniff
 from vlmdata.download.local import local_path, read_local
+from vlmdata.download.watch import Watch
 from vlmdata.errors import MachineError
 from vlmdata.recipe import Consent, Download
 
 NO_HASH = ""
+_LOOK = 0.5  # seconds after which a part that waits looks whether it waits in vain
 MISMATCH = "the bytes are not those of which the source has the hash"
 
 
@@ -62,7 +63,9 @@ class Job:
         return expected == NO_HASH or self.digests[kind] == digest
 
 
-def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, roots: dict[str, str]) -> None:
+def run(
+    jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, roots: dict[str, str], workers: int
+) -> None:
     """Fetch, decode and spool every job's image, and note in each job what became of it.
 
     Raises MachineError when img2dataset has lost a row or has changed inside.
@@ -76,7 +79,7 @@ def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, 
     part = downloader(
         sample_writer_class=lambda *_: _Writer(jobs, spool),
         resizer=partial(_resize, options=options),
-        thread_count=options.concurrency,
+        thread_count=max(1, len(jobs)),  # it starts no thread; our frontier decides how many URLs are on their way
         save_caption=False,
         extract_exif=False,
         output_folder="",
@@ -91,7 +94,7 @@ def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, 
         user_agent_token=None,
         disallowed_header_directives=None,
     )
-    pool = _Pool(jobs, options, consent, roots)
+    pool = _Pool(jobs, options, consent, roots, workers)
     copy = types.FunctionType(downloader.download_shard.__code__, {**names, "ThreadPool": lambda _: pool})
     copy(part, (0, shard))
     lost = [job.key for job in jobs if not job.status]
@@ -139,72 +142,77 @@ class _Stream(io.BytesIO):
 
 
 class _Pool:
-    """Stands where img2dataset has a pool of threads: answers come as they are done, from one event loop beside.
+    """Stands where img2dataset has a pool of threads: answers come as they are done, from the network's event loop."""
 
-    img2dataset gives out two items for each of its threads, and one more after each answer that it has dealt with.
-    """
-
-    def __init__(self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str]) -> None:
-        self._jobs, self._options, self._consent, self._roots = jobs, options, consent, roots
-        self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vlmdata-fetch", daemon=True)
+    def __init__(
+        self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str], workers: int
+    ) -> None:
+        self._jobs, self._options, self._roots = jobs, options, roots
+        self._network = network.NETWORK
+        self._entered = self._network.client(options, consent, workers)
+        self._done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
 
     def __enter__(self) -> "_Pool":
-        self._thread.start()
-        try:
-            self._client = self._wait(self._open())
-        except BaseException:
-            self._stop()
-            raise
+        self._frontier = Frontier(self._entered.__enter__(), lambda number, outcome: self._done.put((number, outcome)))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._wait(self._close())
-        self._stop()
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    async def _open(self) -> Client:
-        return Client(self._options, self._consent)
-
-    async def _close(self) -> None:
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        await self._client.close()
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._network.wait(self._frontier.close())
+            while not self._done.empty():
+                self._give_back(self._done.get()[1])
+        finally:
+            self._entered.__exit__(*error)
 
     def imap_unordered(
         self, _: Callable, items: Iterable[tuple[int, str]]
     ) -> Iterator[tuple[int, _Stream | None, str | None]]:
         """(number, stream, None) or (number, None, `class: words`) for each of img2dataset's (number, url)."""
-        rest = iter(items)
-        waiting, free = 0, 2 * self._options.concurrency
-        while True:
-            while free and (item := next(rest, None)) is not None:
-                job = self._jobs[item[0]]
-                local = local_path(job.url, self._roots)
-                if local is not None:
-                    yield self._deliver(item[0], read_local(*local, self._options.max_bytes))
+        local: deque[tuple[int, tuple[bytes, bytes]]] = deque()
+        remote: list[tuple[int, str]] = []
+        for number, _url in items:
+            job = self._jobs[number]
+            path = local_path(job.url, self._roots)
+            if path is None:
+                remote.append((number, job.fetch_url))
+            else:
+                local.append((number, path))
+        waiting = {number for number, _url in remote}
+        watch = Watch(len(waiting), self._options.deadline)
+        adding = asyncio.run_coroutine_threadsafe(self._frontier.add(remote), self._network.loop)
+        while waiting or local:
+            try:
+                number, outcome = self._done.get(timeout=_LOOK) if not local else self._done.get_nowait()
+            except queue.Empty:
+                if local:
+                    number, path = local.popleft()
+                    yield self._deliver(number, read_local(*path, self._options.max_bytes))
+                    watch.used()
                     continue
-                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url), self._loop)
-                future.add_done_callback(partial(self._note, item[0]))
-                waiting, free = waiting + 1, free - 1
-            if not waiting:
+                if adding.done():
+                    adding.result()
+            else:
+                waiting.discard(number)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                try:
+                    yield self._deliver(number, outcome)
+                finally:
+                    self._give_back(outcome)
+                if outcome.body is not None:
+                    watch.used()
+            verdict = watch.verdict(len(waiting), self._frontier.heard) if waiting else None
+            if verdict is not None:
+                for number in sorted(waiting):
+                    yield self._deliver(number, Answer("timeout", verdict))
                 return
-            number, done = self._done.get()
-            yield self._deliver(number, done.result())
-            waiting, free = waiting - 1, free + 1
 
-    def _note(self, number: int, future: "Future[Answer]") -> None:
-        self._done.put((number, future))
+    def _give_back(self, outcome: Outcome) -> None:
+        """A body is not needed any more."""
+        if isinstance(outcome, Answer) and outcome.body is not None:
+            self._network.budget.give_back(len(outcome.body))
+            if self._frontier.used():
+                self._network.loop.call_soon_threadsafe(self._frontier.go_on)
 
     def _deliver(self, number: int, answer: Answer) -> tuple[int, _Stream | None, str | None]:
         job, body = self._jobs[number], answer.body
