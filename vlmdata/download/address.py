@@ -125,7 +125,14 @@ class Names:
         self._threads = self._threads or ThreadPoolExecutor(_LOOKUPS, "vlmdata-dns")
         try:
             found = await asyncio.get_running_loop().run_in_executor(
-                self._threads, socket.getaddrinfo, host, 0, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
+                self._threads,
+                socket.getaddrinfo,
+                host,
+                0,
+                socket.AF_UNSPEC,
+                socket.SOCK_STREAM,
+                0,
+                socket.AI_ADDRCONFIG,
             )
             self._remember(host, _FRESH, found)
             return found

@@ -112,7 +112,7 @@ class Host:
         now = time.monotonic()
         self._failures, self._last = 0, error
         if now >= self._shut:  # not by one of several that were on their way at once
-            pause = _FIRST_PAUSE * 2**self._pauses * random.uniform(0.5, 1.5)
+            pause = _FIRST_PAUSE * 2**self._pauses * (0.5 + random.random())  # noqa: S311
             self._pauses += 1
             self._shut = now + (error.wait or pause)
         self._shut = max(self._shut, now + error.wait)
