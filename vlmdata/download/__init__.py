@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from vlmdata.recipe import Consent, Download
 
-VERSION = 1
+VERSION = 2
 
 
 def download_part(
