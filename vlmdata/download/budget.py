@@ -7,24 +7,26 @@ import threading
 class Budget:
     """A number of bytes that all parts of a process share.
 
-    Bodies that are being read wait when it is used up. The oldest of them never waits, so that not all wait for each
-    other: what is held is at most `total`, and one body. Readers run in the network's event loop; `give_back` may be
-    called from any thread.
+    Bodies that are being read wait when it is used up: for those that wait for the decoder, and then for the oldest of
+    them, which may take what it still needs, so that not all wait for each other. What is held is at most `total` and
+    one body. Readers run in the network's event loop; `give_back` may be called from any thread.
     """
 
     def __init__(self, total: int) -> None:
-        self._free = total
+        self.free = total
         self._lock = threading.Lock()
-        self._readers: dict[object, None] = {}
+        self._readers: dict[object, int] = {}
+        self._whole = 0  # bytes of bodies that are read and not given back yet
         self._waiting: set[asyncio.Future[None]] = set()
 
     def take(self, reader: object, size: int) -> bool:
         """Take `size` bytes for a body that is being read. False when `reader` has to `wait` and ask again."""
         with self._lock:
-            self._readers.setdefault(reader)
-            if size > self._free and next(iter(self._readers)) is not reader:
+            taken = self._readers.setdefault(reader, 0)
+            if size > self.free and (self._whole or next(iter(self._readers)) is not reader):
                 return False
-            self._free -= size
+            self.free -= size
+            self._readers[reader] = taken + size
             return True
 
     async def wait(self) -> None:
@@ -38,15 +40,18 @@ class Budget:
             with self._lock:
                 self._waiting.discard(future)
 
-    def leave(self, reader: object) -> None:
-        """`reader` reads no more; what it took stays taken."""
+    def finish(self, reader: object, size: int) -> None:
+        """`reader` reads no more; its body has `size` bytes, 0 when there is none."""
         with self._lock:
-            self._readers.pop(reader, None)
+            self.free += self._readers.pop(reader, 0) - size
+            self._whole += size
         self._wake()
 
     def give_back(self, size: int) -> None:
+        """The `size` bytes of a whole body are not needed any more."""
         with self._lock:
-            self._free += size
+            self.free += size
+            self._whole -= size
         self._wake()
 
     def _wake(self) -> None:

@@ -183,9 +183,9 @@ def _rgb(image: Image.Image) -> np.ndarray:
 def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Averaging over areas, which is what img2dataset does, or what is hardly another picture and much cheaper.
 
-    From 1.5 to 3 times the size is where reduced-scale decoding leaves a JPEG. Up to twice the size, interpolation reads
-    every pixel and is the average at just 2. Beyond, the image goes to just twice the size by interpolation and from
-    there by OpenCV's fast path for whole factors.
+    From 1.5 to 3 times the size is where reduced-scale decoding leaves a JPEG. Up to twice the size, interpolation
+    reads every pixel and is the average at just 2. Beyond, the image goes to just twice the size by interpolation and
+    from there by OpenCV's fast path for whole factors.
     """
     if pixels.shape[:2] == (height, width):
         return pixels

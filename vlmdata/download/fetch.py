@@ -57,7 +57,7 @@ class Errand:
     """One URL on its way: the seconds left for it, and what its hosts said.
 
     frontier: of the part that it belongs to; running: it has one of that part's places. host: where it has a turn.
-    answered: whether the last request brought an answer's head. taken: bytes of the budget.
+    answered: whether the last request brought an answer's head. held: bytes of the budget that its body has.
     """
 
     left: float
@@ -67,7 +67,7 @@ class Errand:
     running: bool = False
     host: Host | None = None
     answered: bool = False
-    taken: int = 0
+    held: int = 0
 
     def heard(self) -> None:
         """Something came."""
@@ -162,6 +162,8 @@ class Client:
             body = await self._fetch(errand, url, self.options.max_bytes, image=True)
         except FetchError as error:
             return Answer(error.status, str(error), None, errand.said, errand.began)
+        finally:
+            errand.leave()
         return Answer("success", None, body, errand.said, errand.began)
 
     async def _fetch(self, errand: Errand, url: URL, limit: int, image: bool) -> bytes:
@@ -217,36 +219,38 @@ class Client:
         origin = f"{url.scheme}://{url.host_port_subcomponent}"
         rules = self._robots.get(origin)
         if rules is None or time.monotonic() >= rules.until:
-            rules = self._robots[origin] = self._ask_for_rules(origin, errand)
+            rules = self._robots[origin] = self._ask_for_rules(origin, url, errand)
             if len(self._robots) > _ROBOTS_KEPT:
                 self._robots.popitem(last=False)
         self._robots.move_to_end(origin)
-        host = self.host(url)
         try:
             # Shielded, since others wait for the same answer.
-            robots = await asyncio.shield(rules.task)
+            robots = rules.task.result() if rules.task.done() else await asyncio.shield(rules.task)
         except FetchError as error:
-            host.known = True
             if "robots" in self._respect:
                 raise FetchError(error.status, f"robots.txt: {error}") from error
             return
         errand.heard()
-        host.known, host.delay = True, self._workers * min(robots.delay, _LONGEST_DELAY, self.options.deadline)
         allowed = robots.allows(str(url))
         if not allowed or errand.said["robots"] is None:
             errand.said["robots"] = "allow" if allowed else "deny"
         if not allowed and "robots" in self._respect:
             raise FetchError("robots", robots.reason)
 
-    def _ask_for_rules(self, origin: str, errand: Errand) -> "_Rules":
+    def _ask_for_rules(self, origin: str, url: URL, errand: Errand) -> "_Rules":
         """robots.txt, asked for with the turn that the errand has at the host."""
+        host = self.host(url)
+        host.ask_robots()
         own = Errand(self.options.deadline, host=errand.host)
         errand.host = None
         rules = _Rules(asyncio.create_task(self._read_robots(origin, own)))
 
         def note(task: "asyncio.Task[Robots]") -> None:
             self.release(own)
-            good = not task.cancelled() and not task.exception() and not task.result().closed
+            came = not task.cancelled() and not task.exception()
+            delay = self._workers * min(task.result().delay, _LONGEST_DELAY) if came else None
+            host.know_robots(min(delay, self.options.deadline) if delay is not None else None)
+            good = came and not task.result().closed
             rules.until = 0.0 if task.cancelled() else time.monotonic() + (_ROBOTS_FRESH if good else _ROBOTS_AGAIN)
 
         rules.task.add_done_callback(note)
@@ -276,7 +280,7 @@ class Client:
                 await host.turn(self.options.deadline)
             errand.host = host
         errand.answered = False
-        started = time.monotonic()
+        started, reply = time.monotonic(), None
         try:
             async with asyncio.timeout(errand.left) as clock:
                 reply = await self._request(errand, url, limit, image, clock)
@@ -293,9 +297,14 @@ class Client:
             failure = FetchError("timeout", f"not done within {self.options.deadline:g} s")
             self._note_failure(host, failure, errand)
             raise failure from error
+        except FetchError:
+            host.answered()
+            raise
         finally:
             errand.left -= time.monotonic() - started
             errand.leave()
+            if reply is None:
+                self.release(errand)
 
     def _note_failure(self, host: Host, failure: FetchError, errand: Errand) -> None:
         if errand.answered and failure.status != "timeout":
@@ -321,35 +330,31 @@ class Client:
                 return _Reply(response.status, response.headers, b"")
             if image and length is not None and length > limit:
                 raise FetchError("too_large", f"{length} bytes; the limit is {limit}")
-            try:
-                body = await self._read_body(errand, response, limit, image, clock)
-            except BaseException:
-                self.release(errand)
-                raise
-            finally:
-                self._budget.leave(errand)
+            body = await self._read_body(errand, response, limit, image, clock)
             return _Reply(response.status, response.headers, body)
 
     async def _read_body(
         self, errand: Errand, response: aiohttp.ClientResponse, limit: int, image: bool, clock: asyncio.Timeout
     ) -> bytes:
         chunks, size = [], 0
-        async for chunk in response.content.iter_any():
-            await self._take(errand, len(chunk), clock)
-            errand.heard()
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                if image:
-                    raise FetchError("too_large", f"more than {limit} bytes")
-                break
-        encoding = response.headers.get("Content-Encoding", "")
-        if encoding:
-            await self._take(errand, limit, clock)
-        body = decompress(b"".join(chunks), encoding, limit)
-        self._budget.give_back(errand.taken - len(body))
-        errand.taken = len(body)
-        return body
+        try:
+            async for chunk in response.content.iter_any():
+                await self._take(errand, len(chunk), clock)
+                errand.heard()
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    if image:
+                        raise FetchError("too_large", f"more than {limit} bytes")
+                    break
+            encoding = response.headers.get("Content-Encoding", "")
+            if encoding:
+                await self._take(errand, limit, clock)
+            body = decompress(b"".join(chunks), encoding, limit)
+            errand.held = len(body)
+            return body
+        finally:
+            self._budget.finish(errand, errand.held)
 
     async def _take(self, errand: Errand, size: int, clock: asyncio.Timeout) -> None:
         """Bytes from the process's budget. Waiting for them is free, too."""
@@ -360,14 +365,13 @@ class Client:
             while not self._budget.take(errand, size):
                 await self._budget.wait()
             clock.reschedule(loop.time() + left)
-        errand.taken += size
 
     def release(self, errand: Errand) -> None:
-        """Nothing that the errand holds is needed any more: its turn at a host, its bytes."""
+        """Nothing that the errand holds is needed any more: its turn at a host, the bytes of its body."""
         errand.leave()
-        if errand.taken:
-            self._budget.give_back(errand.taken)
-            errand.taken = 0
+        if errand.held:
+            self._budget.give_back(errand.held)
+            errand.held = 0
 
 
 def user_agent(options: Download) -> str:

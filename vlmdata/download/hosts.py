@@ -31,15 +31,14 @@ class Waiter(Protocol):
 class Host:
     """A web server by name. Times are time.monotonic's, in seconds.
 
-    limit: requests at once. interval: seconds between the beginnings of requests; delay: what robots.txt asks for.
-    known: its robots.txt has been asked for; until then one request at once is enough.
+    limit: requests at once. interval: seconds between the beginnings of requests.
     """
 
     def __init__(self) -> None:
-        self.limit, self.interval, self.delay = 1, 0.0, 0.0
-        self.known = False
+        self.limit, self.interval = 1, 0.0
         self.busy = 0
-        self._next = self._shut = 0.0
+        self._known, self._asked, self._delay = False, 0, 0.0  # its robots.txt
+        self._began = self._next = self._shut = 0.0
         self._pauses = self._failures = 0
         self._trial = False
         self._last: FetchError | None = None
@@ -50,10 +49,22 @@ class Host:
     def idle(self) -> bool:
         return not self.busy and not self._waiters
 
-    def admits(self, now: float) -> bool:
-        """Whether a request may begin."""
-        limit = self.limit if self.known and not self._trial else 1
-        return self.busy < limit and now >= self._next and now >= self._shut
+    def admits(self, now: float, robots: bool = False) -> bool:
+        """Whether a request may begin. robots: one for robots.txt, before which no other begins."""
+        limit = self.limit if self._known and not self._trial else 1
+        return self.busy < limit and now >= self._next and now >= self._shut and (robots or not self._asked)
+
+    def ask_robots(self) -> None:
+        """Its robots.txt is being asked for."""
+        self._asked += 1
+
+    def know_robots(self, delay: float | None) -> None:
+        """It has been asked for; delay: the seconds between requests that it wants, None where it did not come."""
+        self._asked, self._known = self._asked - 1, True
+        if delay is not None:
+            self._delay = delay
+            self._next = max(self._next, self._began + delay)
+        self._call()
 
     def refusal(self, now: float, patience: float) -> FetchError | None:
         """What its URLs get instead of waiting, when it is shut for longer than `patience` seconds."""
@@ -64,7 +75,8 @@ class Host:
     def enter(self, now: float) -> None:
         """A request begins."""
         self.busy += 1
-        self._next = max(now, self._next) + max(self.interval, self.delay)
+        self._began = now
+        self._next = max(now, self._next) + max(self.interval, self._delay)
 
     def leave(self) -> None:
         """A request has ended."""
@@ -82,12 +94,12 @@ class Host:
         self._set_timer()
 
     async def turn(self, patience: float) -> None:
-        """Wait until a request may begin, and begin it. Raises the FetchError of a refusal."""
+        """Wait until a request for robots.txt may begin, and begin it. Raises the FetchError of a refusal."""
         now = time.monotonic()
         refusal = self.refusal(now, patience)
         if refusal:
             raise refusal
-        if self.admits(now) and not self._waiters:
+        if self.admits(now, robots=True):
             self.enter(now)
             return
         alone = _Alone(patience)
@@ -136,10 +148,9 @@ class Host:
         if self._waiters:
             now = time.monotonic()
             for waiter in list(self._waiters):
-                if not all_of_them and not self.admits(now):
-                    break
-                self._waiters.pop(waiter, None)
-                waiter.wake(self)
+                if all_of_them or self.admits(now, robots=isinstance(waiter, _Alone)):
+                    self._waiters.pop(waiter, None)
+                    waiter.wake(self)
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -157,7 +168,7 @@ class Host:
 
 
 class _Alone:
-    """A request that waits for its host and belongs to no part."""
+    """A request for robots.txt that waits for its host; it belongs to no part."""
 
     def __init__(self, patience: float) -> None:
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -170,7 +181,7 @@ class _Alone:
             return
         if refusal:
             self.turn.set_exception(refusal)
-        elif host.admits(now):
+        elif host.admits(now, robots=True):
             host.enter(now)
             self.turn.set_result(None)
         else:

@@ -7,6 +7,7 @@ instead, so that nothing is changed for anybody else and parts in several thread
 import asyncio
 import hashlib
 import io
+import math
 import os
 import queue
 import types
@@ -147,7 +148,7 @@ class _Pool:
     def __init__(
         self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str], workers: int
     ) -> None:
-        self._jobs, self._options, self._roots = jobs, options, roots
+        self._jobs, self._options, self._roots, self._workers = jobs, options, roots, workers
         self._network = network.NETWORK
         self._entered = self._network.client(options, consent, workers)
         self._done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
@@ -178,7 +179,7 @@ class _Pool:
             else:
                 local.append((number, path))
         waiting = {number for number, _url in remote}
-        watch = Watch(len(waiting), self._options.deadline)
+        watch = Watch(len(waiting), max(self._options.deadline, self._workers / (self._options.host_rate or math.inf)))
         adding = asyncio.run_coroutine_threadsafe(self._frontier.add(remote), self._network.loop)
         while waiting or local:
             try:
