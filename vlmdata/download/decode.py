@@ -111,9 +111,9 @@ def _read_jpeg(data: bytes, size: int, max_pixels: int) -> tuple[np.ndarray, int
     if colours in ("CMYK", "YCCK"):
         return _read_other(data, "image/jpeg", max_pixels)
     wanted = shrunk(width, height, size)
-    least = [math.ceil(side * _SPARE) for side in wanted]
+    least_width, least_height = (math.ceil(side * _SPARE) for side in wanted)
     try:
-        pixels = _decode_jpeg(data, *least, shrinks=min(width, height) >= _SPARE * size)
+        pixels = _decode_jpeg(data, least_width, least_height, shrinks=min(width, height) >= _SPARE * size)
     except ValueError as error:
         raise ImageError("decode", _words(error), (width, height)) from error
     return pixels, jpeg_orientation(data), (width, height)
