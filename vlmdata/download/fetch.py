@@ -10,10 +10,9 @@ import re
 import time
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 import aiohttp
@@ -22,13 +21,11 @@ from yarl import URL
 
 from vlmdata.download.address import Blocked, Gate, Names, Resolver
 from vlmdata.download.budget import Budget
-from vlmdata.download.consent import ROBOTS_BYTES, WORDS, Robots, Said, add_headers, product, refusal
+from vlmdata.download.consent import ROBOTS_BYTES, Robots, add_headers, product, refusal
+from vlmdata.download.errand import Answer, Errand
 from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
 from vlmdata.download.hosts import Host, Hosts
 from vlmdata.recipe import Consent, Download
-
-if TYPE_CHECKING:
-    from vlmdata.download.frontier import Frontier
 
 _REDIRECTS = 5
 _IDLE = 4.0  # seconds that a connection waits for the next request
@@ -39,46 +36,6 @@ _ROBOTS_FRESH, _ROBOTS_AGAIN = 86_400.0, 600.0  # seconds (RFC 9309, 2.4); those
 _ROBOTS_KEPT = 10_000  # robots.txt of hosts
 _LONGEST_HEADER = 65_536
 _ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.9,*/*;q=0.5"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one URL: `success` with a body, or an error class of DESIGN.md and words about it."""
-
-    status: str
-    error: str | None = None
-    body: bytes | None = None
-    consent: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
-    fetched_at: datetime | None = None
-
-
-@dataclass(eq=False)
-class Errand:
-    """One URL on its way: the seconds left for it, and what its hosts said.
-
-    frontier: of the part that it belongs to; running: it has one of that part's places. host: where it has a turn.
-    answered: whether the last request brought an answer's head. held: bytes of the budget that its body has.
-    """
-
-    left: float
-    said: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
-    began: datetime | None = None
-    frontier: "Frontier | None" = None
-    running: bool = False
-    host: Host | None = None
-    answered: bool = False
-    held: int = 0
-
-    def heard(self) -> None:
-        """Something came."""
-        if self.frontier is not None:
-            self.frontier.heard = time.monotonic()
-
-    def leave(self) -> None:
-        """Give back the turn at the host."""
-        if self.host is not None:
-            host, self.host = self.host, None
-            host.leave()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 from yarl import URL
 
+from vlmdata.download.errand import Answer, Errand
 from vlmdata.download.failure import FetchError
-from vlmdata.download.fetch import Answer, Client, Errand, parse_url
+from vlmdata.download.fetch import Client, parse_url
 from vlmdata.download.hosts import Host
 
 Outcome = Answer | Exception

@@ -22,7 +22,7 @@ import fsspec
 import pyarrow as pa
 
 from vlmdata.download import decode, network
-from vlmdata.download.fetch import Answer
+from vlmdata.download.errand import Answer
 from vlmdata.download.frontier import Frontier, Outcome
 from vlmdata.download.header import ImageError, sniff
 from vlmdata.download.local import local_path, read_local
