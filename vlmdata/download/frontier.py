@@ -36,12 +36,14 @@ class Frontier:
         self._running = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._brought = self._used = 0  # bodies
-        self._stopped = False
+        self._stopped = self._closed = False
         self.heard = time.monotonic()
 
     async def add(self, urls: Sequence[tuple[int, str]]) -> None:
         """Queue numbered URLs."""
         for start in range(0, len(urls), _AT_ONCE):
+            if self._closed:
+                return
             for number, text in urls[start : start + _AT_ONCE]:
                 try:
                     url = parse_url(text)
@@ -55,6 +57,7 @@ class Frontier:
 
     async def close(self) -> None:
         """Give up what is not done."""
+        self._closed = True
         for host in self._queues:
             host.forget(self)
         self._queues, self._ready = {}, deque()
