@@ -9,7 +9,7 @@ from vlmdata.dataset import Dataset, Part, Table, part_from, table_folder
 from vlmdata.download import download_part, known, lists, optout
 from vlmdata.errors import DataError
 from vlmdata.pipelines.known import prepare
-from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
 from vlmdata.recipe import Consent, Download
 
@@ -26,6 +26,7 @@ class _Work:
     optout: str
     known: str
     known_key: str | None
+    workers: int
 
     def __call__(self, pairs: Part) -> dict[str, Any]:
         dataset = Dataset(self.dataset)
@@ -46,6 +47,7 @@ class _Work:
                     self.roots,
                     optout.OptOut(lists.load(self.dataset, self.optout)),
                     known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
+                    self.workers,
                 )
                 if images.num_rows != rows.num_rows:
                     raise DataError(f"{pairs.path}: {rows.num_rows} rows in, {images.num_rows} out")
@@ -70,6 +72,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
         lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else "",
         prepare(plan, dataset),
         plan.tables.get("known"),
+        processes(plan.recipe.runner),
     )
     results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
     inputs = {f"pairs/{pairs.key}": pairs.sha256}

@@ -90,7 +90,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     pairs = make_key("pairs", ingest.VERSION, [recipe.parts.rows, limit], list(found.values()))
     download = importlib.import_module("vlmdata.download")
     parameters = [
-        recipe.download.model_dump(mode="json", exclude={"concurrency"}),
+        recipe.download.model_dump(mode="json", exclude={"concurrency", "per_host", "host_rate"}),
         recipe.consent.model_dump(mode="json", include={"respect"}),  # not the lists: see download/optout.py
     ]
     images = make_key("images", download.VERSION, parameters, [pairs])

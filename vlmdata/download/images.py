@@ -31,6 +31,7 @@ def download(
     roots: dict[str, str],
     optout: OptOut,
     known: Known,
+    workers: int,
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
     refused = _refused(pairs, consent, optout, known)
@@ -38,7 +39,7 @@ def download(
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
-                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known)
+                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known, workers)
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error
