@@ -264,12 +264,13 @@ class _Pool:
         job.received, job.mime = len(body), sniff(body)
         for kind in {"sha256", *self._known.digests, *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
-        if self._known.has(job.digests):
-            return number, None, f"optout: {KNOWN}"
-        if self._optout.refuses_bytes(job.digests["sha256"]):
-            return number, None, f"optout: {LISTED}"
+        here = job.digests["sha256"]
         if job.stored is not None and job.stored.sha256:
             job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
+        if self._known.has(job.digests) or self._known.has({"sha256": here}):
+            return number, None, f"optout: {KNOWN}"
+        if any(self._optout.refuses_bytes(sha256) for sha256 in {here, job.digests["sha256"]}):
+            return number, None, f"optout: {LISTED}"
         if not any(job.fits(text) for text in job.expected):
             return number, None, f"hash_mismatch: {MISMATCH}"
         return number, _Stream(job, body), None
