@@ -187,7 +187,9 @@ def test_a_host_that_keeps_failing_is_left_alone_and_the_others_are_not(tmp_path
         later, _ = fetch(tmp_path, several(dead, 3, "later"), dead, timeout=0.2)
         assert len(dead.paths()) == asked
     assert statuses(found) == ["connect"] * 40 + ["success"] * 5
-    assert asked <= 2 + 2 * 6  # robots.txt, five in a row, one more after the rest; aiohttp may send each twice
+    assert (
+        asked <= 2 + 2 * 6
+    )  # robots.txt and tdmrep.json, five in a row, one more after the rest; aiohttp may send each twice
     assert found[39]["error"] == "the server closed the connection; the host is left alone for a while"
     assert statuses(later) == ["connect"] * 3
 
