@@ -1,6 +1,7 @@
 """The flow `curate`: from a recipe to a snapshot with its shards, jobs and report. Prefect says when."""
 
 import datetime
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,10 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import card, ingest, snapshot
+from vlmdata import card, ingest, layers, snapshot
 from vlmdata.catalog import append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
-from vlmdata.errors import InputError, MachineError
+from vlmdata.errors import InputError, MachineError, OutageError
 from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
 from vlmdata.pipelines import dedup as dedup_stage
@@ -21,9 +22,11 @@ from vlmdata.pipelines import download as download_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
-from vlmdata.plan import STAGES, Plan, make_plan, snapshot_keys
+from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,16 +42,23 @@ class _Run:
     def ready(self, stage: str, names: list[str]) -> None:
         """Take a stage's tables from an earlier run. Raises InputError where they are not there."""
         for name in names:
-            table = self.dataset.read_table(name, self.plan.tables[name])
+            table = self.current(name)
             if table is None:
                 raise InputError(f"--stages: {stage} has not been done for this recipe: name it too")
             self.tables[name] = table
 
+    def current(self, name: str) -> Table | None:
+        """A table of the plan, if it is whole and made from the tables that are ready."""
+        return self.dataset.current_table(name, self.plan.tables[name], self.tables.values())
+
 
 @flow(name="curate", validate_parameters=False)
-def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] | None = None) -> str:
+def curate(
+    recipe: dict[str, Any], limit: int | None = None, stages: list[str] | None = None, retry: list[str] | None = None
+) -> str:
     """Run a recipe (as `Recipe.model_dump()` gives it) and return the published snapshot's folder.
 
+    retry: error classes; pairs whose download ended in one of them are tried again, in a new layer.
     Stages that are done are found done; parts that are done are kept. Raises VlmdataError subclasses.
     """
     parsed = Recipe.model_validate(recipe)
@@ -57,13 +67,15 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
     with lock(dataset, "vlmdata run"):
         dataset.remove("work")
         _stage(run, "ingest", ["pairs"], ingest_pairs)
+        if retry:
+            _add_layer(run, retry)
         _stage(run, "download", ["images"], download_images)
         _stage(
             run, "signals", [name for name in run.plan.tables if name not in ("pairs", "images", "duplicates")], measure
         )
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
-        if latest is None or latest["keys"] != snapshot_keys(run.plan):
+        if latest is None or not made_from(latest, run.plan, run.tables.values()):
             wanted = [stage for stage in ("shards", "jobs", "report") if stage in run.stages]
             if wanted and "select" not in run.stages:
                 raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")
@@ -93,6 +105,19 @@ def _stage(run: _Run, name: str, tables: list[str], work: Callable[[_Run], dict[
         return
     with _timed(run, name):
         run.tables |= work(run)
+
+
+def _add_layer(run: _Run, classes: list[str]) -> None:
+    """Put what is to be tried again into a new layer of `pairs`; the stages that follow do the rest.
+
+    Where the run before has not ended it is only continued, so that the same command goes on after a kill.
+    """
+    images = run.current("images")
+    if images is None or not layers.published(run.dataset, [run.tables["pairs"], images]):
+        log.info("the run before has not ended: it goes on, and nothing is tried again beyond it")
+        return
+    grown = layers.retry(run.dataset, run.tables["pairs"], images, classes, run.plan.recipe.parts.rows)
+    run.tables["pairs"] = grown or run.tables["pairs"]
 
 
 def _publish(run: _Run) -> dict[str, Any] | None:
@@ -142,7 +167,8 @@ def _log_times(run: _Run, number: int) -> None:
 
 def _worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     """Services and machines recover; a wrong recipe or broken data do not."""
-    return isinstance(state.result(raise_on_failure=False), MachineError)
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, MachineError) and not isinstance(error, OutageError)
 
 
 _retried: dict[str, Any] = {
@@ -170,15 +196,14 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
 @task(name="download", **_retried)
 def download_images(run: _Run) -> dict[str, Table]:
     """Download the images of `pairs`."""
-    table = run.dataset.read_table("images", run.plan.images)
-    return {"images": table or download_stage.run(run.plan, run.dataset, run.tables["pairs"])}
+    return {"images": run.current("images") or download_stage.run(run.plan, run.dataset, run.tables["pairs"])}
 
 
 @task(name="signals", **_retried)
 def measure(run: _Run) -> dict[str, Table]:
     """Measure what is missing of the signals."""
     names = run.plan.signal_tables
-    there = {name: run.dataset.read_table(name, run.plan.tables[name]) for name in names}
+    there = {name: run.current(name) for name in names}
     if all(there.values()):
         return {name: table for name, table in there.items() if table}
     return signals_stage.run(run.plan, run.dataset, run.tables["pairs"], run.tables["images"])
@@ -187,9 +212,7 @@ def measure(run: _Run) -> dict[str, Table]:
 @task(name="dedup", **_retried)
 def group_duplicates(run: _Run) -> dict[str, Table]:
     """Group duplicates by every method of the recipe."""
-    assert run.plan.duplicates is not None
-    table = run.dataset.read_table("duplicates", run.plan.duplicates)
-    return {"duplicates": table or dedup_stage.run(run.plan, run.dataset, run.tables)}
+    return {"duplicates": run.current("duplicates") or dedup_stage.run(run.plan, run.dataset, run.tables)}
 
 
 @task(name="select", **_retried)

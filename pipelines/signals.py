@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlmdata.catalog import wide_part
-from vlmdata.dataset import Dataset, Part, Table, part_from
+from vlmdata.dataset import Dataset, Part, Table, noted, part_from
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
 from vlmdata.signals import measure_part
@@ -59,7 +59,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table, images: Table) -> dict[str, 
         for pair, image in zip(pairs.parts, images.parts, strict=True)
     ]
     results = run_parts(dataset, "signals", _Work(dataset.url, plan.signals), elements, plan.recipe.runner)
-    inputs = {f"pairs/{pairs.key}": pairs.sha256, f"images/{images.key}": images.sha256}
+    inputs = noted([pairs, images])
     tables = {}
     for signal in plan.signals:
         about = {"base": signal.base, "signal": signal.measurement.options.model_dump(mode="json")}

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import Dataset, Part, Table, make_key, part_name
+from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read
@@ -40,15 +40,15 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
                 writer.write_table(_with_uid(pa.table(batch)).select(writer.schema.names).cast(writer.schema))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
-        connection = _connect(folder)
+        connection = connect(folder)
         connection.register("raw", pads.dataset(str(raw)))
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
-        parts = _write_parts(dataset, "found", key, found, FOUND, _PART_ROWS)
+        parts = write_parts(dataset, "found", key, found, FOUND, _PART_ROWS)
         observed = connection.sql(
             "SELECT uid, min(crawled_at) AS crawled_at, NULL::TIMESTAMPTZ AS fetched_at "
             "FROM raw WHERE crawled_at IS NOT NULL GROUP BY uid ORDER BY uid"
         )
-        seen = _write_parts(dataset, "observations", key, observed, table_schema("observations"), _PART_ROWS)
+        seen = write_parts(dataset, "observations", key, observed, table_schema("observations"), _PART_ROWS)
         connection.close()
     dataset.write_table(Table("observations", key, tuple(seen)))
     table = Table("found", key, tuple(parts), about={"source": source.name})
@@ -70,7 +70,7 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
     deny = "CASE WHEN bool_or(page_consent.{0} = 'deny') THEN 'deny' ELSE any_value(page_consent.{0}) END"
     consent = ", ".join(f"'{word}': {deny.format(word)}" for word in words)
     with dataset.spool() as folder:
-        connection = _connect(folder)
+        connection = connect(folder)
         for place, table in enumerate(found):
             connection.register(f"found_{place}", dataset.scan(list(table.parts), FOUND))
         every = " UNION ALL ".join(f"SELECT {place} AS place, * FROM found_{place}" for place in range(len(found)))
@@ -88,10 +88,9 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
             """,
             params={"limit": limit},
         )
-        parts = _write_parts(dataset, "pairs", key, united, _PAIRS, rows)
+        parts = write_parts(dataset, "pairs", key, united, _PAIRS, rows)
         connection.close()
-    inputs = {f"found/{table.key}": table.sha256 for table in found}
-    table = Table("pairs", key, tuple(parts), inputs)
+    table = Table("pairs", key, tuple(parts), noted(found))
     dataset.write_table(table)
     return table
 
@@ -105,17 +104,26 @@ def _with_uid(rows: pa.Table) -> pa.Table:
     return rows.append_column("uid", pa.array(uids, pa.string()))
 
 
-def _connect(folder: Path) -> duckdb.DuckDBPyConnection:
+def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     """DuckDB that spills to `folder`, so that memory does not grow with the dataset."""
     return duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill"), "memory_limit": "2GB"})
 
 
-def _write_parts(
-    dataset: Dataset, table: str, key: str, result: duckdb.DuckDBPyRelation, schema: pa.Schema, rows: int
+def write_parts(
+    dataset: Dataset,
+    table: str,
+    key: str,
+    result: duckdb.DuckDBPyRelation,
+    schema: pa.Schema,
+    rows: int,
+    layer: int = FIRST_LAYER,
 ) -> list[Part]:
+    """Cut a query's answer into a table's parts of `rows` rows each."""
     parts = []
     for number, chunk in enumerate(_chunks(result.to_arrow_reader(min(rows, 65_536)), rows)):
-        parts.append(dataset.write_part(table, key, part_name(number), chunk.select(schema.names).cast(schema), {}))
+        parts.append(
+            dataset.write_part(table, key, part_name(number, layer), chunk.select(schema.names).cast(schema), {})
+        )
     return parts
 
 

@@ -123,6 +123,13 @@ class Download(Options):
         [], description="`host:port` at a private address that may be fetched from all the same"
     )
     concurrency: int = Field(32, gt=0, le=512, description="URLs at once in one part")
+    stop_share: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="the download stops when more than this share fails in one way: dns, connect, "
+        "timeout, tls, type or decode",
+    )
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tarfile
 import tempfile
+from collections.abc import Callable
 from typing import IO, Any
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ def download(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
+    told: Callable[[str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
     refused = [refusal(said, consent.respect) for said in pairs["page_consent"].to_pylist()]
@@ -31,7 +33,7 @@ def download(
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
-                run(list(jobs.values()), spool, options, consent, roots)
+                run(list(jobs.values()), spool, options, consent, roots, told)
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error

@@ -62,8 +62,15 @@ class Job:
         return expected == NO_HASH or self.digests[kind] == digest
 
 
-def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, roots: dict[str, str]) -> None:
-    """Fetch, decode and spool every job's image, and note in each job what became of it.
+def run(
+    jobs: list[Job],
+    spool: IO[bytes],
+    options: Download,
+    consent: Consent,
+    roots: dict[str, str],
+    told: Callable[[str, str | None], None] | None = None,
+) -> None:
+    """Fetch, decode and spool every job's image, and note in each job what became of it; `told` may raise to stop.
 
     Raises MachineError when img2dataset has lost a row or has changed inside.
     """
@@ -74,7 +81,7 @@ def run(jobs: list[Job], spool: IO[bytes], options: Download, consent: Consent, 
     with fsspec.open(shard, "wb") as file, pa.ipc.new_file(file, rows.schema) as batches:
         batches.write_table(rows)
     part = downloader(
-        sample_writer_class=lambda *_: _Writer(jobs, spool),
+        sample_writer_class=lambda *_: _Writer(jobs, spool, told),
         resizer=partial(_resize, options=options),
         thread_count=options.concurrency,
         save_caption=False,
@@ -239,11 +246,18 @@ def _resize(stream: _Stream, _: object, options: Download) -> tuple:
 class _Writer:
     """img2dataset's sample writer: spools the images, which come as they are done, and notes the rest in the jobs."""
 
-    def __init__(self, jobs: list[Job], spool: IO[bytes]) -> None:
-        self._jobs, self._spool = jobs, spool
+    def __init__(
+        self, jobs: list[Job], spool: IO[bytes], told: Callable[[str, str | None], None] | None = None
+    ) -> None:
+        self._jobs, self._spool, self._told = jobs, spool, told
 
     def write(self, jpeg: bytes | None, key: str, _: object, meta: dict[str, Any]) -> None:
         job = self._jobs[int(key)]
+        self._note(job, jpeg, meta)
+        if self._told:
+            self._told(job.status, job.error)
+
+    def _note(self, job: Job, jpeg: bytes | None, meta: dict[str, Any]) -> None:
         if jpeg is None:
             status, _, words = meta["error_message"].partition(": ")
             job.status, job.error = status, words
