@@ -13,7 +13,6 @@ from vlmdata.plan import Plan
 from vlmdata.schemas import table_schema
 from vlmdata.select import Choice, judge_part, settle
 
-
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
 

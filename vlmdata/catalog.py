@@ -3,6 +3,7 @@
 Nothing is opened for writing, so a prompt never blocks a run, and a query can read this dataset's files only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -112,7 +113,7 @@ def _view(
     dataset: Dataset,
     name: str,
     layers: list[list[str]],
-    pairs: list[list[str]] = [],
+    pairs: Sequence[list[str]] = (),
 ) -> None:
     """A view of the layers' rows without those whose uid stands in `pairs` of a later layer."""
 
@@ -123,7 +124,7 @@ def _view(
         columns = "* EXCLUDE (fetch_url)" if name == "pairs" else "*"  # signed URLs reach no output
         selects = []
         for place, paths in enumerate(layers):
-            later = sum(pairs[place + 1 :], []) if len(layers) > 1 else []
+            later = [path for newer in pairs[place + 1 :] for path in newer] if len(layers) > 1 else []
             newest = f" WHERE uid NOT IN (SELECT uid FROM {read(later)})" if later else ""
             selects.append(f"SELECT {columns} FROM {read(paths)}{newest}")
         try:

@@ -1,7 +1,7 @@
 """Layers: what one ingest, refresh or retry has added to a dataset. Of a uid's rows the newest is in force.
 
-A layer's parts of `pairs` hold copies of rows, so that all other tables follow by the ordinary stages; what older layers
-hold stays as it is, bytes and positions, and is passed over wherever pairs are counted or chosen.
+A layer's parts of `pairs` hold copies of rows, so that all other tables follow by the ordinary stages. What older layers
+hold stays as it is, bytes and positions; their rows that are not in force are passed over where pairs are counted.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, part_from, part_name
+from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, part_from
 from vlmdata.ingest import connect, write_parts
 from vlmdata.schemas import table_schema
 
@@ -31,7 +31,7 @@ def in_force(dataset: Dataset, pairs: Table) -> dict[str, pa.BooleanArray]:
         connection.register("every", dataset.scan(list(pairs.parts), table_schema("pairs")))
         connection.register("later", dataset.scan(later, table_schema("pairs")))
         # Layers stand in their order, so a uid's last place is its newest row.
-        places = connection.execute(
+        found = connection.execute(
             """
             WITH newest AS (
                 SELECT uid, max(place) AS place FROM (SELECT uid, row_number() OVER () - 1 + $first AS place FROM later)
@@ -41,6 +41,7 @@ def in_force(dataset: Dataset, pairs: Table) -> dict[str, pa.BooleanArray]:
             JOIN newest ON newest.uid = every.uid AND every.place < newest.place ORDER BY every.place""",
             {"first": pairs.rows - sum(part.rows for part in later)},
         ).fetchnumpy()["place"]
+        places = np.asarray(found, np.int64)
         connection.close()
     masks, start = {}, 0
     for part in pairs.parts:

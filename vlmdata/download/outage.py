@@ -1,4 +1,4 @@
-"""When nearly everything fails in one way, this machine or its network is at fault, not the URLs: the download stops."""
+"""When nearly all fails in one way, this machine or its network is at fault, not the URLs: the download stops."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -59,6 +59,6 @@ class Tally:
         if worst:
             raise OutageError(
                 f"the download was stopped: {self._counts[worst]:,} of {self.tried:,} pairs ended as {worst!r} "
-                f"({self._words[worst]}): {ADVICE[worst]}; they are not recorded, and the same command tries them again "
-                "(a list that is truly so: download.stop_share=1)"
+                f"({self._words[worst]}): {ADVICE[worst]}; none of that is recorded, and the same command tries again "
+                "(for a list that is truly so: download.stop_share=1)"
             )
