@@ -23,12 +23,14 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
     parts = []
     in_force = layers.in_force(dataset, tables["pairs"])
     for number, method in enumerate(plan.recipe.dedup):
-        name, columns = dedup.reads(method)
+        read, columns = dedup.reads(method)
         told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
         progress.info("dedup: %s", method.kind, extra=told)
-        uids, values = _gather(dataset, tables[name], columns, in_force)
+        uids, values = _gather(dataset, tables[read], columns, in_force)
         groups = dedup.groups(method, uids, values)
-        parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], part_name(number), groups, {}))
+        # A snapshot that is out relies on the groups of its own layers, which stay.
+        name = part_name(number, tables["pairs"].layer)
+        parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], name, groups, {}))
     progress.info("dedup: done", extra={"stage": "dedup", "done": len(parts), "total": len(parts)})
     table = Table("duplicates", plan.tables["duplicates"], tuple(parts), noted(tables.values()))
     dataset.write_table(table)

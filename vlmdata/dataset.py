@@ -73,6 +73,11 @@ class Table:
         return sum(part.rows for part in self.parts)
 
     @property
+    def layer(self) -> int:
+        """The newest one; the parts stand in the order of their names."""
+        return self.parts[-1].layer
+
+    @property
     def sha256(self) -> str:
         """Of the parts' hashes, in order: what a dependent table notes of its input."""
         return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()

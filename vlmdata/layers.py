@@ -1,7 +1,7 @@
 """Layers: what one ingest, refresh or retry has added to a dataset. Of a uid's rows the newest is in force.
 
-A layer's parts of `pairs` hold copies of rows, so that all other tables follow by the ordinary stages. What older layers
-hold stays as it is, bytes and positions; their rows that are not in force are passed over where pairs are counted.
+A layer's parts of `pairs` hold copies of rows, so that all other tables follow by the ordinary stages. What
+older layers hold stays as it is, bytes and positions; their rows that are not in force are passed over.
 """
 
 from collections.abc import Iterable
@@ -104,7 +104,7 @@ def retry(
     The layer is in the order of every layer. The manifest of `pairs` is written last: a kill before it leaves no layer.
     """
     wanted = pa.array(sorted(classes))
-    layer = pairs.parts[-1].layer + 1
+    layer = pairs.layer + 1
     tables = [pairs, *beside]
     with dataset.spool() as folder:
         count = _copy(dataset, tables, images, wanted, folder)
