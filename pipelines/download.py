@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from vlmdata import layers
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
 from vlmdata.download import download_part
-from vlmdata.download.outage import AT_LEAST, Tally
+from vlmdata.download.outage import AT_LEAST, Progress, Tally
 from vlmdata.errors import DataError, OutageError
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, source_roots
@@ -65,14 +65,12 @@ class _Work:
     def _download(self, pairs: Part, rows: Any, aside: str, stored: str) -> tuple[Any, Any]:
         """The part's images, unless nearly all of them, or of the latest rows of several parts, fail in one way."""
         expected = self.retried.get(pairs.layer, frozenset())
-        urls = Tally(self.options.stop_share, expected)
-
-        def told(status: str, error: str | None) -> None:
-            urls.add(status, error)
-            # What fails at once comes before what succeeds: the requests under way might all be good.
-            urls.check(open_=2 * self.options.concurrency)
-
-        images, observations = download_part(rows, aside, stored, self.options, self.consent, self.roots, told)
+        progress = Progress(
+            self.options.stop_share, expected, rows["url"].to_pylist(), at_once=2 * self.options.concurrency
+        )
+        images, observations = download_part(
+            rows, aside, stored, self.options, self.consent, self.roots, progress.told
+        )
         with _latest_lock:
             tally = _latest.setdefault((self.run, pairs.layer), Tally(self.options.stop_share, expected))
             tally.add_part(images)

@@ -21,7 +21,7 @@ def download_part(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
-    told: Callable[[str, str | None], None] | None = None,
+    told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Get the images of one part of `pairs`.
 
@@ -30,7 +30,7 @@ def download_part(
         `stored_key` is the uid of the URL's first row that was asked for.
     stored_tar: what stands in the column of that name.
     roots: source name -> folder of its local files, whose URLs are `<source name>:/<percent-encoded path>`.
-    told: is told each URL's status and error when it is done, and may raise to stop the part.
+    told: is called with each URL, its status and its error when it is done; may raise to stop the part.
 
     Returns (images, observations), both with one row for each of `pairs`, in its order. What failed has one of the
     classes of DESIGN.md in `download_status` and a line of words in `error`. The same answers give the same bytes.

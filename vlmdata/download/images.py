@@ -25,7 +25,7 @@ def download(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
-    told: Callable[[str, str | None], None] | None = None,
+    told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
     refused = [refusal(said, consent.respect) for said in pairs["page_consent"].to_pylist()]

@@ -48,9 +48,14 @@ class Tally:
     def tried(self) -> int:
         return self._counts.total()
 
+    @property
+    def most(self) -> str | None:
+        """The class in which most rows ended, of those that are looked at."""
+        return max(self._classes, key=lambda name: self._counts[name], default=None)
+
     def worst(self, open_: int = 0) -> str | None:
         """The class of more than the share of all rows, should the `open_` ones still under way end otherwise."""
-        most = max(self._classes, key=lambda name: self._counts[name], default=None)
+        most = self.most
         return most if most and self._counts[most] > self._share * (self.tried + open_) else None
 
     def check(self, open_: int = 0) -> None:
@@ -62,3 +67,32 @@ class Tally:
                 f"({self._words[worst]}): {ADVICE[worst]}; none of that is recorded, and the same command tries again "
                 "(for a list that is truly so: download.stop_share=1)"
             )
+
+
+class Progress(Tally):
+    """The tally of one part while it is under way, URL by URL."""
+
+    def __init__(self, stop_share: float, expected: Iterable[str], urls: Iterable[str], at_once: int) -> None:
+        """urls: of the part. at_once: how many of them may be on their way."""
+        super().__init__(stop_share, expected)
+        self._left = Counter(_host(url) for url in set(urls))
+        self._ended: dict[str, set[str]] = {}
+        self._at_once = at_once
+
+    def told(self, url: str, status: str, error: str | None) -> None:
+        """A URL's outcome; may raise OutageError.
+
+        What fails at once comes before what succeeds slowly. So the URLs on their way count as if they came, and so do
+        all those of a host that has answered in another way before.
+        """
+        self.add(status, error)
+        host = _host(url)
+        self._left[host] -= 1
+        self._ended.setdefault(host, set()).add(status)
+        if self.tried % AT_LEAST == 0:
+            good = [host for host, ended in self._ended.items() if ended - {self.most}]
+            self.check(self._at_once + sum(self._left[host] for host in good))
+
+
+def _host(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]

@@ -68,7 +68,7 @@ def run(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
-    told: Callable[[str, str | None], None] | None = None,
+    told: Callable[[str, str, str | None], None] | None = None,
 ) -> None:
     """Fetch, decode and spool every job's image, and note in each job what became of it; `told` may raise to stop.
 
@@ -247,7 +247,7 @@ class _Writer:
     """img2dataset's sample writer: spools the images, which come as they are done, and notes the rest in the jobs."""
 
     def __init__(
-        self, jobs: list[Job], spool: IO[bytes], told: Callable[[str, str | None], None] | None = None
+        self, jobs: list[Job], spool: IO[bytes], told: Callable[[str, str, str | None], None] | None = None
     ) -> None:
         self._jobs, self._spool, self._told = jobs, spool, told
 
@@ -255,7 +255,7 @@ class _Writer:
         job = self._jobs[int(key)]
         self._note(job, jpeg, meta)
         if self._told:
-            self._told(job.status, job.error)
+            self._told(job.url, job.status, job.error)
 
     def _note(self, job: Job, jpeg: bytes | None, meta: dict[str, Any]) -> None:
         if jpeg is None:
