@@ -27,6 +27,7 @@ from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
 
 log = logging.getLogger(__name__)
+INGESTED = ("pairs", "source_signals")
 
 
 @dataclass
@@ -66,13 +67,11 @@ def curate(
     run = _Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
     with lock(dataset, "vlmdata run"):
         dataset.remove("work")
-        _stage(run, "ingest", ["pairs"], ingest_pairs)
+        _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:
             _add_layer(run, retry)
         _stage(run, "download", ["images"], download_images)
-        _stage(
-            run, "signals", [name for name in run.plan.tables if name not in ("pairs", "images", "duplicates")], measure
-        )
+        _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
         if latest is None or not made_from(latest, run.plan, run.tables.values()):
@@ -116,8 +115,9 @@ def _add_layer(run: _Run, classes: list[str]) -> None:
     if images is None or not layers.published(run.dataset, [run.tables["pairs"], images]):
         log.info("the run before has not ended: it goes on, and nothing is tried again beyond it")
         return
-    grown = layers.retry(run.dataset, run.tables["pairs"], images, classes, run.plan.recipe.parts.rows)
-    run.tables["pairs"] = grown or run.tables["pairs"]
+    ingested = [run.tables[name] for name in INGESTED if name in run.tables]
+    grown = layers.retry(run.dataset, ingested, images, classes, run.plan.recipe.parts.rows)
+    run.tables |= {table.table: table for table in grown}
 
 
 def _publish(run: _Run) -> dict[str, Any] | None:
@@ -188,9 +188,10 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
         table = dataset.read_table("found", plan.found[source.name])
         found.append(table or ingest.read_source(dataset, source, plan.found[source.name]))
     pairs = dataset.read_table("pairs", plan.pairs)
-    pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit)
+    pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit, plan.brings)
     get_run_logger().info("%d pairs from %d sources", pairs.rows, len(found))
-    return {"pairs": pairs}
+    brought = dataset.read_table("source_signals", plan.pairs) if plan.brings else None
+    return {"pairs": pairs, **({"source_signals": layers.cut(dataset, brought, pairs)} if brought else {})}
 
 
 @task(name="download", **_retried)
@@ -206,7 +207,7 @@ def measure(run: _Run) -> dict[str, Table]:
     there = {name: run.current(name) for name in names}
     if all(there.values()):
         return {name: table for name, table in there.items() if table}
-    return signals_stage.run(run.plan, run.dataset, run.tables["pairs"], run.tables["images"])
+    return signals_stage.run(run.plan, run.dataset, run.tables)
 
 
 @task(name="dedup", **_retried)

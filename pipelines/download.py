@@ -68,9 +68,7 @@ class _Work:
         progress = Progress(
             self.options.stop_share, expected, rows["url"].to_pylist(), at_once=2 * self.options.concurrency
         )
-        images, observations = download_part(
-            rows, aside, stored, self.options, self.consent, self.roots, progress.told
-        )
+        images, observations = download_part(rows, aside, stored, self.options, self.consent, self.roots, progress.told)
         with _latest_lock:
             tally = _latest.setdefault((self.run, pairs.layer), Tally(self.options.stop_share, expected))
             tally.add_part(images)

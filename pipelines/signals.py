@@ -7,9 +7,10 @@ from vlmdata.catalog import wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
-from vlmdata.signals import measure_part
+from vlmdata.signals import first_measured, measure_part
 
-_Element = tuple[Part, Part, dict[str, Part]]
+# The parts that rules may read: pairs, images and, where sources bring any, source_signals; what is measured already.
+_Element = tuple[list[Part], dict[str, list[Part]]]
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class _Work:
     signals: tuple[SignalPlan, ...]
 
     def __call__(self, element: _Element) -> dict[str, Any]:
-        pairs, images, reusable = element
+        known, reusable = element
+        pairs, images = known[:2]
         dataset = Dataset(self.dataset)
-        inputs = {pairs.path: pairs.sha256, images.path: images.sha256}
+        inputs = {part.path: part.sha256 for part in known}
         parts: dict[str, Part] = {}
         todo = []
         for signal in self.signals:
@@ -33,11 +35,15 @@ class _Work:
             else:
                 todo.append(signal)
         if todo:
-            rows = wide_part(dataset, [pairs, images])
+            rows = wide_part(dataset, known)
             measured = {name: dataset.read_part(part) for name, part in parts.items()}
-            earlier = {name: dataset.read_part(part) for name, part in reusable.items()}
-            # of the same rows in the same order only
-            reuse = {name: table for name, table in earlier.items() if table["uid"].equals(rows["uid"])}
+            reuse = {}
+            for name, earlier in reusable.items():
+                found = [dataset.read_part(part) for part in earlier]
+                # of the same rows in the same order only
+                same = [table for table in found if table["uid"].equals(rows["uid"])]
+                if same:
+                    reuse[name] = first_measured(same)
             with dataset.open(images.also[0].path) as tar:
 
                 def read_image(offset: int, length: int) -> bytes:
@@ -51,35 +57,36 @@ class _Work:
         return {name: asdict(part) for name, part in parts.items()}
 
 
-def run(plan: Plan, dataset: Dataset, pairs: Table, images: Table) -> dict[str, Table]:
-    """Measure what is missing, write the manifests; table -> table."""
+def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Table]:
+    """Measure what is missing, write the manifests; table -> table.
+
+    tables: pairs, images, and source_signals where sources bring any.
+    """
     reusable = _reusable(plan, dataset)
+    read = [tables[name] for name in ("pairs", "images", "source_signals") if name in tables]
     elements: list[_Element] = [
-        (pair, image, {name: parts[pair.name] for name, parts in reusable.items() if pair.name in parts})
-        for pair, image in zip(pairs.parts, images.parts, strict=True)
+        (list(known), {name: parts[known[0].name] for name, parts in reusable.items() if known[0].name in parts})
+        for known in zip(*(table.parts for table in read), strict=True)
     ]
     results = run_parts(dataset, "signals", _Work(dataset.url, plan.signals), elements, plan.recipe.runner)
-    inputs = noted([pairs, images])
-    tables = {}
+    inputs = noted(read)
+    measured = {}
     for signal in plan.signals:
         about = {"base": signal.base, "signal": signal.measurement.options.model_dump(mode="json")}
         for name in signal.measurement.schemas:
             parts = tuple(part_from(result[name]) for result in results)
-            tables[name] = Table(name, signal.key, parts, inputs, about)
-            dataset.write_table(tables[name])
-    return tables
+            measured[name] = Table(name, signal.key, parts, inputs, about)
+            dataset.write_table(measured[name])
+    return measured
 
 
-def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, Part]]:
-    """Parts measured earlier by the same model and parameters under other `after` rules: table -> name -> part.
-
-    Of several the one with the most rows measured would be best; the first by key is taken, which is the same choice
-    in every run.
-    """
-    found: dict[str, dict[str, Part]] = {}
+def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, list[Part]]]:
+    """Parts measured earlier by the same model and parameters under other `after` rules: table -> name -> parts."""
+    found: dict[str, dict[str, list[Part]]] = {}
     for signal in plan.signals:
         for name in signal.measurement.schemas:
             for table in dataset.tables_named(name):
-                if table.key != signal.key and table.about.get("base") == signal.base and name not in found:
-                    found[name] = {part.name: part for part in table.parts}
+                if table.key != signal.key and table.about.get("base") == signal.base:
+                    for part in table.parts:
+                        found.setdefault(name, {}).setdefault(part.name, []).append(part)
     return found

@@ -85,7 +85,7 @@ def publish(folder, made, changes=None, part_rows=20):
     plan, dataset = make_plan(recipe), Dataset(recipe.dataset)
     rows = sorted((_row(place, entry) for place, entry in enumerate(made)), key=lambda row: row["uid"])
     tables = _tables(plan, dataset, [rows[start : start + part_rows] for start in range(0, len(rows), part_rows)])
-    tables |= signals.run(plan, dataset, tables["pairs"], tables["images"])
+    tables |= signals.run(plan, dataset, tables)
     if plan.duplicates:
         tables["duplicates"] = dedup.run(plan, dataset, tables)
     selection = select.run(plan, dataset, tables, 1)

@@ -8,7 +8,7 @@ from conftest import RECIPE, make_photos, write_recipe
 
 from vlmdata import cli
 from vlmdata.console import clean
-from vlmdata.dataset import Dataset
+from vlmdata.dataset import Dataset, Table
 from vlmdata.lock import lock
 
 
@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch, capfd):
     [
         ({"signal": []}, "unknown key 'signal'; did you mean 'signals'?"),
         ({"select": {"rules": {"words": "wrods > 1"}}}, "there is no column 'wrods'; did you mean 'words'?"),
-        ({"select": {"rules": {"words": "words >"}}}, "select.rules.words: SQL that does not parse"),
+        ({"select": {"rules": {"words": "words >"}}}, "recipe.yaml:14: select.rules.words: SQL that does not parse"),
         ({"select": {"rules": {"words": "words"}}}, "not BOOLEAN"),
         ({"select": {"rules": {}, "survivor": "no_such desc"}}, "select.survivor"),
         ({"sources": [{"kind": "folder", "path": "nowhere"}]}, "nowhere"),
@@ -86,6 +86,15 @@ def test_a_dataset_in_use_is_refused(run, tmp_path):
     assert code == 5
     assert "another run" in err
     assert out == ""
+
+
+def test_other_parts_than_the_datasets_are_refused(run, tmp_path):
+    recipe = write_recipe(tmp_path)
+    dataset = Dataset(str(tmp_path / "runs/it"))
+    dataset.write_table(Table("pairs", "0" * 16, (), about={"rows": 10_000}))
+    code, _, err = run("run", str(recipe))
+    assert code == 2
+    assert "parts.rows: runs/it was made with parts of 10000 rows" in err
 
 
 def test_the_plan_says_what_is_missing(run, tmp_path):

@@ -14,9 +14,12 @@ from vlmdata.dedup import perceptual
 from vlmdata.signals import image
 from vlmdata.signals.pictures import Pictures
 
+# FAISS compares all with all; above its bound, which is 0 here, bands do it.
+WAYS = pytest.mark.parametrize("brute_force", [0, perceptual.BRUTE_FORCE], ids=["bands", "faiss"])
 
-def found_pairs(hashes: np.ndarray, distance: int) -> list[tuple[int, int, int]]:
-    blocks = perceptual._near(hashes, distance)
+
+def found_pairs(hashes: np.ndarray, distance: int, brute_force: int = 0) -> list[tuple[int, int, int]]:
+    blocks = perceptual._near(hashes, distance, brute_force)
     return sorted((min(i, j), max(i, j), int(d)) for a, b, near in blocks for i, j, d in zip(a, b, near, strict=True))
 
 
@@ -26,6 +29,7 @@ def compared_all(hashes: np.ndarray, distance: int) -> list[tuple[int, int, int]
     return [(int(a), int(b), int(differing[a, b])) for a, b in zip(i, j, strict=True)]
 
 
+@WAYS
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6),
@@ -33,19 +37,20 @@ def compared_all(hashes: np.ndarray, distance: int) -> list[tuple[int, int, int]
     st.integers(0, 16),
 )
 def test_every_pair_within_the_radius_is_found_once(
-    seeds: list[int], changes: list[tuple[int, set[int]]], distance: int
+    brute_force: int, seeds: list[int], changes: list[tuple[int, set[int]]], distance: int
 ) -> None:
     changed = [seeds[n % len(seeds)] ^ sum(1 << bit for bit in bits) for n, bits in changes]
     hashes = np.unique(np.array(seeds + changed, np.uint64))
-    assert found_pairs(hashes, distance) == compared_all(hashes, distance)
+    assert found_pairs(hashes, distance, brute_force) == compared_all(hashes, distance)
 
 
+@WAYS
 @pytest.mark.parametrize("distance", range(17))
-def test_no_pair_is_missed_among_hashes_that_crowd(distance: int) -> None:
+def test_no_pair_is_missed_among_hashes_that_crowd(distance: int, brute_force: int) -> None:
     rng = np.random.default_rng(distance)
     # few different bands, so that buckets are large and more than one block of candidates is needed
     hashes = np.unique(rng.integers(0, 2**10, 1_500, np.uint64) * np.uint64(0x0400_1004_0100_4011))
-    assert found_pairs(hashes, distance) == compared_all(hashes, distance)
+    assert found_pairs(hashes, distance, brute_force) == compared_all(hashes, distance)
 
 
 def test_blocks_of_candidates_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +149,6 @@ def test_a_hundred_thousand_hashes_take_seconds() -> None:
     flips = np.uint64(1) << rng.integers(0, 64, (3, 50_000)).astype(np.uint64)
     copies = base ^ flips[0] ^ flips[1] ^ flips[2]
     found = [
-        (i, j) for a, b, _ in perceptual._near(np.concatenate([base, copies]), 4) for i, j in zip(a, b, strict=True)
+        (i, j) for a, b, _ in perceptual._near(np.concatenate([base, copies]), 4, 0) for i, j in zip(a, b, strict=True)
     ]
     assert {(min(i, j), max(i, j)) for i, j in found} >= {(n, n + 50_000) for n in range(50_000)}

@@ -387,7 +387,8 @@ def test_local_files_are_read_from_their_root_and_from_nowhere_else(tmp_path: Pa
         f"photos:/{'x' * 300}.jpg": "blocked",
         "other:/a.jpg": "blocked",
     }
-    found, observed = fetch(tmp_path, wanted, roots={"photos": str(root)}, max_bytes=40_000)
+    rows = [{"url": url, "source": "photos"} for url in wanted]
+    found, observed = fetch(tmp_path, rows, roots={"photos": str(root)}, max_bytes=40_000)
     assert dict(zip(wanted, statuses(found), strict=True)) == wanted
     assert found[0]["sha256"] == hashlib.sha256(GOOD).hexdigest()
     assert found[0]["consent"] == dict.fromkeys(("robots", "noai", "tdm", "noml"))

@@ -10,7 +10,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import HOSTILE, content, vlmdata, write_recipe
+from conftest import HOSTILE, RECIPE, content, make_photos, vlmdata, write_recipe
 
 from vlmdata.dataset import Dataset
 
@@ -98,6 +98,10 @@ def test_verify_names_a_byte_that_changed(made, tmp_path):
     lines = [line.split("\t") for line in found.stdout.splitlines()]
     assert {line[0].rsplit("/", 1)[1] for line in lines} == {tar.name, "000001-0000001.parquet"}
     assert [line[2] for line in lines if line[0].endswith("parquet")] == ["missing"]
+    (copy / "snapshots/000001/manifest.json").unlink()
+    found = vlmdata(tmp_path, "verify", "copy")
+    assert found.returncode == 1
+    assert found.stdout == "snapshots/000001/manifest.json\ta manifest\tmissing\n"
 
 
 def test_the_summary_says_what_was_kept_and_what_to_type(made):
@@ -136,23 +140,58 @@ def test_a_changed_rule_runs_selection_and_later_only(made, tmp_path):
     assert vlmdata(folder, "verify", "runs/it").returncode == 0
 
 
-# The other stages stop and go on by the same means; each run costs a start of Prefect's server.
-@pytest.mark.parametrize("stage", ["signals", "shards", "train"])
-def test_a_run_killed_in_a_stage_goes_on_and_ends_with_the_same_bytes(made, tmp_path, stage):
+def test_a_run_killed_in_each_stage_goes_on_and_ends_with_the_same_bytes(made, tmp_path):
     folder = tmp_path / made.name
     folder.mkdir()
     shutil.copytree(made / "photos", folder / "photos")
     recipe = write_recipe(folder)
     command = [sys.executable, "-m", "vlmdata.cli", "run", str(recipe)]
     environment = {**os.environ, "PREFECT_HOME": str(made / ".prefect")}
-    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
-        for line in run.stderr:
-            if line.startswith(stage):
-                time.sleep(0.2)  # into the stage
-                run.send_signal(signal.SIGKILL)
-                break
-        run.wait()
-    assert run.returncode == -signal.SIGKILL
+    # each run goes on where the one before was killed: at the first line of its stage, of whose parts some are done
+    for stage in ("ingest", "download", "signals", "dedup", "judge", "scatter", "train"):
+        with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
+            for line in run.stderr:
+                if line.startswith(stage):
+                    run.send_signal(signal.SIGKILL)
+                    break
+        assert run.returncode == -signal.SIGKILL, f"{stage}: the run ended before it was killed"
     again = vlmdata(folder, "run", str(recipe))
     assert again.returncode == 0, again.stderr
     assert content(folder / "runs/it") == content(made / "runs/it")
+
+
+def test_signals_that_a_list_brings_are_judged_and_shown_like_any_other(tmp_path):
+    """A rule on `source_score` rejects, also where a source has none; `after` may name it; every output has it."""
+    make_photos(tmp_path / "photos")
+    names = sorted(path.stem for path in (tmp_path / "photos").glob("*.txt"))[:12]
+    captions = {name: (tmp_path / "photos" / f"{name}.txt").read_text() for name in names}
+    lines = [{"url": f"photos:/{name}.jpg", "caption": captions[name], "score": n / 10} for n, name in enumerate(names)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    listed = {"kind": "table", "name": "listed", "path": "list.jsonl", "keep": ["score"]}
+    recipe = write_recipe(
+        tmp_path,
+        sources=[listed, *RECIPE["sources"]],
+        signals=["text", {"kind": "image", "after": ["scored"]}],
+        select={"rules": {"scored": "source_score > 0.5"}},
+        shards={"formats": ["webdataset"], "columns": ["source_score"]},
+        dedup=[],
+        jobs=[],
+    )
+    done = vlmdata(tmp_path, "run", str(recipe))
+    assert done.returncode == 0, done.stderr
+    query = "SELECT source, source_score, entropy IS NOT NULL AS measured, reason, uid FROM samples ORDER BY url"
+    rows = json.loads(vlmdata(tmp_path, "sql", "runs/it", query, "--format", "json").stdout)
+    scores = [row["source_score"] for row in rows if row["source"] == "listed"]
+    assert scores == [line["score"] for line in lines]
+    assert {row["source_score"] for row in rows if row["source"] == "photos"} == {None}
+    for row in rows:
+        passes = row["source_score"] is not None and row["source_score"] > 0.5
+        assert (row["reason"] is None, row["measured"]) == (passes, passes) or row["reason"].startswith("download: ")
+    kept = next(row for row in rows if row["reason"] is None)
+    assert "source_score          0.6" in vlmdata(tmp_path, "show", "runs/it", kept["uid"]).stdout
+    manifest = json.loads((tmp_path / "runs/it/snapshots/000001/manifest.json").read_text())
+    assert manifest["columns"]["source_score"] == "double"
+    assert manifest["tables"]["source_signals"]["rows"] == manifest["tables"]["pairs"]["rows"]
+    wrong = vlmdata(tmp_path, "plan", str(recipe), "--set", "select.rules.scored=source_scores > 0.5")
+    assert wrong.returncode == 2
+    assert "did you mean 'source_score'?" in wrong.stderr

@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 
 from vlmdata.dataset import Dataset, Table
+from vlmdata.errors import InputError
 from vlmdata.ingest import FOUND, read_source, unite
 from vlmdata.recipe import FolderSource
+from vlmdata.sources import signal_column, unite_signals
 
 
 @pytest.fixture
@@ -24,6 +26,15 @@ def found(dataset, name, rows):
     ]  # fmt: skip
     part = dataset.write_part("found", name, "000001-0000000", pa.Table.from_pylist(full, FOUND), {})
     return Table("found", name, (part,))
+
+
+def found_with(dataset, name, rows, columns):
+    """Like `found`, of a source that brings signals: `columns` are their types."""
+    schema = pa.schema([*FOUND, *columns.items()])
+    part = dataset.write_part(
+        "found", name, "000001-0000000", pa.Table.from_pylist([{"source": name, **row} for row in rows], schema), {}
+    )
+    return Table("found", name, (part,)), pa.schema(list(columns.items()))
 
 
 def rows_of(dataset, table):
@@ -45,9 +56,20 @@ def test_parts_do_not_depend_on_the_order_of_finding(dataset):
     one = unite(dataset, [found(dataset, "a", rows)], "k1", 8, None)
     other = unite(dataset, [found(dataset, "a", rows[::-1])], "k2", 8, None)
     assert [part.sha256 for part in one.parts] == [part.sha256 for part in other.parts]
-    assert [part.rows for part in one.parts] == [8, 8, 8, 6]
     urls = [row["url"] for row in rows_of(dataset, one)]
     assert sum(a != b for a, b in itertools.pairwise(urls)) == 6  # one URL's captions are neighbours
+
+
+def test_one_urls_captions_share_a_part_unless_they_are_more_than_it_holds(dataset):
+    rows = [{"url": f"u{n % 7}", "caption": f"c{n}"} for n in range(30)]
+    rows += [{"url": "many", "caption": f"m{n}"} for n in range(20)]
+    table = unite(dataset, [found(dataset, "a", rows)], "k", 8, None)
+    parts = [{row["url"] for row in dataset.read_part(part).to_pylist()} for part in table.parts]
+    assert all(part.rows <= 8 for part in table.parts)
+    assert table.rows == 50
+    for url in (f"u{n}" for n in range(7)):
+        assert sum(url in urls for urls in parts) == 1
+    assert sum("many" in urls for urls in parts) >= 3
 
 
 def test_limit_takes_the_first_in_the_order_of_pairs(dataset):
@@ -82,3 +104,54 @@ def test_one_page_that_denies_is_enough(dataset):
     rows = [{"url": "u", "caption": "c", "page_url": str(n), "page_consent": words} for n, words in enumerate(said)]
     (row,) = rows_of(dataset, unite(dataset, [found(dataset, "a", rows)], "k", 8, None))
     assert row["page_consent"] == {"robots": None, "noai": "deny", "tdm": "allow", "noml": None}
+
+
+def test_signals_of_sources_lie_beside_their_pairs(dataset):
+    """Part for part and row for row as `pairs`; of equal pairs the first source's, null where a source brings none."""
+    shared = [{"uid": f"{n:032x}", "url": f"u{n % 5}", "caption": f"c{n}", "caption_from": "alt"} for n in range(20)]
+    score = [{**row, "source_score": n / 8, "source_seen": n} for n, row in enumerate(shared[:12])]
+    other = [{**row, "source_score": -n, "source_tag": f"t{n}"} for n, row in enumerate(shared[8:16], 8)]
+    first, one = found_with(dataset, "a", score, {"source_score": pa.float32(), "source_seen": pa.int64()})
+    second, two = found_with(dataset, "b", other, {"source_score": pa.int64(), "source_tag": pa.string()})
+    third, three = found_with(dataset, "c", shared[16:], {})
+    brings = unite_signals({"a": one, "b": two, "c": three})
+    assert brings == pa.schema(
+        [("source_score", pa.float64()), ("source_seen", pa.int64()), ("source_tag", pa.string())]
+    )
+    pairs = unite(dataset, [first, second, third], "k", 6, None, brings)
+    signals = dataset.read_table("source_signals", "k")
+    assert [(p.name, p.rows) for p in signals.parts] == [(p.name, p.rows) for p in pairs.parts]
+    assert dataset.read_part(signals.parts[0]).schema == pa.schema([("uid", pa.string()), *brings])
+    assert [row["uid"] for row in rows_of(dataset, signals)] == [row["uid"] for row in rows_of(dataset, pairs)]
+    for row in rows_of(dataset, signals):
+        n = int(row.pop("uid"), 16)
+        if n < 12:
+            assert row == {"source_score": n / 8, "source_seen": n, "source_tag": None}
+        else:
+            score = (float(-n), f"t{n}") if n < 16 else (None, None)
+            assert (row["source_score"], row["source_tag"], row["source_seen"]) == (*score, None)
+
+
+def test_without_such_signals_there_is_no_such_table(dataset):
+    unite(dataset, [found(dataset, "a", [{"url": "u", "caption": "c"}])], "k", 8, None)
+    assert dataset.read_table("source_signals", "k") is None
+
+
+def test_signals_of_different_types_are_refused_with_both_sources():
+    text, number = pa.schema([("source_x", pa.string())]), pa.schema([("source_x", pa.int64())])
+    with pytest.raises(InputError, match=r"sources\.b: its column 'source_x' is int64, but string in the source 'a'"):
+        unite_signals({"a": text, "b": number})
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("CLIP score (B/32)", "source_clip_score_b_32"), ("punsafe", "source_punsafe"), ('_a"b', "source_a_b")],
+)
+def test_columns_get_names_that_sql_can_hold(name, column):
+    assert signal_column(name) == column
+
+
+@pytest.mark.parametrize("name", ["ID", "é", ""])
+def test_names_that_cannot_be_columns_are_refused(name):
+    with pytest.raises(InputError, match="cannot be kept"):
+        signal_column(name)

@@ -51,6 +51,7 @@ def test_a_recipe_has_defaults_and_kinds_alone(write):
         ("dataset: [", "not YAML"),
         ("- a\n", "a mapping"),
         (GOOD.replace("size: orig", "Size!: orig"), r":9: select\.rules"),
+        (GOOD + "    size: chars > 3\n", r":10: 'size' stands in line 9 already"),
     ],
 )
 def test_what_is_wrong_is_said_with_line_and_key(write, text, message):
@@ -81,6 +82,22 @@ def test_set_reaches_list_entries_by_kind_and_adds_rules_last(write):
         recipe.load(write(GOOD), ["signals.clipp.model=x"])
     with pytest.raises(InputError, match=r"key\.path=value"):
         recipe.load(write(GOOD), ["nothing"])
+
+
+def test_what_a_setting_has_made_wrong_is_said_of_the_setting(write):
+    with pytest.raises(InputError, match=r"^--set download\.size: download\.size: "):
+        recipe.load(write(GOOD), ["download.size=large"])
+    with pytest.raises(InputError, match=r"^--set signals\.clip\.modle: unknown key"):
+        recipe.load(write(GOOD), ["signals.clip.modle=lite"])
+
+
+def test_later_errors_of_a_key_get_its_line(write):
+    path = write(GOOD)
+    for key, line in (("select.rules.size", 9), ("signals.clip.after", 6), ("sources.folder.path", 3), ("dataset", 1)):
+        with pytest.raises(InputError, match=rf"recipe\.yaml:{line}: {key}: is wrong"), recipe.located(path):
+            raise InputError(f"{key}: is wrong")
+    with pytest.raises(InputError, match=r"^elsewhere: is wrong"), recipe.located(path):
+        raise InputError("elsewhere: is wrong")
 
 
 def test_the_json_schema_is_the_models():

@@ -21,6 +21,7 @@ from vlmdata import catalog, cli, ingest, layers
 from vlmdata.dataset import Dataset, Table, part_name
 from vlmdata.download.outage import Progress, Tally
 from vlmdata.errors import InputError, OutageError
+from vlmdata.lock import end_orphans
 from vlmdata.pipelines import download as download_stage
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Recipe
@@ -182,6 +183,7 @@ def killed(first, pictures, tmp_path_factory):
     pictures.hold = None
     pictures.free.set()
     assert process.returncode == -signal.SIGKILL
+    end_orphans(Dataset(str(folder / "runs/it")))  # Prefect's server, which the copies of this folder do not know
     assert layers_of(folder) == {*layer, 2}
     assert Dataset(str(folder / "runs/it")).latest()["number"] == 1
     return folder
@@ -247,8 +249,8 @@ def test_a_layer_has_copies_in_order_and_the_newest_row_is_in_force(tmp_path):
     dataset = Dataset(str(tmp_path))
     pairs, images, beside = tables(dataset, "dns", "success", "dns", "5xx", "dns", "success", "timeout")
     assert layers.in_force(dataset, pairs) == {}
-    assert layers.retry(dataset, pairs, images, ["tls"], 2) is None
-    grown = layers.retry(dataset, pairs, images, ["dns", "5xx"], 3, [beside])
+    assert layers.retry(dataset, [pairs, beside], images, ["tls"], 2) == []
+    grown, also = layers.retry(dataset, [pairs, beside], images, ["dns", "5xx"], 3)
     assert [part.name for part in grown.parts[4:]] == ["000002-0000000", "000002-0000001"]
     assert [part.rows for part in grown.parts[4:]] == [3, 1]
     copies = pa.concat_tables([dataset.read_part(part) for part in grown.parts[4:]])
@@ -257,7 +259,7 @@ def test_a_layer_has_copies_in_order_and_the_newest_row_is_in_force(tmp_path):
         "select * from (select unnest($1) u) order by md5(u)", [copies["url"].to_pylist()]
     )
     assert [url for (url,) in by_hash.fetchall()] == copies["url"].to_pylist()
-    also = dataset.read_table("beside", "k")
+    assert dataset.read_table("beside", "k") == also
     assert [dataset.read_part(part)["uid"].to_pylist() for part in also.parts[4:]] == [
         dataset.read_part(part)["uid"].to_pylist() for part in grown.parts[4:]
     ]
@@ -268,7 +270,9 @@ def test_a_layer_has_copies_in_order_and_the_newest_row_is_in_force(tmp_path):
     # a third layer out of the second and the first
     images = follow(dataset, grown, images, "5xx")
     assert layers.statuses(dataset, grown, images) == {"5xx": 4, "success": 2, "timeout": 1}
-    third = layers.retry(dataset, grown, images, ["5xx", "timeout"], 9, [also])
+    assert layers.cut(dataset, also, pairs) == beside  # as after a kill between the two manifests
+    assert dataset.read_table("beside", "k") == beside
+    third, _ = layers.retry(dataset, [grown, also], images, ["5xx", "timeout"], 9)
     masks = layers.in_force(dataset, third)
     kept = [
         mask
@@ -323,9 +327,10 @@ def test_slow_hosts_are_not_counted_out_before_they_answer():
     for url in dead:
         part.told(url, "dns", "no address")
     alone = Progress(0.95, (), dead, at_once=64)
+    for url in dead[:1399]:
+        alone.told(url, "dns", "no address")
     with pytest.raises(OutageError, match=r"1,400 of 1,400 pairs ended as 'dns' \(no address\)"):
-        for url in dead:
-            alone.told(url, "dns", "no address")
+        alone.told(dead[1399], "dns", "no address")
 
 
 def downloading(folder, urls, rows, **options):

@@ -1,19 +1,27 @@
 """Tables of URLs and captions, and the signatures that must not stay in them."""
 
+import bz2
 import csv
+import datetime
 import gzip
 import io
 import json
+import lzma
+import re
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlmdata import sources
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import TableSource
-from vlmdata.sources import strip_signature
+from vlmdata.sources import clean_text, strip_signature
+from vlmdata.sources.columns import clean_texts, strip_signatures
 from vlmdata.sources.urls import web_url
 
 PAIRS = [("https://example.org/1.jpg", 'a "quoted", line'), ("https://example.org/2.jpg", "zwei\nZeilen")]
@@ -27,8 +35,9 @@ def rows(path: object, **options: object) -> list[dict[str, object]]:
     table = source(path, **options)
     sources.check(table)
     batches = list(sources.read(table, "."))
-    assert all(batch.schema.equals(sources.ROWS) and batch.num_rows <= 5_000 for batch in batches)
-    return pa.Table.from_batches(batches, sources.ROWS).to_pylist()
+    schema = pa.schema([*sources.ROWS, *sources.signals(table)])
+    assert all(batch.schema.equals(schema) and batch.num_rows <= 5_000 for batch in batches)
+    return pa.Table.from_batches(batches, schema).to_pylist()
 
 
 def written(form: str, folder: Path) -> Path:
@@ -161,6 +170,8 @@ def test_a_line_without_an_end_is_refused_before_memory_is_full(tmp_path: Path) 
 def test_what_gives_access_leaves_the_url(url: str, plain: str) -> None:
     assert strip_signature(url) == (plain, url)
     assert strip_signature(plain) == (plain, None)
+    both = strip_signatures(pa.array([url, None, plain]))
+    assert [column.to_pylist() for column in both] == [[plain, None, plain], [url, None, None]]
 
 
 @pytest.mark.parametrize(
@@ -192,3 +203,223 @@ def test_a_fragment_is_no_part_of_a_url() -> None:
 )
 def test_links_become_urls_of_one_form(link: str, url: str | None) -> None:
     assert web_url(link, "https://h/x/y") == url
+
+
+def packed(data: bytes, name: str) -> bytes:
+    end = name.rpartition(".")[2]
+    if end == "zst":
+        return pa.compress(data, codec="zstd", asbytes=True)
+    return {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.get(end, lambda plain: plain)(data)
+
+
+@pytest.mark.parametrize("end", ["", ".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("form", ["parquet", "csv", "tsv", "json", "jsonl", "txt"])
+def test_every_format_may_be_packed_in_every_way(form: str, end: str, tmp_path: Path) -> None:
+    if form == "json":
+        data = json.dumps([{"url": url, "TEXT": caption} for url, caption in PAIRS]).encode()
+    elif form == "txt":
+        data = "".join(f"{url}\t{' '.join(caption.split())}\n" for url, caption in PAIRS).encode()
+    else:
+        data = written(form, tmp_path).read_bytes()
+    path = tmp_path / f"packed.{form}{end}"
+    path.write_bytes(packed(data, path.name))
+    found = rows(path, caption="caption" if form == "txt" else "TEXT")
+    assert [(row["url"], row["caption"]) for row in found] == [
+        ("https://example.org/1.jpg", 'a "quoted", line'),
+        ("https://example.org/2.jpg", "zwei Zeilen"),
+    ]
+
+
+def test_any_fsspec_url_is_read() -> None:
+    memory = fsspec.filesystem("memory")
+    with memory.open("/lists/a.csv.gz", "wb") as file:
+        file.write(gzip.compress(b"url,TEXT\nhttp://a/1,one\n"))
+    try:
+        assert [row["caption"] for row in rows("memory://lists/*.csv.gz")] == ["one"]
+    finally:
+        memory.rm("/lists", recursive=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"url": "http://a/1", "TEXT": "one", "x": [1, {"y": 2}]}, {"TEXT": "two", "url": "http://a/2"}, 7]',
+        '{"info": {"n": [2]}, "notes": [], "rows": [{"url": "http://a/1", "TEXT": "one"}, '
+        '{"url": "http://a/2", "TEXT": "two"}]}',
+        '{"TEXT": ["one", "two"], "n": [1, 2], "url": ["http://a/1", "http://a/2"]}',
+        '{"url": "http://a/1", "TEXT": "one", "x": [1]}\n{"url": "http://a/2", "TEXT": "two"}\n',
+    ],
+    ids=["array", "member", "lists", "lines"],
+)
+def test_json_of_every_shape(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert [(r["url"], r["caption"]) for r in rows(tmp_path / "a.json")] == [
+        ("http://a/1", "one"),
+        ("http://a/2", "two"),
+    ]
+
+
+def test_json_is_read_in_pieces_whatever_stands_at_their_ends(tmp_path: Path) -> None:
+    """Values longer than the buffer, and numbers, strings and escapes cut by its end."""
+    many = [
+        {"url": f"http://a/{n}", "TEXT": '\\u00e9 "ü' * (n % 60), "pad": "x" * (n * 37 % 90_000), "n": n}
+        for n in range(1, 400)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(many))
+    found = rows(tmp_path / "a.json", keep=["n"])
+    assert [(r["url"], r["source_n"]) for r in found] == [(m["url"], m["n"]) for m in many if m["TEXT"]]
+    lists = {"url": ["http://a/1"] * 30_000, "n": list(range(10**14, 10**14 + 30_000)), "TEXT": ["t"] * 30_000}
+    (tmp_path / "a.json").write_text(json.dumps(lists))
+    assert [row["source_n"] for row in rows(tmp_path / "a.json", keep={"n": "int64"})] == lists["n"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        ('[{"url": "u", "TEXT": "t"}, {"url": ', DataError, "not JSON"),
+        ('[{"url": "u", "TEXT": "t"} 5]', DataError, "not JSON: , or ] is expected"),
+        ('"text"', InputError, "neither an array nor an object"),
+        ('{"url": "u", "TEXT": "t"}', InputError, "one object without a list"),
+        ('{"url": ["u", "v"], "TEXT": ["t"]}', DataError, "not of one length"),
+        ("[" * 100_000, DataError, "nested too deeply|not JSON"),
+        ('{"url": [["u"]], "TEXT": ["t"]}', InputError, "holds list"),
+        ("", InputError, "neither an array"),
+    ],
+)
+def test_json_that_is_no_table_is_refused_with_the_reason(
+    text: str, error: type[Exception], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(error, match=reason):
+        list(sources.read(source(tmp_path / "a.json"), "."))
+
+
+def test_a_list_of_urls_needs_captions(tmp_path: Path) -> None:
+    (tmp_path / "urls.txt").write_text("http://a/1\nhttp://a/2\n")
+    with pytest.raises(InputError, match=r"urls.txt is a list of URLs alone.*captions\.txt"):
+        sources.check(source(tmp_path / "urls.txt", caption="caption"))
+    (tmp_path / "both.txt").write_text('http://a/1\tone\thing\n\nhttp://a/2\nhttp://a/3\t"three\n')
+    found = rows(tmp_path / "both.txt", caption="caption")
+    assert [(r["url"], r["caption"]) for r in found] == [("http://a/1", "one hing"), ("http://a/3", '"three')]
+
+
+def test_a_list_of_urls_beside_a_list_of_captions(tmp_path: Path) -> None:
+    (tmp_path / "urls.txt").write_text("http://a/1\nhttp://a/2\n")
+    (tmp_path / "captions.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
+    options = {"caption": "caption", "captions": str(tmp_path / "captions.txt.gz")}
+    assert [row["caption"] for row in rows(tmp_path / "urls.txt", **options)] == ["one", "two"]
+    for wrong, reason in {b"one\n": "more lines", b"one\ntwo\nthree\n": "fewer lines"}.items():
+        (tmp_path / "captions.txt.gz").write_bytes(gzip.compress(wrong))
+        with pytest.raises(DataError, match=reason):
+            list(sources.read(source(tmp_path / "urls.txt", **options), "."))
+    with pytest.raises(InputError, match="matches no file"):
+        sources.check(source(tmp_path / "*.txt", caption="caption", captions=str(tmp_path / "no.txt")))
+
+
+def test_a_csv_without_names_on_top(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('one,http://a/1,7\n"t,wo",http://a/2,8\n')
+    found = rows(tmp_path / "a.csv", columns=["TEXT", "url", "n"], keep={"n": "int64"})
+    assert [(r["url"], r["caption"], r["source_n"]) for r in found] == [
+        ("http://a/1", "one", 7),
+        ("http://a/2", "t,wo", 8),
+    ]
+
+
+def test_what_is_left_aside_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.csv").write_bytes(
+        b"n,url,TEXT\n1,http://a/1,one\n2,,no\nthree\nx\xff,http://a/4,f\xffour,more\n,http://a/5,five\n"
+    )
+    with caplog.at_level("WARNING"):
+        found = rows(tmp_path / "a.csv", keep={"n": "int64"})
+    assert sorted((r["caption"], r["source_n"]) for r in found) == [("five", None), ("f\ufffdour", None), ("one", 1)]
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert "1 rows with too few fields" in told
+    assert "1 rows without a URL or a caption" in told
+    assert "1 values of 'n' do not fit the column and are null" in told
+
+
+def test_further_columns_become_signals_with_types(tmp_path: Path) -> None:
+    """Parquet's own types; those of text formats by their first rows or by the recipe. No value is null."""
+    table = {
+        "url": ["http://a/1", "http://a/2"], "TEXT": ["one", "two"], "CLIP score": pa.array([0.5, None], pa.float32()),
+        "n": pa.array([1, 2], pa.int16()), "big": pa.array([2**64 - 1, 0], pa.uint64()), "ok": [True, None],
+        "link": ["https://x/a?X-Amz-Signature=5ecret&b=1", " two  words "], "day": [datetime.date(2020, 1, 2), None],
+    }  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    options = {"keep": ["CLIP score", "n", "big", "ok", "link", "day"]}
+    types = {f.name: str(f.type) for f in sources.signals(source(tmp_path / "a.parquet", **options))}
+    assert types == {
+        "source_clip_score": "float", "source_n": "int64", "source_big": "uint64", "source_ok": "bool",
+        "source_link": "string", "source_day": "string",
+    }  # fmt: skip
+    first, second = rows(tmp_path / "a.parquet", **options)
+    assert [first[name] for name in types] == [0.5, 1, 2**64 - 1, True, "https://x/a?b=1", "2020-01-02"]
+    assert [second[name] for name in types] == [None, 2, 0, None, "two words", None]
+
+    lines = [
+        {"url": f"http://a/{n}", "TEXT": "t", "s": n / 2, "no": 10**17 + n, "b": n > 1, "x": "NaN"} for n in (1, 2)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = rows(tmp_path / "a.jsonl", keep=["s", "no", "b", "x"])
+    kept = [[row[f"source_{name}"] for name in ("s", "no", "b", "x")] for row in found]
+    assert kept == [[0.5, "100000000000000001", False, "NaN"], [1.0, "100000000000000002", True, "NaN"]]
+
+
+def test_columns_of_pairs_come_from_the_columns_that_the_recipe_names(tmp_path: Path) -> None:
+    columns = {
+        "url": ["http://a/1"] * 3, "TEXT": ["a", "b", "c"], "key": [1.0, 2.0, None], "md": ["A" * 32, "nonsense", None],
+        "page": ["https://u:p@x/y", "", None], "by": ["CC BY", "?", None], "about": [" so  so", "", None],
+        "tongue": ["en", "", None],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = rows(
+        tmp_path / "a.parquet", source_id="key", expected_hash="md", page_url="page", license="by", context="about",
+        lang_hint="tongue",
+    )  # fmt: skip
+    names = ("source_id", "expected_hash", "page_url", "license", "context", "lang_hint")
+    assert [[row[name] for name in names] for row in found] == [
+        ["1", "md5:" + "a" * 32, "https://x/y", "CC BY", "so so", "en"],
+        ["2", None, None, None, None, None],
+        [None] * 6,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"keep": ["nn"]}, r"table\.keep: .* no column 'nn'; did you mean 'n'"),
+        ({"keep": ["boxes"]}, "the column 'boxes' holds list"),
+        ({"keep": ["n", "N"]}, "'N' and 'n' would both be source_n"),
+        ({"keep": ["id"]}, "'source_id' is a column of pairs"),
+        ({"source_id": "uid"}, r"table\.source_id: .* no column 'uid'"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_refused(options: dict[str, object], reason: str, tmp_path: Path) -> None:
+    columns = {"url": ["u"], "TEXT": ["t"], "n": [1], "N": [1], "id": [1], "boxes": [[1.0]]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=reason):
+        sources.check(source(tmp_path / "a.parquet", **options))
+
+
+def test_a_table_is_somewhere() -> None:
+    for wrong in ({}, {"path": "a.csv", "hf": "name"}):
+        with pytest.raises(ValueError, match="either `path` or `hf`"):
+            TableSource.model_validate({"kind": "table", **wrong})
+
+
+_URL_PIECES = re.split(
+    "(?<=.) ",
+    "http:// HTTPS:// x: a.b/c ? & @ # [ ] sig token = %58-Amz-Signature X-Amz-Date oh oe Expires Signature é ſig "
+    "Key-Pair-Id \u212a sv  ",
+)
+
+
+@given(st.lists(st.lists(st.sampled_from(_URL_PIECES), max_size=9).map("".join), max_size=20))
+def test_whole_columns_of_urls_lose_what_single_urls_lose(urls: list[str]) -> None:
+    plain, signed = strip_signatures(pa.array(urls, pa.string()))
+    assert list(zip(plain.to_pylist(), signed.to_pylist(), strict=True)) == [strip_signature(url) for url in urls]
+
+
+@given(st.lists(st.text(st.sampled_from("ab \t\n\0\x1c\x85\xa0\u2003\u3000\u200bé山")), max_size=20))
+def test_whole_columns_of_text_are_cleaned_like_single_texts(texts: list[str]) -> None:
+    assert clean_texts(pa.array(texts, pa.string())).to_pylist() == [clean_text(text) for text in texts]

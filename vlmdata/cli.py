@@ -61,7 +61,7 @@ def run(
     from vlmdata.dataset import Dataset
     from vlmdata.jobs import missing
     from vlmdata.layers import nothing_failed
-    from vlmdata.plan import STAGES, check_writable, done_already, make_plan, tables_there
+    from vlmdata.plan import STAGES, check_parts, check_writable, done_already, make_plan, tables_there
     from vlmdata.select import FAILURES
 
     settings = [*(set_ or []), *([f"runner.kind={runner}"] if runner else [])]
@@ -77,7 +77,9 @@ def run(
     if classes and "download" not in chosen:
         raise InputError("--retry: --stages leaves the download out")
     dataset = Dataset(parsed.dataset)
-    plan = make_plan(parsed, limit)
+    with recipes.located(recipe, settings):
+        plan = make_plan(parsed, limit)
+        check_parts(plan, dataset)
     check_writable(dataset)
     if classes and (ended := nothing_failed(dataset, tables_there(plan, dataset), classes)):
         _say(f"nothing to try again: {ended}")
@@ -103,6 +105,32 @@ def run(
 
 
 @app.command()
+def adopt(
+    folder: Annotated[str, typer.Argument(help="what img2dataset wrote", metavar="IMG2DATASET_FOLDER")],
+    dataset: DatasetUrl,
+) -> None:
+    """Take over a finished img2dataset folder as it is, and write the recipe to go on with; prints its path."""
+    from vlmdata import adopt as adopting
+    from vlmdata import console
+    from vlmdata.dataset import Dataset
+    from vlmdata.plan import check_writable, make_plan
+
+    opened = Dataset(dataset)
+    check_writable(opened)
+    parsed = adopting.write_recipe(folder, opened)
+    key = make_plan(parsed).images
+    if opened.read_table("images", key) is None:
+        console.prepare_prefect(opened)
+        with console.progress():
+            from vlmdata.flows.curate import curate
+
+            curate(parsed.model_dump(mode="json"), None, ["ingest", "download"])
+    for status, count in adopting.statuses(opened, key).items():
+        _say(f"{status:<14}{count:>12,}")
+    print(opened.path(adopting.RECIPE))
+
+
+@app.command()
 def plan(recipe: RecipePath, set_: Setting = None, limit: Limit = None) -> None:
     """What `run` would do: the stages with what is there already, and what is missing."""
     from vlmdata import recipe as recipes
@@ -110,7 +138,9 @@ def plan(recipe: RecipePath, set_: Setting = None, limit: Limit = None) -> None:
     from vlmdata.plan import describe, make_plan
 
     parsed = recipes.load(recipe, set_)
-    for line in describe(make_plan(parsed, limit), Dataset(parsed.dataset)):
+    with recipes.located(recipe, set_):
+        planned = make_plan(parsed, limit)
+    for line in describe(planned, Dataset(parsed.dataset)):
         print(line)
 
 
@@ -180,7 +210,7 @@ def verify(dataset: DatasetUrl) -> None:
     from vlmdata.dataset import Dataset
 
     opened = Dataset(dataset)
-    if opened.latest() is None:
+    if not opened.exists("latest.json"):
         raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
     differences = list(snapshot.verify(opened))
     for path, expected, found in differences:

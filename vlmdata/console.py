@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _TABLE_ROWS = 100
+_SHOWN_DUPLICATES = 20
 PLAIN_SECONDS = 5.0
 
 
@@ -187,7 +188,7 @@ def write_answer(relation: "duckdb.DuckDBPyRelation", form: str) -> None:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
         for batch in reader:
-            writer.writerows([_plain_text(row[name]) for name in names] for row in batch.to_pylist())
+            writer.writerows([_csv_value(row[name]) for name in names] for row in batch.to_pylist())
     else:
         separator = "["
         for batch in reader:
@@ -254,10 +255,12 @@ def show_pair(dataset: Dataset, uid: str) -> None:
     groups = rows(
         """SELECT d.dup_method, d.similarity, o.uid, s.kept, s.reason, s.caption FROM duplicates d
         JOIN duplicates o ON o.dup_method = d.dup_method AND o.dup_group = d.dup_group AND o.uid <> d.uid
-        JOIN samples s ON s.uid = o.uid WHERE d.uid = $uid ORDER BY d.dup_method, o.uid"""
+        JOIN samples s ON s.uid = o.uid WHERE d.uid = $uid ORDER BY d.dup_method, NOT s.kept, o.uid"""
     )
-    print("\nduplicates" if groups else "\nduplicates: none")
-    for other in groups:
+    print(f"\nduplicates ({len(groups):,})" if groups else "\nduplicates: none")
+    if len(groups) > _SHOWN_DUPLICATES:
+        print(f'  the first {_SHOWN_DUPLICATES}, kept ones first; all: vlmdata sql … "select * from duplicates"')
+    for other in groups[:_SHOWN_DUPLICATES]:
         state = "kept" if other["kept"] else other["reason"]
         print(f"  {other['dup_method']:<11}{other['uid']}  {state}: {clean(other['caption'])[:80]}")
 
@@ -277,6 +280,13 @@ def _plain_text(value: Any) -> str:
     if isinstance(value, list):
         return " | ".join(_plain_text(item) for item in value)
     return value.isoformat() if isinstance(value, datetime.datetime) else str(value)
+
+
+def _csv_value(value: Any) -> str:
+    """Numbers with all their digits; nothing for null; what is nested as JSON."""
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(_json_value(value), ensure_ascii=False) if isinstance(value, dict | list) else _plain_text(value)
 
 
 def _json_value(value: Any) -> Any:

@@ -7,7 +7,10 @@ import shutil
 import sys
 from collections.abc import Callable
 
-REQUIRED = (
+from packaging.requirements import Requirement
+
+# Those whose versions a bug report needs.
+SHOWN = (
     "apache-beam", "duckdb", "faiss-cpu", "img2dataset", "open-clip-torch", "prefect", "pyarrow", "scrapy", "torch",
 )  # fmt: skip
 OPTIONAL = {
@@ -32,9 +35,16 @@ def _python() -> list[tuple[str, str, str]]:
 
 def _packages() -> list[tuple[str, str, str]]:
     lines = []
-    for name in REQUIRED:
-        version = _version(name)
-        lines.append(("ok", f"{name} {version}", "") if version else ("missing", name, f"pip install {name}"))
+    for requirement in _requirements():
+        name, version = requirement.name, _version(requirement.name)
+        if version is None:
+            lines.append(("missing", name, f"pip install '{requirement}'"))
+        elif not requirement.specifier.contains(version, prereleases=True):
+            lines.append(
+                ("missing", f"{name}{requirement.specifier}", f"{version} is there: pip install '{requirement}'")
+            )
+    lines = lines or [("ok", "every package that is needed, in a version that fits", "")]
+    lines += [("ok", f"{name} {version}", "") for name in SHOWN if (version := _version(name))]
     for name, use in OPTIONAL.items():
         version = _version(name)
         lines.append(("ok", f"{name} {version}", "") if version else ("absent", name, f"for {use}: pip install {name}"))
@@ -45,6 +55,12 @@ def _packages() -> list[tuple[str, str, str]]:
         else ("absent", "chromium", "for the report's test: apt-get install chromium")
     )
     return lines
+
+
+def _requirements() -> list[Requirement]:
+    """What this package asks for, without its extras."""
+    every = [Requirement(text) for text in importlib.metadata.requires("vlmdata") or []]
+    return [asked for asked in every if asked.marker is None or asked.marker.evaluate({"extra": ""})]
 
 
 def _backport() -> list[tuple[str, str, str]]:

@@ -7,35 +7,43 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
-from vlmdata.sources import read
+from vlmdata.sources import read, signals
 
 log = logging.getLogger(__name__)
+progress = logging.getLogger("vlmdata.progress")
 
-VERSION = 1
+VERSION = 2
+_FOUND_VERSION = 1  # apart, since another way of uniting must not crawl again
 _PAIRS = table_schema("pairs")
 # What a source yields: the rest of a pair's columns are made here.
 FOUND = pa.schema([f for f in _PAIRS if f.name not in ("captions", "occurrences")])
 _PART_ROWS = 100_000
+_NOTHING = pa.schema([])
 
 
-def source_key(source: Source, version: int) -> str:
-    """The key of what a source yields; `version` is its module's."""
-    return make_key("found", VERSION, [version, source.model_dump(mode="json")], [])
+def source_key(source: Source, version: int, brings: pa.Schema) -> str:
+    """The key of what a source yields; `version` is its module's, `brings` the signals of its own."""
+    columns = [[[column.name, str(column.type)] for column in brings]] if brings else []
+    return make_key("found", _FOUND_VERSION, [version, source.model_dump(mode="json"), *columns], [])
 
 
 def read_source(dataset: Dataset, source: Source, key: str) -> Table:
     """Read one source to its end and record what it yields, once: the tables `found` and `observations`.
 
-    `found` is in the order of its columns, so that it does not depend on the order of crawling.
+    `found` is in the order of its columns, so that it does not depend on the order of crawling. The signals that the
+    source brings are its last columns.
     """
+    progress.info("ingest: %s", source.name, extra={"stage": "ingest", "done": 0, "total": None})
+    schema = pa.schema([*FOUND, *signals(source)])
     with dataset.spool() as folder:
         raw = folder / "raw.parquet"
-        with pq.ParquetWriter(raw, FOUND.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))) as writer:
+        with pq.ParquetWriter(raw, schema.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))) as writer:
             for batch in read(source, str(folder)):
                 writer.write_table(_with_uid(pa.table(batch)).select(writer.schema.names).cast(writer.schema))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
@@ -43,12 +51,13 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
         connection = connect(folder)
         connection.register("raw", pads.dataset(str(raw)))
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
-        parts = write_parts(dataset, "found", key, found, FOUND, _PART_ROWS)
+        parts = write_parts(dataset, {"found": schema}, key, found, _PART_ROWS)["found"]
         observed = connection.sql(
             "SELECT uid, min(crawled_at) AS crawled_at, NULL::TIMESTAMPTZ AS fetched_at "
             "FROM raw WHERE crawled_at IS NOT NULL GROUP BY uid ORDER BY uid"
         )
-        seen = write_parts(dataset, "observations", key, observed, table_schema("observations"), _PART_ROWS)
+        times = {"observations": table_schema("observations")}
+        seen = write_parts(dataset, times, key, observed, _PART_ROWS)["observations"]
         connection.close()
     dataset.write_table(Table("observations", key, tuple(seen)))
     table = Table("found", key, tuple(parts), about={"source": source.name})
@@ -56,15 +65,20 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
     return table
 
 
-def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int | None) -> Table:
+def unite(
+    dataset: Dataset, found: list[Table], key: str, rows: int, limit: int | None, brings: pa.Schema = _NOTHING
+) -> Table:
     """Unite equal (url, caption) pairs of all sources, in the recipe's order, and cut the `pairs` table into parts.
 
     Of equal pairs the columns come from the occurrence with the smallest (source's place in the recipe, page_url,
     caption_from); page_consent is the strictest of all. Rows are ordered by (hash of url, uid); `limit` takes the first
-    so many.
+    so many. A part has at most `rows` rows, and one URL's captions share a part where it can hold them.
+    brings: the signals of all sources, as `sources.unite_signals` gives them; null where a source has none such. They
+    make the table `source_signals` under the same key, part for part and row for row as `pairs`; it is there first.
     """
-    rest = ", ".join(name for name in FOUND.names if name not in ("uid", "page_url", "caption_from"))
-    columns = ", ".join(f"'{name}': {name}" for name in FOUND.names if name not in ("uid", "page_consent"))
+    schema = pa.schema([*FOUND, *brings])
+    rest = ", ".join(name for name in schema.names if name not in ("uid", "page_url", "caption_from"))
+    columns = ", ".join(f"'{name}': {name}" for name in schema.names if name not in ("uid", "page_consent"))
     # Of several pages the strictest counts: one that says no is not outvoted by where the others stand.
     words = [field.name for field in FOUND.field("page_consent").type]
     deny = "CASE WHEN bool_or(page_consent.{0} = 'deny') THEN 'deny' ELSE any_value(page_consent.{0}) END"
@@ -72,7 +86,7 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
     with dataset.spool() as folder:
         connection = connect(folder)
         for place, table in enumerate(found):
-            connection.register(f"found_{place}", dataset.scan(list(table.parts), FOUND))
+            connection.register(f"found_{place}", dataset.scan(list(table.parts), schema))
         every = " UNION ALL ".join(f"SELECT {place} AS place, * FROM found_{place}" for place in range(len(found)))
         united = connection.sql(
             f"""
@@ -88,11 +102,15 @@ def unite(dataset: Dataset, found: list[Table], key: str, rows: int, limit: int 
             """,
             params={"limit": limit},
         )
-        parts = write_parts(dataset, "pairs", key, united, _PAIRS, rows)
+        tables = {"pairs": _PAIRS}
+        if brings:
+            tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
+        parts = write_parts(dataset, tables, key, united, rows, together="url")
         connection.close()
-    table = Table("pairs", key, tuple(parts), noted(found))
-    dataset.write_table(table)
-    return table
+    written = [Table(name, key, tuple(parts[name]), noted(found), {"rows": rows}) for name in tables]
+    for table in written:
+        dataset.write_table(table)
+    return written[-1]
 
 
 def _with_uid(rows: pa.Table) -> pa.Table:
@@ -111,33 +129,41 @@ def connect(folder: Path) -> duckdb.DuckDBPyConnection:
 
 def write_parts(
     dataset: Dataset,
-    table: str,
+    tables: dict[str, pa.Schema],
     key: str,
     result: duckdb.DuckDBPyRelation,
-    schema: pa.Schema,
     rows: int,
+    together: str | None = None,
     layer: int = FIRST_LAYER,
-) -> list[Part]:
-    """Cut a query's answer into a table's parts of `rows` rows each."""
-    parts = []
-    for number, chunk in enumerate(_chunks(result.to_arrow_reader(min(rows, 65_536)), rows)):
-        parts.append(
-            dataset.write_part(table, key, part_name(number, layer), chunk.select(schema.names).cast(schema), {})
-        )
+) -> dict[str, list[Part]]:
+    """The result's columns as the parts of each table, in one pass over its rows."""
+    parts: dict[str, list[Part]] = {table: [] for table in tables}
+    for number, chunk in enumerate(_chunks(result.to_arrow_reader(min(rows, 65_536)), rows, together)):
+        for table, schema in tables.items():
+            columns = chunk.select(schema.names).cast(schema)
+            parts[table].append(dataset.write_part(table, key, part_name(number, layer), columns, {}))
     return parts
 
 
-def _chunks(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
-    """The reader's rows in tables of `rows` rows, the last one shorter; one empty table when there are none."""
-    held: list[pa.RecordBatch] = []
-    count, any_yet = 0, False
+def _chunks(reader: pa.RecordBatchReader, rows: int, together: str | None) -> Iterator[pa.Table]:
+    """The reader's rows in tables of at most `rows` rows; one empty table when there are none.
+
+    together: a column whose equal neighbours stay in one table, unless they alone are more than `rows`.
+    """
+    held = reader.schema.empty_table()
+    any_yet = False
     for batch in reader:
-        held.append(batch)
-        count += batch.num_rows
-        while count >= rows:
-            whole = pa.Table.from_batches(held, reader.schema)
-            yield whole.slice(0, rows)
-            any_yet = True
-            held, count = whole.slice(rows).to_batches(), count - rows
-    if count or not any_yet:
-        yield pa.Table.from_batches(held, reader.schema)
+        held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+        while held.num_rows > rows:  # one row more than fits, to see whether it belongs to those before it
+            cut = rows if together is None else _cut_before(held[together].slice(0, rows + 1))
+            yield held.slice(0, cut)
+            any_yet, held = True, held.slice(cut)
+    if held.num_rows or not any_yet:
+        yield held
+
+
+def _cut_before(values: pa.ChunkedArray) -> int:
+    """How many of the values but the last fit into one part, so that the last one's equals are not parted from it."""
+    last = values[len(values) - 1]
+    first_equal = pc.index(values, last).as_py()  # equal values are neighbours
+    return first_equal or len(values) - 1

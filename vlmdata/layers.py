@@ -5,6 +5,7 @@ older layers hold stays as it is, bytes and positions; their rows that are not i
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,46 +96,42 @@ def same_parts(manifest: dict[str, Any], table: Table) -> bool:
     )
 
 
-def retry(
-    dataset: Dataset, pairs: Table, images: Table, classes: Iterable[str], rows: int, beside: Iterable[Table] = ()
-) -> Table | None:
-    """Copy the pairs whose download ended in one of `classes` into a new layer; `pairs` with it, or None for no such.
+def retry(dataset: Dataset, tables: list[Table], images: Table, classes: Iterable[str], rows: int) -> list[Table]:
+    """Copy the pairs whose download ended in one of `classes` into a new layer.
 
-    rows: in a part. beside: tables with the rows of `pairs` in its order, which the layer has to have too.
-    The layer is in the order of every layer. The manifest of `pairs` is written last: a kill before it leaves no layer.
+    tables: `pairs` first, then what lies beside it under its key, row for row. rows: in a part.
+    Returns the tables with their new parts, which are in the order and cut like every layer's; nothing where no pair
+    ended so. The manifest of `pairs` is written last: a kill before it leaves no layer.
     """
     wanted = pa.array(sorted(classes))
-    layer = pairs.layer + 1
-    tables = [pairs, *beside]
+    layer = tables[0].layer + 1
     with dataset.spool() as folder:
-        count = _copy(dataset, tables, images, wanted, folder)
-        if not count:
-            return None
+        if not _copy(dataset, tables, images, wanted, folder):
+            return []
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
         connection = connect(folder)
-        for number in range(len(tables)):
+        schemas = {}
+        for number, table in enumerate(tables):
+            schemas[table.table] = pq.read_schema(folder / f"{number}.parquet")
             connection.register(f"chosen_{number}", pads.dataset(str(folder / f"{number}.parquet")))
-        ordered = connection.sql("SELECT * FROM chosen_0 ORDER BY md5(url), uid")
-        parts = write_parts(dataset, "pairs", pairs.key, ordered, table_schema("pairs"), rows, layer)
-        for number, table in enumerate(tables[1:], start=1):
-            connection.execute(
-                f"CREATE OR REPLACE TABLE ordered AS SELECT c.* FROM chosen_{number} c "
-                "JOIN chosen_0 p USING (uid) ORDER BY md5(p.url), uid"
-            )
-            schema, written, start = pq.read_schema(folder / f"{number}.parquet"), [], 0
-            for part in parts:
-                answer = connection.sql("SELECT * FROM ordered LIMIT $1 OFFSET $2", params=[part.rows, start])
-                chunk = answer.to_arrow_table().cast(schema)
-                written.append(dataset.write_part(table.table, table.key, part.name, chunk, {}))
-                start += part.rows
-            here = tuple(part for part in table.parts if part.layer < layer)  # a kill may have left its copy of these
-            dataset.write_table(Table(table.table, table.key, (*here, *written), table.inputs, table.about))
+        joined = "".join(f" JOIN chosen_{number} USING (uid)" for number in range(1, len(tables)))
+        ordered = connection.sql(f"SELECT * FROM chosen_0{joined} ORDER BY md5(url), uid")
+        parts = write_parts(dataset, schemas, tables[0].key, ordered, rows, together="url", layer=layer)
         connection.close()
-    about = {**pairs.about, "layers": [*pairs.about.get("layers", []), {"layer": layer, "retry": wanted.to_pylist()}]}
-    grown = Table(pairs.table, pairs.key, (*pairs.parts, *parts), pairs.inputs, about)
-    dataset.write_table(grown)
+    noted = {"layers": [*tables[0].about.get("layers", []), {"layer": layer, "retry": wanted.to_pylist()}]}
+    grown = [replace(t, parts=(*t.parts, *parts[t.table]), about={**t.about, **noted}) for t in tables]
+    for table in reversed(grown):
+        dataset.write_table(table)
     return grown
+
+
+def cut(dataset: Dataset, table: Table, pairs: Table) -> Table:
+    """A table that lies beside `pairs`, without the layer that a kill has kept from `pairs`."""
+    if len(table.parts) > len(pairs.parts):
+        table = replace(table, parts=table.parts[: len(pairs.parts)], about=pairs.about)
+        dataset.write_table(table)
+    return table
 
 
 def _copy(dataset: Dataset, tables: list[Table], images: Table, classes: pa.Array, folder: Path) -> int:

@@ -13,9 +13,10 @@ from vlmdata import dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
-from vlmdata.recipe import FolderSource, Recipe, nearest, signal_name
+from vlmdata.recipe import FolderSource, Recipe, WebdatasetSource, nearest, signal_name
 from vlmdata.rules import Expression, Order, check_order, check_rule
 from vlmdata.schemas import table_schema
+from vlmdata.sources import webdataset
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
 # Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
@@ -45,11 +46,15 @@ class SignalPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe, resolved. `columns` are those of `samples` before the verdict, in order."""
+    """The recipe, resolved. `columns` are those of `samples` before the verdict, in order.
+
+    `brings`: the signals of all sources, columns of the table `source_signals`; without any there is no such table.
+    """
 
     recipe: Recipe
     limit: int | None
     found: dict[str, str]
+    brings: pa.Schema
     pairs: str
     images: str
     signals: tuple[SignalPlan, ...]
@@ -73,11 +78,13 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     Raises InputError for what can be known to be wrong before work starts: a source that is not there, a rule that
     names no column or is not BOOLEAN, `after` rules that wait for each other.
     """
-    found = {}
+    found, brought = {}, {}
     for source in recipe.sources:
         module = importlib.import_module(f"vlmdata.sources.{source.kind}")
-        found[source.name] = ingest.source_key(source, module.VERSION)
         sources.check(source)
+        brought[source.name] = sources.signals(source)
+        found[source.name] = ingest.source_key(source, module.VERSION, brought[source.name])
+    brings = sources.unite_signals(brought)
     pairs = make_key("pairs", ingest.VERSION, [recipe.parts.rows, limit], list(found.values()))
     download = importlib.import_module("vlmdata.download")
     parameters = [
@@ -85,8 +92,8 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         recipe.consent.model_dump(mode="json"),
     ]
     images = make_key("images", download.VERSION, parameters, [pairs])
-    tables = {"pairs": pairs, "images": images}
-    columns = _scalars(_without_fetch_url(table_schema("pairs")), table_schema("images"))
+    tables = {"pairs": pairs, **({"source_signals": pairs} if brings else {}), "images": images}
+    columns = _scalars(_without_fetch_url(table_schema("pairs")), brings, table_schema("images"))
     columns, expressions, planned = _plan_signals(recipe, columns, tables)
     rules = {
         name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
@@ -116,6 +123,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         recipe,
         limit,
         found,
+        brings,
         pairs,
         images,
         planned,
@@ -188,7 +196,9 @@ def _scalars(*schemas: pa.Schema) -> pa.Schema:
 
 def source_roots(recipe: Recipe) -> dict[str, str]:
     """The folder of every source that has local files: its pairs' URLs begin with the source's name."""
-    return {source.name: os.path.abspath(source.path) for source in recipe.sources if isinstance(source, FolderSource)}
+    roots = {s.name: s.path for s in recipe.sources if isinstance(s, FolderSource)}
+    roots |= {s.name: webdataset.root(s.path) for s in recipe.sources if isinstance(s, WebdatasetSource)}
+    return {name: os.path.abspath(path) for name, path in roots.items()}
 
 
 def check_writable(dataset: Dataset) -> None:
@@ -202,6 +212,17 @@ def check_writable(dataset: Dataset) -> None:
         raise InputError(
             f"dataset {dataset.url}: {folder} cannot be written; choose another folder or change its permissions"
         )
+
+
+def check_parts(plan: Plan, dataset: Dataset) -> None:
+    """Raise InputError when the dataset was made with parts of another size: its tables would not fit together."""
+    for table in dataset.tables_named("pairs"):
+        rows = table.about["rows"]
+        if rows != plan.recipe.parts.rows:
+            raise InputError(
+                f"parts.rows: {dataset.url} was made with parts of {rows} rows; "
+                f"write parts: {{rows: {rows}}}, or choose another dataset"
+            )
 
 
 def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,6 +69,7 @@ class FolderSource(Options):
     kind: Literal["folder"]
     name: Name = "folder"
     path: str
+    annotations: str | None = Field(None, description="a COCO captions file (JSON) about the folder's images")
     limit: int | None = Field(None, gt=0, description="the first so many images in the order of their paths")
 
 
@@ -75,7 +78,8 @@ class WebdatasetSource(Options):
 
     kind: Literal["webdataset"]
     name: Name = "webdataset"
-    path: str
+    path: str = Field(description="a folder, a tar or a glob; a Parquet file beside a tar is img2dataset's")
+    keep: list[str] | None = Field(None, description="the JSON's keys that become columns `source_…`; default: all")
 
 
 class VideoSource(Options):
@@ -87,13 +91,40 @@ class VideoSource(Options):
 
 
 class TableSource(Options):
-    """A list of URLs with captions in any common format; globs and fsspec URLs are allowed."""
+    """A list of URLs with captions: files in any common format, or a Hugging Face dataset.
+
+    `url` to `expected_hash` name the list's columns; a preset knows those of a published list.
+    """
 
     kind: Literal["table"]
     name: Name = "table"
-    path: str
-    url: str = "url"
-    caption: str = "caption"
+    path: str | None = Field(
+        None, description="Parquet, CSV, TSV, JSON, JSONL or plain lists, packed or not; globs and fsspec URLs"
+    )
+    hf: str | None = Field(None, description="instead of path: a Hugging Face dataset, its name or a local folder")
+    subset: str | None = Field(None, description="of the Hugging Face dataset")
+    split: str = Field("train", description="of the Hugging Face dataset")
+    preset: Literal["laion", "relaion", "datacomp", "cc3m", "cc12m", "coyo", "sbu", "redcaps"] | None = None
+    captions: str | None = Field(None, description="plain lists with the captions of the URLs in path, line by line")
+    columns: list[str] | None = Field(None, min_length=2, description="the names of a CSV's columns that has no header")
+    url: str | None = Field(None, description="default: the preset's, or `url`")
+    caption: str | None = Field(None, description="default: the preset's, or `caption`")
+    source_id: str | None = Field(None, description="the list's own id of a pair")
+    page_url: str | None = None
+    license: str | None = None
+    context: str | None = None
+    lang_hint: str | None = None
+    expected_hash: str | None = Field(None, description="hex digests of the images: SHA-256, MD5, SHA-1 or SHA-512")
+    keep: list[str] | dict[str, Literal["string", "int64", "float64", "bool"]] | None = Field(
+        None,
+        description="further columns, kept as signals `source_…`, with their types if need be; default: a preset's",
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "TableSource":
+        if (self.path is None) == (self.hf is None):
+            raise ValueError("either `path` or `hf` says where the list is")
+        return self
 
 
 Source = Annotated[
@@ -111,7 +142,7 @@ class Consent(Options):
 class Download(Options):
     """Fetching, checking and storing images."""
 
-    size: int = Field(512, ge=16, le=4096, description="the shorter side of the stored image, never enlarged")
+    size: int = Field(512, ge=16, le=65_500, description="the shorter side of the stored image, never enlarged")
     mode: Literal["keep_ratio"] = "keep_ratio"
     quality: int = Field(95, ge=1, le=100, description="of the stored JPEG")
     timeout: float = Field(10, gt=0, description="seconds without an answer")
@@ -333,13 +364,27 @@ def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
     Raises InputError, with the file and the line, for what cannot be read or is not a recipe.
     """
     text, data = _read(path)
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
     for setting in settings or []:
         apply_setting(data, setting)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(str(path), node, e) for e in error.errors()[:5])) from error
+        lines = "\n".join(_explain(str(path), text, settings or [], e) for e in error.errors()[:5])
+        raise InputError(lines) from error
+
+
+@contextmanager
+def located(path: str | Path, settings: list[str] | None = None) -> Iterator[None]:
+    """Put the file and line, or the `--set`, before an InputError of the block that begins with a recipe's key, such as
+    `select.rules.x: …`."""
+    try:
+        yield
+    except InputError as error:
+        key, colon, _ = str(error).partition(": ")
+        if not colon or not re.fullmatch(r"[a-z_]+(\.\w+)*", key) or key.partition(".")[0] not in Recipe.model_fields:
+            raise
+        where = _where(str(path), _read(path)[0], settings or [], tuple(key.split(".")))[0]
+        raise InputError(f"{where}: {error}") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -353,12 +398,34 @@ def _read(path: str | Path) -> tuple[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     try:
+        _refuse_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
         data = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path}: a mapping (`key: value` lines) is expected")
     return text, data
+
+
+def _refuse_twice(path: str | Path, node: yaml.Node | None) -> None:
+    """Raise InputError for a key that stands twice in one mapping, of which YAML would take the second unseen."""
+    waiting, known = [node], set()
+    while waiting:
+        here = waiting.pop()
+        if id(here) in known:  # an alias
+            continue
+        known.add(id(here))
+        if isinstance(here, yaml.SequenceNode):
+            waiting += here.value
+        elif isinstance(here, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in here.value:
+                line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    if key.value in lines:
+                        raise InputError(f"{path}:{line}: {key.value!r} stands in line {lines[key.value]} already")
+                    lines[key.value] = line
+                waiting.append(value)
 
 
 def apply_setting(data: dict[str, Any], setting: str) -> None:
@@ -402,38 +469,58 @@ def _index(entries: list[Any], step: str, setting: str) -> int:
     raise InputError(f"--set {setting}: the list has no entry {step!r}{nearest(step, names)}")
 
 
-def _explain(path: str, node: yaml.Node | None, error: Any) -> str:
+def _explain(path: str, text: str, settings: list[str], error: Any) -> str:
     """One line for one of pydantic's errors: file, line, key, and the nearest right name."""
-    # pydantic puts the kind chosen from a union into the location; the YAML has no such step.
-    line, known = _line(node, error["loc"])
+    place, known = _where(path, text, settings, error["loc"])
     where = ".".join(str(step) for step in known)
     if error["type"] == "extra_forbidden":
         last = str(error["loc"][-1])
         options = _options_at(error["loc"][:-1])
-        return f"{path}:{line}: unknown key {where!r}{nearest(last, options)}"
+        return f"{place}: unknown key {where!r}{nearest(last, options)}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{path}:{line}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}"
+    return f"{place}: {where + ': ' if where else ''}{message[0].lower() + message[1:]}"
 
 
-def _line(node: yaml.Node | None, location: tuple[str | int, ...]) -> tuple[int, list[str | int]]:
-    """The line (from 1) of the deepest node that `location` names, and the steps that the YAML has."""
+def _where(path: str, text: str, settings: list[str], location: tuple[str | int, ...]) -> tuple[str, list[str | int]]:
+    """`file:line` of the deepest node that `location` names, or the `--set` that gave it; and the steps of it that are
+    the recipe's (pydantic puts the kind chosen from a union between them). List entries are named by their place, their
+    name or their kind."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = node.start_mark.line + 1 if node else 1
     steps: list[str | int] = []
-    for step in location:
+    names: list[str] = []  # the steps as `--set` writes them
+    for place, step in enumerate(location):
         if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == step]
-            if not found:
-                if step == location[-1]:
-                    steps.append(step)
+            found = [(key, value) for key, value in node.value if key.value == step]
+            if found:
+                line, node = found[0][0].start_mark.line + 1, found[0][1]
+            elif place and isinstance(location[place - 1], int):
                 continue
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-        else:
+            else:
+                node = None
+        elif isinstance(node, yaml.SequenceNode):
+            entry = next((n for at, n in enumerate(node.value) if step == at or step in _entry_names(n)), None)
+            if entry is None:
+                continue
+            node, line = entry, entry.start_mark.line + 1
+            names.append(str(next(iter(_entry_names(entry)), step)))
+            steps.append(step)
             continue
         steps.append(step)
-    return line, steps
+        names.append(str(step))
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if key in (".".join(names), ".".join(map(str, steps))):
+            return f"--set {key}", steps
+    return f"{path}:{line}", steps
+
+
+def _entry_names(node: yaml.Node) -> list[str]:
+    """What a list's entry is called: its name, then its kind; a bare word is its kind."""
+    if isinstance(node, yaml.ScalarNode):
+        return [node.value]
+    values = {key.value: value.value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    return [values[key] for key in ("name", "kind") if key in values]
 
 
 def _options_at(location: tuple[str | int, ...]) -> list[str]:

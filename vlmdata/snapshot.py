@@ -9,6 +9,7 @@ import jsonschema
 
 from vlmdata import schemas
 from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder
+from vlmdata.errors import DataError
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.sources import strip_signature
 
@@ -73,9 +74,16 @@ def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[
 def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
     """Hash every file of every snapshot; yield (path, expected, found) for each difference, each file once."""
     seen: set[str] = set()
-    latest = dataset.latest()
-    for number in range(1, (latest["number"] if latest else 0) + 1):
-        for path, expected in expected_files(dataset, dataset.snapshot(number)):
+    newest = dataset.read_json("latest.json")["snapshot"] if dataset.exists("latest.json") else 0
+    for number in range(1, newest + 1):
+        try:
+            content = dataset.snapshot(number)
+            _validate(content)
+        except (FileNotFoundError, DataError, jsonschema.ValidationError) as error:
+            found = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+            yield f"{snapshot_folder(number)}/manifest.json", "a manifest", found
+            continue
+        for path, expected in expected_files(dataset, content):
             if path in seen:
                 continue
             seen.add(path)
@@ -99,7 +107,7 @@ def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
 def _without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the sources' URLs free of signatures, tokens and passwords."""
     for source in recipe["sources"]:
-        for key in ("start", "path"):
+        for key in ("start", "path", "captions"):
             value = source.get(key)
             if isinstance(value, list):
                 source[key] = [strip_signature(url)[0] for url in value]

@@ -1,8 +1,8 @@
 """Near-duplicates by perceptual hash: all pairs within a Hamming distance, exactly.
 
-By multi-index hashing (Norouzi, Punjani and Fleet 2012, "Fast Search in Hamming Space with Multi-Index Hashing"):
-64 bits cut into m bands; two hashes within distance r differ by at most r // m bits in one band at least, so only
-hashes whose band is that near are compared.
+Small sets by FAISS's binary index, which compares all with all; large ones by multi-index hashing (Norouzi, Punjani and
+Fleet 2012, "Fast Search in Hamming Space with Multi-Index Hashing"): 64 bits cut into m bands; two hashes within
+distance r differ by at most r // m bits in one band at least, so only hashes whose band is that near are compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +16,8 @@ from vlmdata.dedup.components import Edges, stars
 
 MIN_ENTROPY = 0.25
 MIN_BITS = 12
+BRUTE_FORCE = 20_000  # up to so many different hashes all are compared with all
+_QUERIES = 1024  # of FAISS's search at once: all may be alike, and its answer is in memory
 _CANDIDATES = 1 << 22  # compared at once
 
 
@@ -29,7 +31,9 @@ def edges(options: recipe.PerceptualDedup, values: Mapping[str, np.ndarray]) -> 
     return pairs(np.asarray(values["phash"]), options.distance, np.asarray(values["entropy"]))
 
 
-def pairs(hashes: np.ndarray, distance: int, entropy: np.ndarray | None = None) -> Iterator[Edges]:
+def pairs(
+    hashes: np.ndarray, distance: int, entropy: np.ndarray | None = None, brute_force: int = BRUTE_FORCE
+) -> Iterator[Edges]:
     """The edges between hashes that differ in `distance` bits or fewer; similarity: the share of equal bits.
 
     hashes: uint64 [n]. entropy: bits of the grey histogram, float [n], where it is known.
@@ -46,14 +50,17 @@ def pairs(hashes: np.ndarray, distance: int, entropy: np.ndarray | None = None) 
     same = stars(inverse)
     yield Edges(rows[same.i], rows[same.j], same.similarity)
     rows = rows[first]
-    for a, b, differing in _near(distinct, distance):
+    for a, b, differing in _near(distinct, distance, brute_force):
         i, j = rows[a], rows[b]
         yield Edges(np.minimum(i, j), np.maximum(i, j), (1 - differing / 64).astype(np.float32))
 
 
-def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _near(hashes: np.ndarray, distance: int, brute_force: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Places of all pairs of different hashes within the distance, once each, and their distance."""
     if distance == 0 or len(hashes) < 2:
+        return
+    if len(hashes) <= brute_force:
+        yield from _all_near(hashes, distance)
         return
     keys, widths, within = _bands(hashes, distance)
     for band, key in enumerate(keys):
@@ -66,6 +73,21 @@ def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.nd
             for earlier in keys[:band]:
                 new &= np.bitwise_count(earlier[a] ^ earlier[b]) > within
             yield a[new], b[new], differing[new]
+
+
+def _all_near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """As `_near`, by FAISS's binary index."""
+    import faiss
+
+    codes = hashes.view(np.uint8).reshape(-1, 8)
+    index = faiss.IndexBinaryFlat(64)
+    index.add(codes)
+    for start in range(0, len(codes), _QUERIES):
+        # FAISS finds what is nearer than the radius
+        limits, differing, found = index.range_search(codes[start : start + _QUERIES], distance + 1)
+        a = np.repeat(np.arange(start, start + len(limits) - 1), (limits[1:] - limits[:-1]).astype(np.int64))
+        once = a < found
+        yield a[once], found[once], differing[once].astype(np.int64)
 
 
 def _bands(hashes: np.ndarray, distance: int) -> tuple[list[np.ndarray], list[int], int]:

@@ -17,6 +17,8 @@ NEAREST = 4  # partitions in which a row is compared
 _TRAINING = 32  # rows for each centroid that k-means sees
 _ITERATIONS = 8
 _ROWS = 4096  # converted or compared at once
+_QUERIES = 1024  # of FAISS's search at once: all may be alike, and its answer is in memory
+_PAIRS = 16_384  # whose cosine is computed at once
 _SLACK = 1e-4  # more than a float32 product's rounding
 _EQUAL = 1e-6  # a cosine this little below the threshold counts as equal to it: float32 vectors are not more exact
 
@@ -76,15 +78,8 @@ def _near(
     vectors: np.ndarray, rows: np.ndarray, similarity: float, brute_force: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Places in `rows` of the pairs with that cosine, once each, and their cosine."""
-    n = len(rows)
-    if n <= brute_force:
-        everything = np.arange(n)
-        for start in range(0, n, _ROWS):
-            home = everything[start : start + _ROWS]
-            for other_start in range(start, n, _ROWS):
-                other = everything[other_start : other_start + _ROWS]
-                a, b, cosine = _compared(vectors, rows, home, other, similarity)
-                yield a[a < b], b[a < b], cosine[a < b]
+    if len(rows) <= brute_force:
+        yield from _all_near(vectors, rows, similarity)
         return
     nearest = _partitions(vectors, rows)
     home_of = nearest[:, 0]
@@ -104,6 +99,26 @@ def _near(
                 across = (home_of[b] != partition) & (~both | (home_of[b] > partition))
                 new = inside | across
                 yield a[new], b[new], cosine[new]
+
+
+def _all_near(
+    vectors: np.ndarray, rows: np.ndarray, similarity: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """As `_near`, by FAISS's exact index: its float32 products find the candidates, whose cosines are then exact."""
+    import faiss
+
+    unit = _unit(vectors, rows)
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    for start in range(0, len(rows), _QUERIES):
+        limits, _, found = index.range_search(unit[start : start + _QUERIES], similarity - _SLACK)
+        a = np.repeat(np.arange(start, start + len(limits) - 1), (limits[1:] - limits[:-1]).astype(np.int64))
+        a, b = a[a < found], found[a < found]  # in no order, which `unite` does not mind
+        for cut in range(0, len(a), _PAIRS):
+            left, right = a[cut : cut + _PAIRS], b[cut : cut + _PAIRS]
+            cosine = np.einsum("pd,pd->p", _whole(unit[left]), _whole(unit[right])) * 2.0**-52
+            near = cosine >= similarity - _EQUAL
+            yield left[near], right[near], cosine[near].astype(np.float32).clip(max=1)
 
 
 def _compared(

@@ -83,6 +83,22 @@ def to_jpeg(data: bytes, size: int, quality: int, max_pixels: int) -> Picture:
     return Picture(jpeg, pixels.shape[1], pixels.shape[0], (height, width) if turn > 4 else (width, height))
 
 
+def as_it_is(jpeg: bytes, size: int, max_pixels: int) -> Picture | None:
+    """The picture whose bytes are just these, where they are a sound, upright JPEG in RGB or grey that is not to be
+    made smaller; None for anything else, which `to_jpeg` is for."""
+    if sniff(jpeg) != "image/jpeg" or jpeg.count(b"\xff\xda") > _MOST_SCANS or jpeg_orientation(jpeg) != 1:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
+        if colours in ("CMYK", "YCCK") or min(width, height) > size or not 0 < width * height <= max_pixels:
+            return None
+        # Strict, as those who read the stored image are; an eighth of the size shows as well whether all is there.
+        simplejpeg.decode_jpeg(jpeg, "GRAY", min_factor=8.0)
+    except (ValueError, KeyError):
+        return None
+    return Picture(jpeg, width, height, (width, height))
+
+
 def shrunk(width: int, height: int, size: int) -> tuple[int, int]:
     """Width and height with the shorter side `size` and the aspect kept; unchanged where it is not longer."""
     shorter = min(width, height)

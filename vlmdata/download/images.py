@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from vlmdata.download.consent import refusal
 from vlmdata.download.seams import MISMATCH, NO_HASH, Job, run
+from vlmdata.download.stored import find, is_local
 from vlmdata.errors import DataError, MachineError
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
 
 _HASHES = ("sha256", "md5", "sha1", "sha512")
+_Key = tuple[str, str | None]
 
 
 def download(
@@ -29,7 +31,7 @@ def download(
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
     refused = [refusal(said, consent.respect) for said in pairs["page_consent"].to_pylist()]
-    jobs = _jobs(pairs, refused)
+    jobs = _jobs(pairs, refused, roots)
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
@@ -40,15 +42,23 @@ def download(
     return _images(pairs, refused, jobs, stored_tar), _observations(pairs, refused, jobs)
 
 
-def _jobs(pairs: pa.Table, refused: list[str | None]) -> dict[str, Job]:
-    """URL -> job, in the order of `pairs`, for the URLs of which a page allows at least one pair."""
-    jobs: dict[str, Job] = {}
-    columns = (pairs[name].to_pylist() for name in ("uid", "url", "fetch_url", "expected_hash"))
-    for no, uid, url, fetch_url, expected in zip(refused, *columns, strict=True):
+def _jobs(pairs: pa.Table, refused: list[str | None], roots: dict[str, str]) -> dict[_Key, Job]:
+    """Key -> job, in the order of `pairs`, for the URLs of which a page allows at least one pair."""
+    jobs: dict[_Key, Job] = {}
+    columns = (pairs[name].to_pylist() for name in ("uid", "url", "source", "fetch_url", "expected_hash"))
+    for no, uid, url, source, fetch_url, expected in zip(refused, *columns, strict=True):
         if no is None:
-            job = jobs.setdefault(url, Job(url, fetch_url or url, uid))
+            job = jobs.setdefault(_key(url, source), Job(url, fetch_url or url, uid, url.startswith(f"{source}:/")))
             job.expected.add(_expected(uid, expected))
+            stored = find(source, fetch_url, roots)
+            if stored is not None and (job.stored is None or job.stored.status != "success"):
+                job.fetch_url, job.stored = fetch_url, stored  # what one of a URL's rows brings serves them all
     return jobs
+
+
+def _key(url: str, source: str) -> _Key:
+    """The rows that share a job: those of one URL; where that is no web address, those of one source."""
+    return url, source if is_local(url) else None
 
 
 def _expected(uid: str, text: str | None) -> str:
@@ -75,11 +85,11 @@ def _write_tar(jobs: list[Job], spool: IO[bytes], path: str | os.PathLike[str]) 
                 tar.addfile(member, spool)
 
 
-def _images(pairs: pa.Table, refused: list[str | None], jobs: dict[str, Job], stored_tar: str) -> pa.Table:
+def _images(pairs: pa.Table, refused: list[str | None], jobs: dict[_Key, Job], stored_tar: str) -> pa.Table:
     rows = [
-        _refused_row(word) if word else _row(jobs[url], _expected(uid, expected), stored_tar)
-        for word, uid, url, expected in zip(
-            refused, *(pairs[name].to_pylist() for name in ("uid", "url", "expected_hash")), strict=True
+        _refused_row(word) if word else _row(jobs[_key(url, source)], _expected(uid, expected), stored_tar)
+        for word, uid, url, source, expected in zip(
+            refused, *(pairs[name].to_pylist() for name in ("uid", "url", "source", "expected_hash")), strict=True
         )
     ]
     schema = table_schema("images")
@@ -115,9 +125,10 @@ def _row(job: Job, expected: str, stored_tar: str) -> dict[str, Any]:
     return row
 
 
-def _observations(pairs: pa.Table, refused: list[str | None], jobs: dict[str, Job]) -> pa.Table:
+def _observations(pairs: pa.Table, refused: list[str | None], jobs: dict[_Key, Job]) -> pa.Table:
     """When each row's image was asked for; null for what was not."""
-    answers = [None if word else jobs[url].answer for word, url in zip(refused, pairs["url"].to_pylist(), strict=True)]
+    keys = map(_key, pairs["url"].to_pylist(), pairs["source"].to_pylist())
+    answers = [None if word else jobs[key].answer for word, key in zip(refused, keys, strict=True)]
     schema = table_schema("observations")
     fetched = pa.array([answer.fetched_at if answer else None for answer in answers], schema.field("fetched_at").type)
     crawled = pa.nulls(pairs.num_rows, schema.field("crawled_at").type)

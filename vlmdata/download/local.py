@@ -1,4 +1,4 @@
-"""Images that are files already: the folder sources' pairs."""
+"""Images that are in files already: the folder sources' pairs, and members of tars."""
 
 import os
 import re
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from urllib.parse import unquote_to_bytes
 
 from vlmdata.download.fetch import Answer
+from vlmdata.download.stored import Stored
 
 _LOCAL = re.compile(r"([a-z][a-z0-9_]*):/(?!/)(.*)", re.DOTALL)
 _CHUNK = 1 << 20
@@ -20,9 +21,10 @@ def local_path(url: str, roots: dict[str, str]) -> tuple[bytes, bytes] | None:
     return os.fsencode(roots[match[1]]), unquote_to_bytes(match[2])
 
 
-def read_local(root: bytes, path: bytes, limit: int) -> Answer:
-    """A file's bytes, `limit` at most. What is outside of the root, links followed, or no plain file is `blocked`;
-    what is not there or not readable is `4xx`, as it would be on a server."""
+def read_local(root: bytes, path: bytes, limit: int, stretch: tuple[int, int] | None = None) -> Answer:
+    """A file's bytes, or those of its stretch (offset, length), `limit` at most. What is outside of the root, links
+    followed, or no plain file is `blocked`; what is not there or not readable is `4xx`, as it would be on a server, and
+    a file that ends within the stretch has broken off (`connect`)."""
     now = datetime.now(UTC)
 
     def failed(status: str, error: str) -> Answer:
@@ -46,8 +48,14 @@ def read_local(root: bytes, path: bytes, limit: int) -> Answer:
         facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             return failed("blocked", "not a plain file")
-        if facts.st_size > limit:
-            return failed("too_large", f"{facts.st_size} bytes; the limit is {limit}")
+        size = facts.st_size if stretch is None else stretch[1]
+        if size > limit:
+            return failed("too_large", f"{size} bytes; the limit is {limit}")
+        if stretch is not None:
+            part = os.pread(handle, size, stretch[0])
+            if len(part) < size:
+                return failed("connect", f"the file ends {size - len(part)} bytes too early")
+            return Answer("success", body=part, fetched_at=now)
         body = bytearray()
         while len(body) <= limit and (chunk := os.read(handle, _CHUNK)):
             body += chunk
@@ -58,3 +66,14 @@ def read_local(root: bytes, path: bytes, limit: int) -> Answer:
     if len(body) > limit:
         return failed("too_large", f"more than {limit} bytes")
     return Answer("success", body=bytes(body), fetched_at=now)
+
+
+def read_stored(fetch_url: str, stored: Stored, roots: dict[str, str], limit: int) -> Answer:
+    """The bytes that a source holds, `limit` at most, or the failure that it has seen; otherwise as `read_local`."""
+    if stored.status != "success":
+        return Answer(stored.status, stored.error)
+    place = local_path(fetch_url.partition("#")[0], roots)
+    if place is None:
+        return Answer("blocked", "the path leads out of the source's folder")
+    answer = read_local(*place, limit, None if stored.offset is None else (stored.offset, stored.length))
+    return Answer(answer.status, answer.error, answer.body)  # nothing was asked for now: no time

@@ -25,7 +25,8 @@ import uvloop
 from vlmdata.download import decode
 from vlmdata.download.fetch import Answer, Client
 from vlmdata.download.header import ImageError, sniff
-from vlmdata.download.local import local_path, read_local
+from vlmdata.download.local import local_path, read_local, read_stored
+from vlmdata.download.stored import Stored
 from vlmdata.errors import MachineError
 from vlmdata.recipe import Consent, Download
 
@@ -38,12 +39,16 @@ class Job:
     """One URL and what became of it.
 
     expected: the hashes of its rows, `sha256:<hex>` each, NO_HASH for a row without one.
+    local: whether a file of the rows' own source may be read for it.
+    stored: what the source holds of it already, at `fetch_url`.
     place, length: where the JPEG stands, and its bytes: in the spool first, then in the tar.
     """
 
     url: str
     fetch_url: str
     key: str
+    local: bool = False
+    stored: Stored | None = None
     expected: set[str] = field(default_factory=set)
     answer: Answer | None = None
     received: int | None = None
@@ -197,9 +202,9 @@ class _Pool:
         while True:
             while free and (item := next(rest, None)) is not None:
                 job = self._jobs[item[0]]
-                local = local_path(job.url, self._roots)
-                if local is not None:
-                    yield self._deliver(item[0], read_local(*local, self._options.max_bytes))
+                answer = self._here(job)
+                if answer is not None:
+                    yield self._deliver(item[0], answer)
                     continue
                 future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url), self._loop)
                 future.add_done_callback(partial(self._note, item[0]))
@@ -209,6 +214,13 @@ class _Pool:
             number, done = self._done.get()
             yield self._deliver(number, done.result())
             waiting, free = waiting - 1, free + 1
+
+    def _here(self, job: Job) -> Answer | None:
+        """The answer for an image that is on the disk already."""
+        if job.stored is not None:
+            return read_stored(job.fetch_url, job.stored, self._roots, self._options.max_bytes)
+        local = local_path(job.url, self._roots) if job.local else None
+        return read_local(*local, self._options.max_bytes) if local is not None else None
 
     def _note(self, number: int, future: "Future[Answer]") -> None:
         self._done.put((number, future))
@@ -222,6 +234,8 @@ class _Pool:
         job.received, job.mime = len(body), sniff(body)
         for kind in {"sha256", *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
+        if job.stored is not None and job.stored.sha256:
+            job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
         if not any(job.fits(text) for text in job.expected):
             return number, None, f"hash_mismatch: {MISMATCH}"
         return number, _Stream(job, body), None
@@ -236,7 +250,8 @@ class _Pool:
 def _resize(stream: _Stream, _: object, options: Download) -> tuple:
     """img2dataset's resizer: (jpeg, width, height, original width, original height, error)."""
     try:
-        picture = decode.to_jpeg(stream.getvalue(), options.size, options.quality, options.max_pixels)
+        picture = decode.as_it_is(stream.getvalue(), options.size, options.max_pixels) if stream.job.stored else None
+        picture = picture or decode.to_jpeg(stream.getvalue(), options.size, options.quality, options.max_pixels)
     except ImageError as error:
         stream.job.original = error.size
         return None, None, None, None, None, f"{error.status}: {error}"
@@ -266,7 +281,7 @@ class _Writer:
         self._spool.write(jpeg)
         job.status = meta["status"]
         job.size = meta["width"], meta["height"]
-        job.original = meta["original_width"], meta["original_height"]
+        job.original = (job.stored and job.stored.original) or (meta["original_width"], meta["original_height"])
 
     def close(self) -> None:
         """The spool is closed by who has opened it."""

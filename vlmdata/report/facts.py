@@ -67,6 +67,9 @@ def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
     for table, suffix in [*tables, ("verdict", "")]:
         for name, column in schemas.columns(table).items():
             meanings.setdefault(name + (suffix if column.get("suffix") else ""), column["meaning"])
+    for name in manifest["columns"]:
+        if name.startswith("source_"):
+            meanings.setdefault(name, "as the source gives it")
     return meanings
 
 

@@ -5,7 +5,7 @@ A family's module has `VERSION`, `IMAGES` (whether it reads pixels), `schemas(op
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import conform
 from vlmdata.signals.pictures import Pictures
 
-# Images of so many rows are in memory at once, whatever the part's size.
+# The images of so many rows, and of so many bytes, are in memory at once, whatever the part's size. One image alone may
+# be larger.
 CHUNK_ROWS = 1024
+CHUNK_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,44 @@ def measure_part(
     Returns table -> rows in the part's order; null where `after` or a missing image left a row out.
     """
     chunks: dict[str, list[pa.Table]] = {}
-    for start in range(0, max(rows.num_rows, 1), CHUNK_ROWS):
-        known = rows.slice(start, CHUNK_ROWS)
+    for start, size in _cut(rows):
+        known = rows.slice(start, size)
         for table in measured.values():
-            known = _join(known, table.slice(start, CHUNK_ROWS))
+            known = _join(known, table.slice(start, size))
         store = _Store(known, read_image)
         for measurement in measurements:
-            before = {name: reuse[name].slice(start, CHUNK_ROWS) for name in measurement.schemas if name in reuse}
+            before = {name: reuse[name].slice(start, size) for name in measurement.schemas if name in reuse}
             for name, table in _measure(known, store, measurement, before).items():
                 chunks.setdefault(name, []).append(table)
                 known = _join(known, table)
     return {name: pa.concat_tables(tables) for name, tables in chunks.items()}
+
+
+def first_measured(tables: list[pa.Table]) -> pa.Table:
+    """Of several tables of one family and the same rows: each row from the first table that has a value for it."""
+    rows = tables[0].num_rows
+    place = np.full(rows, -1, np.int64)
+    for number, table in enumerate(tables):
+        # a family's values are all there or all null: its first column behind uid tells
+        measured = table.column(1).is_valid().to_numpy()
+        place = np.where((place < 0) & measured, number * rows + np.arange(rows), place)
+    chosen = pa.concat_tables(tables).take(pa.array(place, mask=place < 0))
+    return chosen.set_column(0, "uid", tables[0]["uid"])
+
+
+def _cut(rows: pa.Table) -> Iterator[tuple[int, int]]:
+    """(start, number of rows) of chunks whose decoded images are CHUNK_BYTES at most, or a single one."""
+    pixels = pc.multiply(pc.cast(rows["width"], pa.int64()), rows["height"])
+    total = np.cumsum(3 * pc.fill_null(pixels, 0).to_numpy())
+    start = 0
+    while start < rows.num_rows:
+        before = total[start - 1] if start else 0
+        fits = int(np.searchsorted(total, before + CHUNK_BYTES, side="right")) - start
+        size = min(max(fits, 1), CHUNK_ROWS, rows.num_rows - start)
+        yield start, size
+        start += size
+    if not rows.num_rows:
+        yield 0, 0
 
 
 class _Store:

@@ -1,4 +1,7 @@
-"""Pairs from a folder: images with a .json or .txt file of the same name beside them."""
+"""Pairs from a folder: images with a .json or .txt file of the same name beside them.
+
+Where the folder has ImageFolder's metadata files, or the recipe names COCO's annotations, these say what there is.
+"""
 
 import json
 import logging
@@ -6,13 +9,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 
+from vlmdata.download.stored import local_url
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import FolderSource
-from vlmdata.sources import BATCH_ROWS, ROWS
+from vlmdata.sources import BATCH_ROWS, ROWS, coco, imagefolder
 from vlmdata.sources.urls import clean_text, shorten, strip_signature
 
 log = logging.getLogger(__name__)
@@ -22,37 +26,57 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _LARGEST_TEXT = 1_000_000  # bytes of a .json or .txt file
 _CONTEXT = 300
 _LONGEST_SENTENCE = 20  # words
-_SAFE = "/!$&'()*+,;=:@-._~"
 
 
 def check(source: FolderSource) -> None:
     """Refuse a folder that is not there, holds no image, or no caption beside an image. Raises InputError."""
-    _begin(source)
+    if not os.path.isdir(source.path):
+        raise InputError(f"sources.{source.name}.path: there is no folder {source.path!r}")
+    if source.annotations is not None:
+        coco.check(source, source.annotations)
+    elif listed := imagefolder.metadata(source.path):
+        for path in listed:
+            imagefolder.check(source, path)
+    else:
+        _begin(source)
 
 
 def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
-    """The images with captions in the order of their paths, the first `limit` of them.
+    """The images with captions, the first `limit` of them: in the order of their paths, or as they are listed.
 
-    The caption is the .json file's caption, else its title with what its description adds, else the .txt file's
-    text; caption_from is that key, or `file:txt`. The JSON's keywords become the context, its license the license.
+    Metadata files and annotations, where there are any, are read alone. Otherwise the caption is the .json file's
+    caption, else its title with what its description adds, else the .txt file's text; caption_from is that key, or
+    `file:txt`. The JSON's keywords become the context, its license the license.
     The url is `<source name>:/<path>`, the path from the source's root, percent-encoded (see `local_path`).
     Symbolic links to folders are not followed, those to files only where they stay in the folder.
     Raises InputError as `check` does, DataError where the folder cannot be read to its end.
     """
+    check(source)
+    if source.annotations is not None:
+        batches = coco.read(source, source.annotations)
+    elif listed := imagefolder.metadata(source.path):
+        batches = (batch for path in listed for batch in imagefolder.read(source, path, scratch))
+    else:
+        batches = _beside(source)
+    left = source.limit
+    for batch in batches:
+        yield batch.slice(0, left)
+        if left is not None and (left := left - batch.num_rows) <= 0:
+            return
+
+
+def _beside(source: FolderSource) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
-    pairs = silent = 0
+    silent = 0
     for path in _begin(source):
         found = _caption(os.path.join(source.path, path))
         if found is None:
             silent += 1
             continue
         rows.append(_row(source, path, *found))
-        pairs += 1
         if len(rows) == BATCH_ROWS:
             yield pa.RecordBatch.from_pylist(rows, ROWS)
             rows = []
-        if pairs == source.limit:
-            break
     if silent:
         log.info("%s: %d images have no caption beside them and are left aside", source.name, silent)
     yield pa.RecordBatch.from_pylist(rows, ROWS)
@@ -72,8 +96,6 @@ def local_path(url: str, root: str) -> str:
 
 def _begin(source: FolderSource) -> Iterator[str]:
     """The images' paths from the root, after a look that there are captions. Raises InputError."""
-    if not os.path.isdir(source.path):
-        raise InputError(f"sources.{source.name}.path: there is no folder {source.path!r}")
     number = 0
     for path in _images(source):
         number += 1
@@ -83,7 +105,8 @@ def _begin(source: FolderSource) -> Iterator[str]:
         raise InputError(f"sources.{source.name}: {source.path!r} holds no image ({' '.join(EXTENSIONS)})")
     raise InputError(
         f"sources.{source.name}: none of the {number} images in {source.path!r} has a caption: "
-        "a .txt file, or a .json file with a caption, title or description, of the same name beside it"
+        "a .txt file, or a .json file with a caption, title or description, of the same name beside it; "
+        "or metadata.jsonl or .csv with `file_name` and `text`"
     )
 
 
@@ -150,7 +173,7 @@ def _row(source: FolderSource, path: str, caption: str, caption_from: str, about
     keywords = about.get("keywords")
     words = [clean_text(word) for word in keywords if isinstance(word, str)] if isinstance(keywords, list) else []
     return dict.fromkeys(ROWS.names) | {
-        "url": f"{source.name}:/{quote_from_bytes(os.fsencode(path), safe=_SAFE)}",
+        "url": local_url(source.name, path),
         "caption": caption,
         "caption_from": caption_from,
         "source": source.name,

@@ -1,223 +1,225 @@
-"""Pairs from tables: Parquet, CSV, TSV and JSONL files, compressed or not, with a URL and a caption a row."""
+"""Pairs from tables and lists: files of any common format or a Hugging Face dataset, a URL and a caption a row."""
 
-import csv
-import gzip
-import io
-import json
 import logging
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any, BinaryIO
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from vlmdata.errors import DataError, InputError
+from vlmdata.errors import InputError
 from vlmdata.recipe import TableSource, nearest
-from vlmdata.sources import BATCH_ROWS, ROWS
-from vlmdata.sources.urls import clean_text, strip_signature
+from vlmdata.sources import ROWS, signal_column
+from vlmdata.sources.columns import as_text, as_type, clean_texts, hashes, kind_of, or_null, strip_signatures
+from vlmdata.sources.formats import (
+    File,
+    csv_batches,
+    csv_columns,
+    find,
+    list_batches,
+    list_columns,
+    parquet_batches,
+    parquet_columns,
+)
+from vlmdata.sources.hub import hub_batches, hub_columns
+from vlmdata.sources.jsontext import json_batches, json_columns, line_batches, line_columns
+from vlmdata.sources.presets import PRESETS, Preset
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-_LONGEST_LINE = 16_000_000  # characters
-_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_PACKED = {".gz": "gzip", ".zst": "zstd"}
+VERSION = 2
+_MAPPED = ("url", "caption", "source_id", "page_url", "license", "context", "lang_hint", "expected_hash")
+_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+_READERS: dict[str, tuple[Callable[[File], pa.Schema], Callable[[File, list[str]], Iterator[pa.RecordBatch]]]] = {
+    "parquet": (parquet_columns, parquet_batches),
+    "csv": (csv_columns, csv_batches),
+    "tsv": (csv_columns, csv_batches),
+    "json": (json_columns, json_batches),
+    "jsonl": (line_columns, line_batches),
+    "list": (list_columns, list_batches),
+}
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One file, or the whole Hugging Face dataset."""
+
+    name: str
+    columns: Callable[[], pa.Schema]
+    batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is read of an input: column of `pairs` -> its column; column of `source_signals` -> (its column, type)."""
+
+    mapped: dict[str, str]
+    kept: dict[str, tuple[str, pa.DataType]]
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys([*self.mapped.values(), *(name for name, _ in self.kept.values())]))
 
 
 def check(source: TableSource) -> None:
-    """Refuse a path that matches no file, and a first file without the two columns. Raises InputError."""
-    filesystem, paths = _files(source)
-    next(_texts(source, filesystem, paths[0]), None)
+    """Refuse a path that matches no file, and a first file without the columns that the recipe names.
+
+    Raises InputError.
+    """
+    first = _inputs(source)[0]
+    _layout(source, first.name, first.columns())
+
+
+def signals(source: TableSource) -> pa.Schema:
+    """The columns of `keep`, or those of the preset that the first file has."""
+    first = _inputs(source)[0]
+    kept = _layout(source, first.name, first.columns()).kept
+    return pa.schema([(name, kind) for name, (_, kind) in kept.items()])
 
 
 def read(source: TableSource, scratch: str) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in the order of their paths. Memory does not grow with the tables.
 
-    Rows without a URL or a caption are counted and logged, and so are lines that are not JSON.
-    Raises InputError for a file without the columns, DataError for one that is corrupt; both name the file.
+    What is left aside is counted and logged: rows without a URL or a caption, values that do not fit their column,
+    and by the formats what is no row. Raises InputError for a file without the columns, DataError for one that is
+    corrupt; both name the file.
     """
-    filesystem, paths = _files(source)
-    empty = 0
-    for path in paths:
-        for urls, captions in _texts(source, filesystem, path):
-            rows = []
-            for url, caption in zip(urls, captions, strict=True):
-                url, caption = clean_text(url or ""), clean_text(caption or "")
-                if url and caption:
-                    rows.append((*strip_signature(url), caption))
-                else:
-                    empty += 1
-            yield _batch(source, rows)
-    if empty:
-        log.info("%s: %d rows without a URL or a caption are left aside", source.name, empty)
+    brings = signals(source)
+    schema = pa.schema([*ROWS, *brings])
+    lost: Counter[str] = Counter()
+    for entry in _inputs(source):
+        layout = _layout(source, entry.name, entry.columns())
+        for batch in entry.batches(layout.names):
+            yield _pairs(source, layout, batch, schema, lost)
+    for what, count in lost.items():
+        log.warning("%s: %d %s", source.name, count, what)
 
 
-def _batch(source: TableSource, rows: list[tuple[str, str | None, str]]) -> pa.RecordBatch:
-    urls, fetch_urls, captions = zip(*rows, strict=True) if rows else ((), (), ())
-    known: dict[str, Sequence[str | None]] = {"url": urls, "fetch_url": fetch_urls, "caption": captions}
-    known |= {"caption_from": [source.caption] * len(rows), "source": [source.name] * len(rows)}
-    columns = [
-        pa.array(known[field.name], field.type) if field.name in known else pa.nulls(len(rows), field.type)
-        for field in ROWS
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=ROWS)
+def _inputs(source: TableSource) -> list[_Input]:
+    if source.hf is not None:
+        return [_Input(source.hf, partial(hub_columns, source), partial(hub_batches, source))]
+    assert source.path is not None
+    preset = _preset(source)
+    files = find(source.name, "path", source.path)
+    captions = find(source.name, "captions", source.captions) if source.captions else []
+    if captions and (len(captions) != len(files) or {file.form for file in files + captions} != {"list"}):
+        raise InputError(
+            f"sources.{source.name}.captions: {len(captions)} files for {len(files)} of path: each .txt list of URLs "
+            "needs one .txt with its captions"
+        )
+    header = tuple(source.columns or preset.header)
+    inputs = []
+    for place, file in enumerate(files):
+        beside = captions[place] if captions else None
+        file = replace(file, header=header, quotes=not preset.header, captions=beside)
+        columns, batches = _READERS[file.form]
+        inputs.append(_Input(file.path, partial(columns, file), partial(batches, file)))
+    return inputs
 
 
-def _files(source: TableSource) -> tuple[Any, list[str]]:
-    """The filesystem and the files, sorted. Raises InputError."""
-    where = f"sources.{source.name}.path"
-    try:
-        filesystem, path = fsspec.core.url_to_fs(source.path)
-        paths = sorted(p for p in filesystem.glob(path) if not filesystem.isdir(p))
-        if not paths and filesystem.exists(path):
-            paths = [] if filesystem.isdir(path) else [path]  # a file whose name has a glob's signs in it
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{where}: {source.path!r}: {error}") from error
-    except OSError as error:
-        raise InputError(f"{where}: {source.path!r} cannot be reached: {error}") from error
-    if not paths:
-        raise InputError(f"{where}: {source.path!r} matches no file (for a folder, write folder/*.parquet)")
-    for name in paths:
-        if _form(name)[0] is None:
-            raise InputError(
-                f"{where}: {name}: what it holds is told by its end: {' '.join(_FORMATS)}, then .gz or .zst"
-            )
-    return filesystem, paths
+def _preset(source: TableSource) -> Preset:
+    return PRESETS[source.preset] if source.preset else Preset({})
 
 
-def _form(path: str) -> tuple[str | None, str | None]:
-    """(format, compression) by the name's end."""
-    name = path.lower()
-    packed = next((codec for end, codec in _PACKED.items() if name.endswith(end)), None)
-    name = name.rpartition(".")[0] if packed else name
-    return next((form for end, form in _FORMATS.items() if name.endswith(end)), None), packed
-
-
-def _texts(source: TableSource, filesystem: Any, path: str) -> Iterator[tuple[list[str | None], list[str | None]]]:
-    """Batches of (URLs, captions) of one file."""
-    form, packed = _form(path)
-    try:
-        with ExitStack() as stack:
-            file = stack.enter_context(filesystem.open(path, "rb"))
-            if form == "parquet":
-                yield from _parquet(source, path, file)
-                return
-            lines = _lines(path, stack.enter_context(_unpacked(file, packed)))
-            rows = _jsonl(source, path, lines) if form == "jsonl" else _csv(source, path, lines, form == "tsv")
-            held: list[tuple[str | None, str | None]] = []
-            for row in rows:
-                held.append(row)
-                if len(held) == BATCH_ROWS:
-                    yield [url for url, _ in held], [caption for _, caption in held]
-                    held = []
-            yield [url for url, _ in held], [caption for _, caption in held]
-    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error) as error:
-        raise DataError(f"sources.{source.name}: {path}: cannot be read: {error}") from error
-
-
-def _parquet(source: TableSource, path: str, file: BinaryIO) -> Iterator[tuple[list[str | None], list[str | None]]]:
-    with pq.ParquetFile(file) as table:
-        _need(source, path, table.schema_arrow.names)
-        for batch in table.iter_batches(BATCH_ROWS, columns=list({source.url, source.caption})):
-            yield _strings(source, path, batch, source.url), _strings(source, path, batch, source.caption)
-
-
-def _strings(source: TableSource, path: str, batch: pa.RecordBatch, name: str) -> list[str | None]:
-    column = batch.column(name)
-    if pa.types.is_nested(column.type):
-        raise InputError(f"sources.{source.name}: {path}: the column {name!r} holds {column.type}, not text")
-    return [
-        value.decode("utf-8", "replace") if isinstance(value, bytes) else None if value is None else str(value)
-        for value in _plain(column).to_pylist()
-    ]
-
-
-def _plain(column: pa.Array) -> pa.Array:
-    """Text as bytes: a file may hold what is not UTF-8 in a column that says it is."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return column.cast(pa.large_binary())
-    return column
-
-
-def _unpacked(file: BinaryIO, packed: str | None) -> Any:
-    if packed == "gzip":
-        return gzip.GzipFile(fileobj=file)
-    return pa.input_stream(file, compression=packed) if packed else file
-
-
-def _lines(path: str, file: Any) -> Iterator[str]:
-    # PyArrow's streams have no readline: io's buffer gives them one.
-    buffered = file if hasattr(file, "peek") else io.BufferedReader(_Raw(file), 1 << 16)
-    text = io.TextIOWrapper(buffered, "utf-8-sig", errors="replace", newline="")
-    while line := text.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE:
-            raise DataError(f"{path}: a line is longer than {_LONGEST_LINE:,} characters")
-        yield line
-
-
-class _Raw(io.RawIOBase):
-    """A stream that only has `read`, as one that io's buffers accept."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _csv(source: TableSource, path: str, lines: Iterator[str], tabs: bool) -> Iterator[tuple[str | None, str | None]]:
-    csv.field_size_limit(_LONGEST_LINE)
-    rows = csv.reader((line.replace("\0", "") for line in lines), delimiter="\t" if tabs else ",")
-    names = next(rows, [])
-    _need(source, path, names)
-    url, caption = names.index(source.url), names.index(source.caption)
-    for row in rows:
-        yield (row[url], row[caption]) if len(row) > max(url, caption) else (None, None)
-
-
-def _jsonl(source: TableSource, path: str, lines: Iterator[str]) -> Iterator[tuple[str | None, str | None]]:
-    names: set[str] = set()
-    broken = rows = 0
-    for line in lines:
-        if not line.strip():
-            continue
+def _layout(source: TableSource, name: str, schema: pa.Schema) -> _Layout:
+    """Raises InputError for a column that is named and not there, and for one that holds lists."""
+    preset = _preset(source)
+    mapped = {}
+    for target in _MAPPED:
+        asked = getattr(source, target)
+        names = (asked,) if asked else preset.columns.get(target, (target,) if target in ("url", "caption") else ())
+        found = next((column for column in names if column in schema.names), None)
+        if found is not None:
+            mapped[target] = found
+            _kind(source, target, name, schema, found)
+        elif asked or target in ("url", "caption"):
+            raise _missing(source, target, name, names[0], schema)
+    kept: dict[str, tuple[str, pa.DataType]] = {}
+    for column, told in _kept(source, preset).items():
+        if column not in schema.names:
+            if source.keep is None:
+                continue
+            raise _missing(source, "keep", name, column, schema)
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            broken += 1
-            continue
-        rows += 1
-        if rows <= 1_000:  # the first rows say what there is; a key may be left out where it has no value
-            names.update(row)
-        if rows == 1_000:
-            _need(source, path, sorted(names))
-        yield _as_text(row.get(source.url)), _as_text(row.get(source.caption))
-    if rows < 1_000:
-        _need(source, path, sorted(names))
-    if broken:
-        log.warning("%s: %s: %d lines are not JSON objects and are left aside", source.name, path, broken)
+            signal = signal_column(column)
+        except InputError as error:
+            raise InputError(f"sources.{source.name}.keep: {error}") from error
+        kind = _kind(source, "keep", name, schema, column)
+        if signal in kept and source.keep is not None:
+            raise InputError(f"sources.{source.name}.keep: {column!r} and {kept[signal][0]!r} would both be {signal}")
+        kept.setdefault(signal, (column, _TYPES[told] if told else kind))
+    return _Layout(mapped, kept)
 
 
-def _as_text(value: Any) -> str | None:
-    return value if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
+def _kept(source: TableSource, preset: Preset) -> dict[str, str | None]:
+    """The columns to keep as signals, and their types where the recipe or the preset tells them."""
+    if source.keep is None:
+        return dict(preset.keep)
+    if isinstance(source.keep, dict):
+        return dict(source.keep)
+    return {column: preset.keep.get(column) for column in source.keep}
 
 
-def _need(source: TableSource, path: str, names: list[str]) -> None:
-    for option, name in (("url", source.url), ("caption", source.caption)):
-        if name not in names:
-            known = ", ".join(names[:20]) or "no columns"
-            raise InputError(
-                f"sources.{source.name}.{option}: {path} has no column {name!r}{nearest(name, names)} (it has {known})"
-            )
+def _kind(source: TableSource, option: str, name: str, schema: pa.Schema, column: str) -> pa.DataType:
+    try:
+        return kind_of(schema.field(schema.names.index(column)).type)
+    except ValueError as error:
+        raise InputError(f"sources.{source.name}.{option}: {name}: the column {column!r} holds {error}") from error
+
+
+def _missing(source: TableSource, option: str, name: str, column: str, schema: pa.Schema) -> InputError:
+    there = ", ".join(schema.names[:20]) or "no columns"
+    other = [known for known in schema.names if known.lower() == column.lower()]
+    near = f"; did you mean {other[0]!r}?" if other else nearest(column, schema.names)
+    return InputError(f"sources.{source.name}.{option}: {name} has no column {column!r}{near} (it has {there})")
+
+
+def _pairs(
+    source: TableSource, layout: _Layout, batch: pa.RecordBatch, schema: pa.Schema, lost: Counter[str]
+) -> pa.RecordBatch:
+    """A batch of the file's columns as rows of `schema`; `lost` counts what could not be kept."""
+    text = {target: clean_texts(as_text(batch.column(name))) for target, name in layout.mapped.items()}
+    whole = pc.and_(_some(text["url"]), _some(text["caption"]))
+    rows = pc.sum(whole.cast(pa.int64())).as_py() or 0
+    if rows < batch.num_rows:
+        lost["rows without a URL or a caption are left aside"] += batch.num_rows - rows
+        batch = batch.filter(whole)
+        text = {target: column.filter(whole) for target, column in text.items()}
+    known = {target: or_null(column) for target, column in text.items()}
+    known["url"], known["fetch_url"] = strip_signatures(text["url"])
+    if "page_url" in known:
+        pages = known["page_url"]
+        if site := _preset(source).site:
+            under = pc.fill_null(pc.starts_with(pages, "/"), False)
+            pages = pc.if_else(under, pc.binary_join_element_wise(site, pages, ""), pages)
+        known["page_url"] = strip_signatures(pages)[0]
+    if "license" in known:  # LAION's sign for a licence that is not known
+        unknown = pc.fill_null(pc.equal(known["license"], "?"), False)
+        known["license"] = pc.if_else(unknown, pa.scalar(None, pa.string()), known["license"])
+    if "expected_hash" in known:
+        asked = known["expected_hash"].null_count
+        known["expected_hash"] = hashes(known["expected_hash"])
+        _count(lost, f"values of {layout.mapped['expected_hash']!r}", known["expected_hash"].null_count - asked)
+    known["caption_from"] = pa.array([layout.mapped["caption"]] * rows, pa.string())
+    known["source"] = pa.array([source.name] * rows, pa.string())
+    columns = []
+    for column in schema:
+        if column.name in layout.kept:
+            name, _ = layout.kept[column.name]
+            values, misfits = as_type(batch.column(name), column.type)
+            _count(lost, f"values of {name!r}", misfits)
+            columns.append(values)
+        else:
+            columns.append(known[column.name] if column.name in known else pa.nulls(rows, column.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _some(texts: pa.Array) -> pa.Array:
+    return pc.fill_null(pc.not_equal(texts, ""), False)
+
+
+def _count(lost: Counter[str], what: str, misfits: int) -> None:
+    if misfits:
+        lost[f"{what} do not fit the column and are null"] += misfits

@@ -3,6 +3,9 @@
 import re
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 _LONGEST_URL = 4096
 _CONTROL_AND_SPACE = "".join(map(chr, range(33)))
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -58,6 +61,16 @@ def strip_signature(url: str) -> tuple[str, str | None]:
     if query == parts.query and netloc == parts.netloc:
         return url.partition("#")[0], None
     return urlunsplit((parts.scheme, netloc, parts.path, query, "")), url
+
+
+# A user's name, a fragment, a bracket; or a parameter whose name is a secret's, or may be when
+# decoded. `oh` stands for Facebook's pair.
+_SUSPECT = rf"(?i)^https?://.*(?:[@#\[\]]|[?&](?:[^=&]*%[^=&]*|{_SECRET.pattern}|oh)(?:[=&]|$))"
+
+
+def may_hold_secret(urls: pa.Array) -> pa.Array:
+    """False for the strings that `strip_signature` would leave as they are: most, told by one regular expression."""
+    return pc.match_substring_regex(urls, _SUSPECT)
 
 
 def web_url(link: str, base: str = "") -> str | None:

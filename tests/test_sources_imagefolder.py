@@ -1,0 +1,111 @@
+"""Folders with ImageFolder's metadata files, or with COCO's annotations."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vlmdata import sources
+from vlmdata.errors import DataError, InputError
+from vlmdata.recipe import FolderSource
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path)
+
+
+def rows(path: Path, **options: object) -> list[dict[str, object]]:
+    source = FolderSource.model_validate({"kind": "folder", "name": "pics", "path": str(path), **options})
+    sources.check(source)
+    return pa.Table.from_batches(list(sources.read(source, str(path))), sources.ROWS).to_pylist()
+
+
+def told(found: list[dict[str, object]]) -> list[tuple[object, object]]:
+    return [(row["url"], row["caption"]) for row in found]
+
+
+def test_metadata_files_of_every_format_in_the_folder_and_below(tmp_path: Path) -> None:
+    root = tmp_path / "with [signs] & spaces"
+    for name in ("a b.png", "train/1.png", "test/deep/2.png", "beside.png"):
+        picture(root / name)
+    (root / "beside.txt").write_text("not read: the metadata files say what there is")
+    lines = [{"file_name": "a b.png", "text": "in the root"}, {"file_name": "test/deep/2.png", "text": ""}]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (root / "train/metadata.csv").write_text('file_name,caption\n1.png,"one, in train"\nnone.png,not there\n')
+    table = pa.table({"file_name": ["deep/2.png", "../../out.png"], "caption": ["two", "outside"], "score": [1, 2]})
+    pq.write_table(table, root / "test/metadata.parquet")
+    found = rows(root)
+    assert told(found) == [
+        ("pics:/a%20b.png", "in the root"),
+        ("pics:/test/deep/2.png", "two"),
+        ("pics:/../out.png", "outside"),  # the download refuses it, and its row stays
+        ("pics:/train/1.png", "one, in train"),
+        ("pics:/train/none.png", "not there"),
+    ]
+    assert {row["source"] for row in found} == {"pics"}
+    assert told(rows(root, limit=3)) == told(found)[:3]
+
+
+def test_metadata_without_its_columns_is_refused_with_the_file(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for text in ("name,text\na.png,x\n", "file_name,label\na.png,3\n"):
+        (tmp_path / "metadata.csv").write_text(text)
+        with pytest.raises(InputError, match=r"metadata\.csv.*file_name"):
+            rows(tmp_path)
+
+
+COCO = {
+    "licenses": [{"id": 4, "url": "http://creativecommons.org/licenses/by/2.0/", "name": "Attribution"}],
+    "images": [
+        {"id": 9, "file_name": "000009.png", "coco_url": "http://images.example.org/000009.png", "license": 4},
+        {"id": 25, "file_name": "000025.png", "coco_url": "http://images.example.org/000025.png?sig=x", "license": 1},
+        {"id": 30, "file_name": "gone.png"},
+        {"id": 31, "file_name": "../out.png"},
+        {"id": 32, "height": 5},
+        {"id": [1], "file_name": "x.png"},
+        "not an image",
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 9, "caption": "a red square\n"},
+        {"id": 2, "image_id": 25, "caption": "somewhere else"},
+        {"id": 3, "image_id": 9, "caption": "a square in red"},
+        {"id": 4, "image_id": 30, "caption": "not there"},
+        {"id": 5, "image_id": 31, "caption": "outside"},
+        {"id": 6, "image_id": 32, "caption": "nowhere"},
+        {"id": 7, "image_id": 77, "caption": "unknown"},
+        {"id": 8, "image_id": [1], "caption": "odd"},
+        {"id": 9, "image_id": 9, "caption": 5},
+        {"id": 10, "image_id": 9, "caption": " "},
+        7,
+    ],
+}
+
+
+def test_each_coco_annotation_is_a_pair(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "val/000009.png")
+    (tmp_path / "captions.json").write_text(json.dumps(COCO))
+    caplog.set_level("INFO")
+    found = rows(tmp_path / "val", annotations=str(tmp_path / "captions.json"))
+    assert [(row["url"], row["caption"], row["source_id"]) for row in found] == [
+        ("pics:/000009.png", "a red square", "1"),
+        ("http://images.example.org/000025.png", "somewhere else", "2"),
+        ("pics:/000009.png", "a square in red", "3"),
+        ("pics:/gone.png", "not there", "4"),
+        ("pics:/../out.png", "outside", "5"),
+    ]
+    assert [row["license"] for row in found[:2]] == ["http://creativecommons.org/licenses/by/2.0/", None]
+    assert found[1]["fetch_url"] == "http://images.example.org/000025.png?sig=x"
+    assert "6 annotations without an image or a caption" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": [], "annotations": {}}', "[" * 100_000])
+def test_what_is_not_coco_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "captions.json").write_text(text)
+    with pytest.raises(DataError, match=r"captions\.json.*not (JSON|COCO)"):
+        rows(tmp_path, annotations=str(tmp_path / "captions.json"))
+    with pytest.raises(InputError, match="there is no file"):
+        rows(tmp_path, annotations=str(tmp_path / "none.json"))
