@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test lint bench clean pins
+.PHONY: setup demo test test-peers peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -32,6 +32,20 @@ test: $(STAMP)
 		test "$$(id -u)" = 0 || { echo "the report's test needs Chromium: sudo apt-get install chromium"; exit 1; }; \
 		(apt-get install -y -qq --no-install-recommends chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }) >/dev/null; }
 	@$(BIN)/python -m pytest -n 2
+
+# What ours is compared with, apart from what we need: packages of other projects, and pywb's sample archives.
+PEERS := .cache/peers/extract
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: $(STAMP) tests/peers/requirements.txt
+	@rm -rf $(PEERS) && mkdir -p $(PEERS)
+	@$(BIN)/uv pip install -q --python $(BIN)/python --target $(PEERS) --no-deps -r tests/peers/requirements.txt
+	@$(BIN)/python -m pip download -q --no-binary :all: --no-deps --no-build-isolation -d $(PEERS) 'pywb==2.10.0'
+	@tar xzf $(PEERS)/pywb-*.tar.gz -C $(PEERS) --strip-components=1 --wildcards '*/sample_archive/warcs/*'
+	@touch $@
+
+test-peers: peers
+	@$(BIN)/python -m pytest tests/peers
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check -q . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }

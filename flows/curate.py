@@ -19,15 +19,19 @@ from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
 from vlmdata.pipelines import dedup as dedup_stage
 from vlmdata.pipelines import download as download_stage
+from vlmdata.pipelines import extract as extract_stage
+from vlmdata.pipelines import known as known_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
 from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
+from vlmdata.sources import by_file
 
 log = logging.getLogger(__name__)
 INGESTED = ("pairs", "source_signals")
+DOWNLOADED = ("images", "known")
 
 
 @dataclass
@@ -70,7 +74,7 @@ def curate(
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:
             _add_layer(run, retry)
-        _stage(run, "download", ["images"], download_images)
+        _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
         _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
@@ -185,8 +189,11 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
     dataset, plan = run.dataset, run.plan
     found = []
     for source in plan.recipe.sources:
-        table = dataset.read_table("found", plan.found[source.name])
-        found.append(table or ingest.read_source(dataset, source, plan.found[source.name]))
+        key = plan.found[source.name]
+        table = dataset.read_table("found", key)
+        if table is None and by_file(source):
+            table = extract_stage.run(dataset, source, key, plan.recipe.runner)
+        found.append(table or ingest.read_source(dataset, source, key))
     pairs = dataset.read_table("pairs", plan.pairs)
     pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit, plan.brings)
     get_run_logger().info("%d pairs from %d sources", pairs.rows, len(found))
@@ -196,8 +203,11 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
 
 @task(name="download", **_retried)
 def download_images(run: _Run) -> dict[str, Table]:
-    """Download the images of `pairs`."""
-    return {"images": run.current("images") or download_stage.run(run.plan, run.dataset, run.tables["pairs"])}
+    """Download the images of `pairs`, and hold what is stored against the lists of known images."""
+    images = run.current("images") or download_stage.run(run.plan, run.dataset, run.tables["pairs"])
+    if "known" not in run.plan.tables:
+        return {"images": images}
+    return {"images": images, "known": known_stage.run(run.plan, run.dataset, images)}
 
 
 @task(name="signals", **_retried)

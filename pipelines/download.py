@@ -9,11 +9,12 @@ import pyarrow.compute as pc
 
 from vlmdata import layers
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
-from vlmdata.download import download_part
+from vlmdata.download import download_part, known, lists, optout
 from vlmdata.download.outage import AT_LEAST, Progress, Tally
 from vlmdata.errors import DataError, OutageError
+from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.plan import Plan, source_roots
+from vlmdata.plan import Plan, list_files, source_roots
 from vlmdata.recipe import Consent, Download
 
 
@@ -26,6 +27,9 @@ class _Work:
     options: Download
     consent: Consent
     roots: dict[str, str]
+    optout: str
+    known: str
+    known_key: str | None
     retried: dict[int, frozenset[str]]
     run: str
 
@@ -51,6 +55,9 @@ class _Work:
                 tar = dataset.commit(aside, stored)
             observed = dataset.write_part("observations", self.key, pairs.name, observations, inputs)
             part = dataset.write_part("images", self.key, pairs.name, images, inputs, also=(tar,))
+            if self.known_key:
+                checked = known.fresh(images)
+                dataset.write_part("known", self.known_key, pairs.name, checked, {part.path: part.sha256})
         return {"images": asdict(part), "observations": asdict(observed)}
 
     @property
@@ -68,7 +75,17 @@ class _Work:
         progress = Progress(
             self.options.stop_share, expected, rows["url"].to_pylist(), at_once=2 * self.options.concurrency
         )
-        images, observations = download_part(rows, aside, stored, self.options, self.consent, self.roots, progress.told)
+        images, observations = download_part(
+            rows,
+            aside,
+            stored,
+            self.options,
+            self.consent,
+            self.roots,
+            optout.OptOut(lists.load(self.dataset, self.optout)),
+            known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
+            progress.told,
+        )
         with _latest_lock:
             tally = _latest.setdefault((self.run, pairs.layer), Tally(self.options.stop_share, expected))
             tally.add_part(images)
@@ -93,9 +110,18 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     seen = {part.name for part in before.parts} if before else set()
     fresh = [part for part in pairs.parts if part.name not in seen]
     retried = layers.retried(pairs)
-    options = plan.recipe.download
+    named = list_files(plan.recipe, "optout")
     work = _Work(
-        dataset.url, plan.images, options, plan.recipe.consent, source_roots(plan.recipe), retried, uuid.uuid4().hex
+        dataset.url,
+        plan.images,
+        plan.recipe.download,
+        plan.recipe.consent,
+        source_roots(plan.recipe),
+        lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else "",
+        prepare(plan, dataset),
+        plan.tables.get("known"),
+        retried,
+        uuid.uuid4().hex,
     )
     try:
         results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)

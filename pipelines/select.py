@@ -8,8 +8,9 @@ import pyarrow as pa
 from vlmdata import layers
 from vlmdata.catalog import beside, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
+from vlmdata.download import lists, optout
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.plan import Plan
+from vlmdata.plan import Plan, list_files
 from vlmdata.schemas import table_schema
 from vlmdata.select import Choice, judge_part, settle
 
@@ -33,11 +34,15 @@ class _Judge:
     dataset: str
     key: str
     choice: Choice
+    optout: str
 
     def __call__(self, element: _Element) -> dict[str, Any]:
         parts, in_force = element
         dataset = Dataset(self.dataset)
-        rows = judge_part(wide_part(dataset, parts, in_force), self.choice)
+        wide = wide_part(dataset, parts, in_force)
+        lists_now = optout.OptOut(lists.load(self.dataset, self.optout))
+        listed = lists_now.rows(*(wide[name].to_pylist() for name in ("url", "page_url", "sha256")))
+        rows = judge_part(wide, self.choice, listed)
         return asdict(dataset.write_part("judged", self.key, parts[0].name, rows, {}))
 
 
@@ -84,7 +89,10 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
         (list(parts), in_force.get(parts[0].name))
         for parts in zip(*(tables[name].parts for name in scalar), strict=True)
     ]
-    judged = run_parts(dataset, "judge", _Judge(dataset.url, plan.select, choice), by_part, plan.recipe.runner)
+    named = list_files(plan.recipe, "optout")
+    folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
+    judge = _Judge(dataset.url, plan.select, choice, folder)
+    judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
     duplicates = None
     if "duplicates" in tables:

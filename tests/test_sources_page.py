@@ -119,15 +119,20 @@ def test_links_are_absolute_and_stay_out_where_the_page_says_nofollow() -> None:
     ("head", "headers", "denied"),
     [
         ("", {}, set()),
-        ("<meta name=robots content=noindex>", {"x_robots_tag": ["noindex, noarchive"]}, set()),
+        ("<meta name=robots content=noindex>", {"x_robots_tag": ["noindex, noarchive"]}, {"robots"}),
+        ("<meta name=robots content='noarchive, nofollow'>", {}, set()),
         ("<meta name=ROBOTS content='NoAI, noimageai'>", {}, {"noai"}),
         ("<meta name=vlmdata content=noimageai>", {}, {"noai"}),
         ("<meta name=otherbot content=noai>", {}, set()),
         ("<meta name=robots content=noml>", {}, {"noml"}),
-        ("", {"x_robots_tag": ["noindex", "noai"]}, {"noai"}),
+        ("", {"x_robots_tag": ["noimageindex", "noai"]}, {"robots", "noai"}),
         ("", {"x_robots_tag": ["otherbot: noai", "unavailable_after: 1 Jan 2030 00:00:00 GMT"]}, set()),
         ("", {"x_robots_tag": ["otherbot: noindex, vlmdata: noai"]}, {"noai"}),
+        ("", {"x_robots_tag": ["unavailable_after: Wednesday, 25-Jun-30 15:00:00 PST, noai"]}, {"noai"}),
+        ("", {"x_robots_tag": ["otherbot: none, *: noml"]}, {"noml"}),
         ("", {"tdm_reservation": ["1"]}, {"tdm"}),
+        ("<meta name=tdm-reservation content=0>", {"tdm_reservation": ["1"]}, set()),
+        ("<meta name=tdm-reservation content=yes>", {"tdm_reservation": ["1"]}, {"tdm"}),
         ("<meta name=tdm-reservation content='1'>", {}, {"tdm"}),
     ],
 )
@@ -137,8 +142,9 @@ def test_what_a_page_says_about_its_use(head: str, headers: dict[str, list[str]]
 
 
 def test_a_page_that_reserves_nothing_says_allow_and_one_that_is_silent_says_nothing() -> None:
-    assert page("<meta name=tdm-reservation content=0>").consent == {"noai": None, "tdm": "allow", "noml": None}
-    assert page("").consent == {"noai": None, "tdm": None, "noml": None}
+    silent = dict.fromkeys(("robots", "noai", "tdm", "noml"))
+    assert page("<meta name=tdm-reservation content=0>").consent == silent | {"tdm": "allow"}
+    assert page("").consent == silent
 
 
 def test_directives_for_all_come_before_those_for_one() -> None:

@@ -203,13 +203,15 @@ class Dataset:
         self, table: str, key: str, name: str, rows: pa.Table, inputs: dict[str, str], also: tuple[File, ...] = ()
     ) -> Part:
         """Commit one part. `inputs` (path -> sha256 of the parts it was made from) goes into its footer."""
-        relative = f"{table_folder(table, key)}/{name}.parquet"
-        note = {"inputs": inputs, "also": [asdict(file) for file in also]}
         with self.spool() as folder:
             aside = folder / "part.parquet"
-            write_parquet(rows, aside, note)
-            file = self.commit(aside, relative)
-        return Part(name, relative, rows.num_rows, file.bytes, file.sha256, also)
+            write_parquet(rows, aside, footer(inputs, also))
+            return self.commit_part(aside, table, key, name, rows.num_rows, also)
+
+    def commit_part(self, aside: Path, table: str, key: str, name: str, rows: int, also: tuple[File, ...] = ()) -> Part:
+        """Commit a part that was written batch by batch, its `footer` included."""
+        file = self.commit(aside, f"{table_folder(table, key)}/{name}.parquet")
+        return Part(name, file.path, rows, file.bytes, file.sha256, also)
 
     def current_part(self, table: str, key: str, name: str, inputs: dict[str, str]) -> Part | None:
         """The part, when it is there and was made from just these inputs; otherwise None."""
@@ -304,9 +306,14 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def write_parquet(rows: pa.Table, path: Path, note: object = None) -> None:
+def footer(inputs: dict[str, str], also: tuple[File, ...] = ()) -> dict[bytes, bytes]:
+    """What a part notes of itself: Parquet's key-value metadata, by which `current_part` knows it again."""
+    note = {"inputs": inputs, "also": [asdict(file) for file in also]}
+    return {_FOOTER: json.dumps(note, sort_keys=True).encode()}
+
+
+def write_parquet(rows: pa.Table, path: Path, metadata: dict[bytes, bytes] | None = None) -> None:
     """Parquet with settings that give the same bytes for the same rows."""
-    metadata = {_FOOTER: json.dumps(note, sort_keys=True).encode()} if note is not None else None
     # pyarrow 25 writes nulls in fixed-size lists, and then cannot read them as such; as plain lists it can.
     fixed = any(pa.types.is_fixed_size_list(column.type) for column in rows.schema)
     pq.write_table(

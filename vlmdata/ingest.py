@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -14,6 +15,9 @@ from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, 
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -33,23 +37,35 @@ def source_key(source: Source, version: int, brings: pa.Schema) -> str:
     return make_key("found", _FOUND_VERSION, [version, source.model_dump(mode="json"), *columns], [])
 
 
-def read_source(dataset: Dataset, source: Source, key: str) -> Table:
-    """Read one source to its end and record what it yields, once: the tables `found` and `observations`.
+def raw_schema(source: Source) -> pa.Schema:
+    """What is written while a source is read: the columns of `found`, the source's signals the last, then the time."""
+    return pa.schema([*FOUND, *signals(source), pa.field("crawled_at", pa.timestamp("ms", tz="UTC"))])
 
-    `found` is in the order of its columns, so that it does not depend on the order of crawling. The signals that the
-    source brings are its last columns.
-    """
+
+def read_source(dataset: Dataset, source: Source, key: str) -> Table:
+    """Read one source to its end and record what it yields, once: the tables `found` and `observations`."""
     progress.info("ingest: %s", source.name, extra={"stage": "ingest", "done": 0, "total": None})
-    schema = pa.schema([*FOUND, *signals(source)])
+    schema = raw_schema(source)
     with dataset.spool() as folder:
         raw = folder / "raw.parquet"
-        with pq.ParquetWriter(raw, schema.append(pa.field("crawled_at", pa.timestamp("ms", tz="UTC")))) as writer:
+        with pq.ParquetWriter(raw, schema) as writer:
             for batch in read(source, str(folder)):
-                writer.write_table(_with_uid(pa.table(batch)).select(writer.schema.names).cast(writer.schema))
+                writer.write_table(with_uid(batch, schema))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
+        return record(dataset, source, key, pads.dataset(str(raw)), {})
+
+
+def record(dataset: Dataset, source: Source, key: str, raw: "pads.Dataset", counts: dict[str, int]) -> Table:
+    """Write the tables `found` and `observations` of what a source yielded, rows in its `raw_schema`.
+
+    `found` is in the order of its columns, so that it does not depend on the order of reading. counts: what the source
+    tells of itself, kept in the manifest.
+    """
+    schema = pa.schema([field for field in raw_schema(source) if field.name != "crawled_at"])
+    with dataset.spool() as folder:
         connection = connect(folder)
-        connection.register("raw", pads.dataset(str(raw)))
+        connection.register("raw", raw)
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
         parts = write_parts(dataset, {"found": schema}, key, found, _PART_ROWS)["found"]
         observed = connection.sql(
@@ -60,7 +76,8 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
         seen = write_parts(dataset, times, key, observed, _PART_ROWS)["observations"]
         connection.close()
     dataset.write_table(Table("observations", key, tuple(seen)))
-    table = Table("found", key, tuple(parts), about={"source": source.name})
+    about = {"source": source.name} | ({"counts": dict(sorted(counts.items()))} if counts else {})
+    table = Table("found", key, tuple(parts), about=about)
     dataset.write_table(table)
     return table
 
@@ -113,13 +130,15 @@ def unite(
     return written[-1]
 
 
-def _with_uid(rows: pa.Table) -> pa.Table:
+def with_uid(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """A source's rows with their uids, in the source's `raw_schema`."""
+    rows = pa.table(batch)
     # BLAKE2b has no vectorised form in Arrow or DuckDB; it takes a microsecond a row.
     uids = [
         hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()
         for url, caption in zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
     ]
-    return rows.append_column("uid", pa.array(uids, pa.string()))
+    return rows.append_column("uid", pa.array(uids, pa.string())).select(schema.names).cast(schema)
 
 
 def connect(folder: Path) -> duckdb.DuckDBPyConnection:

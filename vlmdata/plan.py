@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from vlmdata import dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
+from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
-from vlmdata.recipe import FolderSource, Recipe, WebdatasetSource, nearest, signal_name
+from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
 from vlmdata.rules import Expression, Order, check_order, check_rule
 from vlmdata.schemas import table_schema
-from vlmdata.sources import webdataset
+from vlmdata.sources import video, webdataset
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
 # Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
@@ -49,6 +50,7 @@ class Plan:
     """The recipe, resolved. `columns` are those of `samples` before the verdict, in order.
 
     `brings`: the signals of all sources, columns of the table `source_signals`; without any there is no such table.
+    `optout` and `known` are the digests of what the user's lists hold.
     """
 
     recipe: Recipe
@@ -65,6 +67,8 @@ class Plan:
     select: str
     shards: str
     tables: dict[str, str] = field(default_factory=dict)
+    optout: str = ""
+    known: str = ""
 
     @property
     def signal_tables(self) -> list[str]:
@@ -89,11 +93,16 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     download = importlib.import_module("vlmdata.download")
     parameters = [
         recipe.download.model_dump(mode="json", exclude={"concurrency", "stop_share"}),
-        recipe.consent.model_dump(mode="json"),
+        recipe.consent.model_dump(mode="json", include={"respect"}),  # not the lists: see download/optout.py
     ]
     images = make_key("images", download.VERSION, parameters, [pairs])
     tables = {"pairs": pairs, **({"source_signals": pairs} if brings else {}), "images": images}
     columns = _scalars(_without_fetch_url(table_schema("pairs")), brings, table_schema("images"))
+    listed = {name: lists.digest(list_files(recipe, name)) for name in ("optout", "known")}
+    if listed["known"]:
+        check = [listed["known"], recipe.consent.known_distance]
+        tables["known"] = make_key("known", known.VERSION, check, [images])
+        columns = _scalars(columns, table_schema("known"))
     columns, expressions, planned = _plan_signals(recipe, columns, tables)
     rules = {
         name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
@@ -108,14 +117,20 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
                     "`signals` must name what makes it"
                 )
         options = [method.model_dump(mode="json") for method in recipe.dedup]
-        duplicates = make_key("duplicates", dedup.VERSION, options, [tables[name] for name in sorted(tables)])
+        compared = [tables[name] for name in sorted(tables) if name != "known"]
+        duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables["duplicates"] = duplicates
     survivor = check_order("select.survivor", recipe.select.survivor, columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
         "select",
         select.VERSION,
-        [recipe.select.model_dump(mode="json"), [d.kind for d in recipe.dedup], list(recipe.select.rules)],
+        [
+            recipe.select.model_dump(mode="json"),
+            [d.kind for d in recipe.dedup],
+            list(recipe.select.rules),
+            *([listed["optout"]] if listed["optout"] else []),
+        ],
         [tables[name] for name in sorted(tables)],
     )
     written = make_key("shards", shards.VERSION, recipe.shards.model_dump(mode="json"), [chosen])
@@ -134,6 +149,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         chosen,
         written,
         tables,
+        **listed,
     )
 
 
@@ -194,10 +210,16 @@ def _scalars(*schemas: pa.Schema) -> pa.Schema:
     return pa.schema(list(fields.values()))
 
 
+def list_files(recipe: Recipe, name: str) -> list[lists.File]:
+    """The files of `consent.optout` or `consent.known`. Raises InputError where a path matches none."""
+    return lists.find(getattr(recipe.consent, name), f"consent.{name}")
+
+
 def source_roots(recipe: Recipe) -> dict[str, str]:
     """The folder of every source that has local files: its pairs' URLs begin with the source's name."""
     roots = {s.name: s.path for s in recipe.sources if isinstance(s, FolderSource)}
     roots |= {s.name: webdataset.root(s.path) for s in recipe.sources if isinstance(s, WebdatasetSource)}
+    roots |= {s.name: video.root(s.path) for s in recipe.sources if isinstance(s, VideoSource)}
     return {name: os.path.abspath(path) for name, path in roots.items()}
 
 

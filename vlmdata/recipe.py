@@ -22,6 +22,7 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * {None: 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]]) if match else value
 
 
+Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 
 
@@ -61,6 +62,9 @@ class CommonCrawlSource(Options):
     paths: list[str] = Field(min_length=1, description="files, globs, `wat.paths.gz` listings; any fsspec URL")
     format: Literal["wat", "warc"]
     base: str = Field("", description="put before the relative paths of a listing: `s3://commoncrawl/`, or a folder")
+    agent: str = Field(
+        "vlmdata", min_length=1, description="the name by which a page's robots directives may address us"
+    )
 
 
 class FolderSource(Options):
@@ -87,7 +91,20 @@ class VideoSource(Options):
 
     kind: Literal["video"]
     name: Name = "video"
-    path: str
+    path: str = Field(
+        description="a folder with captions beside the videos, or a CSV, TSV or JSONL list of files in its folder"
+    )
+    column: str = Field("path", description="the list's column of the videos' paths, from the list's folder")
+    caption: str = Field("caption", description="the list's column of captions")
+    frames: Literal["scene", "every"] = Field("scene", description="one frame of each scene, or one every so often")
+    seconds: float = Field(2.0, ge=0.001, description="from frame to frame (every)")
+    threshold: float = Field(10.0, gt=0, le=100, description="change that begins a scene, percent of the grey range")
+    max_frames: int | None = Field(None, gt=0, description="of one video, evenly spread over those found")
+    max_seconds: float = Field(
+        14_400, gt=0, description="a longer video is left aside, as are those beyond the next two"
+    )
+    max_bytes: Bytes = 20_000_000_000
+    max_pixels: int = Field(36_000_000, gt=0, description="of a frame")
 
 
 class TableSource(Options):
@@ -137,6 +154,9 @@ class Consent(Options):
     """What is done with what pages and hosts say about use for training."""
 
     respect: list[Literal["robots", "noai", "tdm", "noml"]] = ["robots", "noai", "tdm"]
+    optout: Paths = Field([], description="lists of URLs, domains and SHA-256 that are never fetched or kept: globs")
+    known: Paths = Field([], description="lists of hashes of known illegal images, which are never stored: globs")
+    known_distance: int = Field(4, ge=0, le=16, description="differing bits of 64, for perceptual hashes in `known`")
 
 
 class Download(Options):

@@ -40,11 +40,13 @@ class Choice:
     survivor: tuple[Order, ...]
 
 
-def judge_part(rows: pa.Table, choice: Choice) -> pa.Table:
+def judge_part(rows: pa.Table, choice: Choice, listed: np.ndarray | None = None) -> pa.Table:
     """The verdict on each row of a part as far as the row alone decides it.
 
-    rows: all scalar columns of the part. Returns uid, reason (string, null where nothing rejects the row), sha256, and
-    the values of the survivor's terms (term_0, …).
+    rows: all scalar columns of the part. listed: bool [n], which rows an opt-out list names today, whatever was
+    downloaded before; the column `known`, where it is there, says the same of lists of known images.
+    Returns uid, reason (string, null where nothing rejects the row), sha256, and the values of the survivor's terms
+    (term_0, …).
     """
     status = rows["download_status"]
     consent = pc.is_in(status, pa.array(CONSENT_STATUSES))
@@ -53,6 +55,10 @@ def judge_part(rows: pa.Table, choice: Choice) -> pa.Table:
         pc.binary_join_element_wise("consent", status, ": "),
         pc.binary_join_element_wise("download", status, ": "),
     )
+    no = [pa.array(listed)] if listed is not None else []
+    no += [rows["known"]] if "known" in rows.column_names else []
+    for column in no:
+        reason = pc.if_else(pc.and_(pc.fill_null(column, False), pc.invert(consent)), "consent: optout", reason)
     values = evaluate(rows, choice.rules)
     for name, expression in choice.rules.items():
         value = values[name]

@@ -105,7 +105,9 @@ def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
 
 
 def _without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the sources' URLs free of signatures, tokens and passwords."""
+    """The recipe with the URLs of sources and lists free of signatures, tokens and passwords."""
+    for name in ("optout", "known"):
+        recipe["consent"][name] = [strip_signature(path)[0] for path in recipe["consent"][name]]
     for source in recipe["sources"]:
         for key in ("start", "path", "captions"):
             value = source.get(key)

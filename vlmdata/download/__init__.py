@@ -1,7 +1,9 @@
 """Images: fetched safely through img2dataset's Downloader, decoded, made smaller and stored, one part at a time.
 
-`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` reads files, `consent.py` reads
-what hosts say, `decode.py` turns bytes into stored JPEGs, `images.py` puts img2dataset to work with all of them.
+`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` and `stored.py` read files that
+are here, `video.py` frames of videos, `consent.py` and `tdmrep.py` read what hosts say, `lists.py`, `optout.py` and
+`known.py` what the user lists, `decode.py` turns bytes into stored JPEGs, `images.py` puts img2dataset to work with all
+of them.
 """
 
 import os
@@ -9,9 +11,11 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from vlmdata.download.known import Known
+from vlmdata.download.optout import OptOut
 from vlmdata.recipe import Consent, Download
 
-VERSION = 1
+VERSION = 2
 
 
 def download_part(
@@ -21,6 +25,8 @@ def download_part(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
+    optout: OptOut | None = None,
+    known: Known | None = None,
     told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Get the images of one part of `pairs`.
@@ -30,6 +36,8 @@ def download_part(
         `stored_key` is the uid of the URL's first row that was asked for.
     stored_tar: what stands in the column of that name.
     roots: source name -> folder of its local files, whose URLs are `<source name>:/<percent-encoded path>`.
+    optout, known: the user's lists: what the first names is neither asked for nor stored, what the second does is not
+        stored; both have the status `optout`.
     told: is called with each URL, its status and its error when it is done; may raise to stop the part.
 
     Returns (images, observations), both with one row for each of `pairs`, in its order. What failed has one of the
@@ -40,4 +48,4 @@ def download_part(
     # img2dataset, aiohttp and OpenCV take seconds to import, and the command line needs none of them.
     from vlmdata.download import images
 
-    return images.download(pairs, tar, stored_tar, options, consent, roots, told)
+    return images.download(pairs, tar, stored_tar, options, consent, roots, optout or OptOut(), known or Known(), told)

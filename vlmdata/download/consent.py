@@ -2,8 +2,8 @@
 
 robots.txt is read as RFC 9309 says. In `X-Robots-Tag`, `noai` and `noimageai` are a no to training; `noindex`,
 `noimageindex` and `none` count as the robots' no, as img2dataset's own default has it: a picture that no index may
-hold does not go into a dataset. `tdm-reservation` is the TDM Reservation Protocol's header. Nothing said is null,
-which is not `allow`.
+hold does not go into a dataset. `tdm-reservation` is the TDM Reservation Protocol's header, which comes before the
+host's file (`tdmrep.py`). Nothing said is null, which is not `allow`. docs/consent.md has the table.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,8 @@ from typing import Any
 
 from protego import Protego
 
-from vlmdata.sources.page import robots_directives
+from vlmdata.download.tdmrep import Reservations
+from vlmdata.sources.page import reservation, robots_directives
 
 WORDS = ("robots", "noai", "tdm", "noml")
 Said = dict[str, str | None]
@@ -30,10 +31,11 @@ def product(agent: str) -> str:
     return agent.partition("/")[0].strip().lower()
 
 
-def add_headers(said: Said, headers: Any, agent: str) -> None:
-    """Note in `said` what a response's headers say to `agent`; a no stays a no.
+def add_headers(said: Said, headers: Any, agent: str, filed: str | None = None) -> None:
+    """Note in `said` what a response's headers say to `agent`; a no of an earlier answer stays a no.
 
-    headers: a multidict, as aiohttp has it.
+    headers: a multidict, as aiohttp has it. filed: what the host's tdmrep.json says of the URL, which counts where the
+    headers say nothing about it.
     """
     directives = robots_directives(headers.getall("X-Robots-Tag", ()), agent)
     for word, meant in (
@@ -43,27 +45,30 @@ def add_headers(said: Said, headers: Any, agent: str) -> None:
     ):
         if directives & meant:
             said[word] = "deny"
-    reservation = {value.strip() for value in headers.getall("tdm-reservation", ())}
-    if "1" in reservation:
-        said["tdm"] = "deny"
-    elif "0" in reservation:
-        said["tdm"] = said["tdm"] or "allow"
+    add_tdm(said, reservation(headers.getall("tdm-reservation", ())) or filed)
+
+
+def add_tdm(said: Said, word: str | None) -> None:
+    """Note what one answer on the way says of the reservation of rights."""
+    if word == "deny" or said["tdm"] is None:
+        said["tdm"] = word
 
 
 class Robots:
-    """What a host's robots.txt allows to one agent."""
+    """What a host's robots.txt allows to one agent; `reserved` is what its tdmrep.json, asked for next, says."""
 
     def __init__(self, status: int, body: bytes, agent: str) -> None:
         """status, body: the answer to the request for robots.txt. A 4xx says that there are no rules; a 429 or a
         5xx means that nothing may be fetched (RFC 9309, 2.3.1)."""
         self._agent = agent
-        self._closed = status == 429 or status >= 500
+        self.reserved = Reservations()
+        self.closed = status == 429 or status >= 500
         self._rules = None
         if 200 <= status < 300:
             self._rules = Protego.parse(body[:ROBOTS_BYTES].decode("utf-8-sig", "replace"))
-        self.reason = f"robots.txt answered {status}" if self._closed else "robots.txt says no"
+        self.reason = f"robots.txt answered {status}" if self.closed else "robots.txt says no"
 
     def allows(self, url: str) -> bool:
         if self._rules is None:
-            return not self._closed
+            return not self.closed
         return self._rules.can_fetch(url, self._agent)

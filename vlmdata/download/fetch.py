@@ -17,8 +17,10 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from vlmdata.download.address import Blocked, Gate, Resolver
-from vlmdata.download.consent import ROBOTS_BYTES, WORDS, Robots, Said, add_headers, product, refusal
+from vlmdata.download.consent import ROBOTS_BYTES, WORDS, Robots, Said, add_headers, add_tdm, product, refusal
 from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
+from vlmdata.download.optout import LISTED, OptOut
+from vlmdata.download.tdmrep import MOST_BYTES, PATH, Reservations
 from vlmdata.recipe import Consent, Download
 
 _REDIRECTS = 5
@@ -43,11 +45,14 @@ class Answer:
 
 @dataclass
 class _Errand:
-    """One URL on its way: the seconds left for it, and what its hosts said."""
+    """One URL on its way: the seconds left for it, the lists that it must not meet, and what its hosts said; `filed` is
+    what the tdmrep.json of the host that is asked now says of it."""
 
     left: float
     said: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
     began: datetime | None = None
+    filed: str | None = None
+    optout: OptOut = field(default_factory=OptOut)
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,11 @@ class Client:
         await self._session.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    async def image(self, url: str) -> Answer:
-        """Fetch one image. Never raises for what a URL, a host or its answer is."""
+    async def image(self, url: str, optout: OptOut) -> Answer:
+        """Fetch one image. Never raises for what a URL, a host or its answer is. No redirect leads to what a list
+        names."""
         async with self._slots:
-            errand = _Errand(self._options.deadline)
+            errand = _Errand(self._options.deadline, optout=optout)
             try:
                 body = await self._fetch(errand, url, self._options.max_bytes, image=True)
             except FetchError as error:
@@ -125,6 +131,8 @@ class Client:
         for _ in range(_REDIRECTS + 1):
             self._check(url)
             if image:
+                if errand.optout.refuses(str(url)):
+                    raise FetchError("optout", LISTED)
                 await self._ask_robots(errand, url)
                 errand.began = errand.began or datetime.now(UTC)
             reply = await self._hop(errand, url, limit, image)
@@ -152,7 +160,7 @@ class Client:
         """Note what robots.txt of the URL's host says. Raises FetchError when it forbids, or cannot be asked."""
         origin = f"{url.scheme}://{url.host_port_subcomponent}"
         if origin not in self._robots:
-            self._robots[origin] = asyncio.create_task(self._read_robots(origin))
+            self._robots[origin] = asyncio.create_task(self._read_host(origin))
         try:
             # Shielded, since others wait for the same answer.
             robots = await asyncio.shield(self._robots[origin])
@@ -160,11 +168,19 @@ class Client:
             if "robots" in self._respect:
                 raise FetchError(error.status, f"robots.txt: {error}") from error
             return
+        errand.filed = robots.reserved.says(str(url))
         allowed = robots.allows(str(url))
         if not allowed or errand.said["robots"] is None:
             errand.said["robots"] = "allow" if allowed else "deny"
         if not allowed and "robots" in self._respect:
             raise FetchError("robots", robots.reason)
+
+    async def _read_host(self, origin: str) -> Robots:
+        """robots.txt, and then what the host reserves; a host that is closed is asked for no more."""
+        robots = await self._read_robots(origin)
+        if not robots.closed:
+            robots.reserved = await self._read_reserved(origin)
+        return robots
 
     async def _read_robots(self, origin: str) -> Robots:
         """The host's rules. Raises FetchError when the host cannot be reached: then nothing of it may be fetched."""
@@ -178,6 +194,14 @@ class Client:
                 raise
             return Robots(error.http, b"", self._agent)
         return Robots(200, body, self._agent)
+
+    async def _read_reserved(self, origin: str) -> Reservations:
+        """What the host's tdmrep.json says. One that does not come says nothing: robots.txt is what closes a host."""
+        try:
+            body = await self._fetch(_Errand(self._options.deadline), f"{origin}{PATH}", MOST_BYTES, image=False)
+        except FetchError:
+            return Reservations()
+        return Reservations(body)
 
     async def _hop(self, errand: _Errand, url: URL, limit: int, image: bool) -> _Reply:
         """One request without redirects, within the errand's seconds. Waiting for its turn at the host is free."""
@@ -199,11 +223,14 @@ class Client:
         async with self._session.get(url, allow_redirects=False) as response:
             length = response.content_length
             good = 200 <= response.status < 300
-            if image and good:  # error pages often say noindex of themselves
-                add_headers(errand.said, response.headers, self._agent)
+            if image:
+                if good:  # error pages often say noindex of themselves
+                    add_headers(errand.said, response.headers, self._agent, errand.filed)
+                elif response.status < 400:
+                    add_tdm(errand.said, errand.filed)
                 word = refusal(errand.said, self._respect)
-                if word:
-                    raise FetchError(word, f"the headers say no ({word})")
+                if word and response.status < 400:
+                    raise FetchError(word, f"the host says no ({word})")
             if not good:
                 if length is not None and length <= _DRAIN:
                     await response.read()

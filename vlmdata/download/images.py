@@ -10,8 +10,11 @@ from typing import IO, Any
 import pyarrow as pa
 
 from vlmdata.download.consent import refusal
+from vlmdata.download.known import KNOWN, Known
+from vlmdata.download.optout import LISTED, OptOut
 from vlmdata.download.seams import MISMATCH, NO_HASH, Job, run
 from vlmdata.download.stored import find, is_local
+from vlmdata.download.video import in_order
 from vlmdata.errors import DataError, MachineError
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
@@ -27,23 +30,42 @@ def download(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
+    optout: OptOut,
+    known: Known,
     told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
-    refused = [refusal(said, consent.respect) for said in pairs["page_consent"].to_pylist()]
+    refused = _refused(pairs, consent, optout, known)
     jobs = _jobs(pairs, refused, roots)
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
-                run(list(jobs.values()), spool, options, consent, roots, told)
+                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known, told)
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error
     return _images(pairs, refused, jobs, stored_tar), _observations(pairs, refused, jobs)
 
 
-def _jobs(pairs: pa.Table, refused: list[str | None], roots: dict[str, str]) -> dict[_Key, Job]:
-    """Key -> job, in the order of `pairs`, for the URLs of which a page allows at least one pair."""
+def _refused(pairs: pa.Table, consent: Consent, optout: OptOut, known: Known) -> list[tuple[str, str] | None]:
+    """For each pair: None, or why nothing is asked for, as (status, words)."""
+    hashes = [(text or "").strip().lower().partition(":") for text in pairs["expected_hash"].to_pylist()]
+    of_bytes = [digest if kind == "sha256" else None for kind, _, digest in hashes]
+    listed = optout.rows(pairs["url"].to_pylist(), pairs["page_url"].to_pylist(), of_bytes).tolist()
+    refused: list[tuple[str, str] | None] = []
+    for said, named, (kind, _, digest) in zip(pairs["page_consent"].to_pylist(), listed, hashes, strict=True):
+        word = refusal(said, consent.respect)
+        if word:
+            refused.append((word, f"the page says no ({word})"))
+        elif named:
+            refused.append(("optout", LISTED))
+        else:
+            refused.append(("optout", KNOWN) if known.has({kind: digest}) else None)
+    return refused
+
+
+def _jobs(pairs: pa.Table, refused: list[tuple[str, str] | None], roots: dict[str, str]) -> dict[_Key, Job]:
+    """Key -> job, in the order of `pairs`, for the URLs of which at least one pair is not refused."""
     jobs: dict[_Key, Job] = {}
     columns = (pairs[name].to_pylist() for name in ("uid", "url", "source", "fetch_url", "expected_hash"))
     for no, uid, url, source, fetch_url, expected in zip(refused, *columns, strict=True):
@@ -85,12 +107,13 @@ def _write_tar(jobs: list[Job], spool: IO[bytes], path: str | os.PathLike[str]) 
                 tar.addfile(member, spool)
 
 
-def _images(pairs: pa.Table, refused: list[str | None], jobs: dict[_Key, Job], stored_tar: str) -> pa.Table:
+def _images(pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: dict[_Key, Job], stored_tar: str) -> pa.Table:
+    told = (pairs[name].to_pylist() for name in ("uid", "url", "source", "expected_hash"))
     rows = [
-        _refused_row(word) if word else _row(jobs[_key(url, source)], _expected(uid, expected), stored_tar)
-        for word, uid, url, source, expected in zip(
-            refused, *(pairs[name].to_pylist() for name in ("uid", "url", "source", "expected_hash")), strict=True
-        )
+        {"download_status": no[0], "error": no[1]}
+        if no
+        else _row(jobs[_key(url, source)], _expected(uid, expected), stored_tar)
+        for no, uid, url, source, expected in zip(refused, *told, strict=True)
     ]
     schema = table_schema("images")
     columns = [pairs["uid"].combine_chunks()]
@@ -98,14 +121,10 @@ def _images(pairs: pa.Table, refused: list[str | None], jobs: dict[_Key, Job], s
     return pa.table(columns, schema=schema)
 
 
-def _refused_row(word: str) -> dict[str, Any]:
-    return {"download_status": word, "error": f"the page says no ({word})"}
-
-
 def _row(job: Job, expected: str, stored_tar: str) -> dict[str, Any]:
     assert job.answer is not None
     status, error = job.status, job.error
-    if job.digests and not job.fits(expected):
+    if status != "optout" and job.digests and not job.fits(expected):
         # The URL's other rows may expect just these bytes: each row is judged by its own hash.
         status, error = "hash_mismatch", MISMATCH
     row: dict[str, Any] = {
@@ -125,10 +144,10 @@ def _row(job: Job, expected: str, stored_tar: str) -> dict[str, Any]:
     return row
 
 
-def _observations(pairs: pa.Table, refused: list[str | None], jobs: dict[_Key, Job]) -> pa.Table:
+def _observations(pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: dict[_Key, Job]) -> pa.Table:
     """When each row's image was asked for; null for what was not."""
     keys = map(_key, pairs["url"].to_pylist(), pairs["source"].to_pylist())
-    answers = [None if word else jobs[key].answer for word, key in zip(refused, keys, strict=True)]
+    answers = [None if no else jobs[key].answer for no, key in zip(refused, keys, strict=True)]
     schema = table_schema("observations")
     fetched = pa.array([answer.fetched_at if answer else None for answer in answers], schema.field("fetched_at").type)
     crawled = pa.nulls(pairs.num_rows, schema.field("crawled_at").type)

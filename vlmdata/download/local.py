@@ -21,10 +21,9 @@ def local_path(url: str, roots: dict[str, str]) -> tuple[bytes, bytes] | None:
     return os.fsencode(roots[match[1]]), unquote_to_bytes(match[2])
 
 
-def read_local(root: bytes, path: bytes, limit: int, stretch: tuple[int, int] | None = None) -> Answer:
-    """A file's bytes, or those of its stretch (offset, length), `limit` at most. What is outside of the root, links
-    followed, or no plain file is `blocked`; what is not there or not readable is `4xx`, as it would be on a server, and
-    a file that ends within the stretch has broken off (`connect`)."""
+def open_local(root: bytes, path: bytes) -> int | Answer:
+    """A plain file below the root, open for reading (a descriptor), or why not. What is outside of the root, links
+    followed, or no plain file is `blocked`; what is not there or not readable is `4xx`, as it would be on a server."""
     now = datetime.now(UTC)
 
     def failed(status: str, error: str) -> Answer:
@@ -44,10 +43,25 @@ def read_local(root: bytes, path: bytes, limit: int, stretch: tuple[int, int] | 
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the path is not one"
         return failed("blocked", f"the file cannot be opened: {reason}")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        return failed("blocked", "not a plain file")
+    return handle
+
+
+def read_local(root: bytes, path: bytes, limit: int, stretch: tuple[int, int] | None = None) -> Answer:
+    """A file's bytes, or those of its stretch (offset, length), `limit` at most; or why not (see `open_local`). A file
+    that ends within the stretch has broken off (`connect`)."""
+    now = datetime.now(UTC)
+    handle = open_local(root, path)
+    if isinstance(handle, Answer):
+        return handle
+
+    def failed(status: str, error: str) -> Answer:
+        return Answer(status, error, fetched_at=now)
+
     try:
         facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode):
-            return failed("blocked", "not a plain file")
         size = facts.st_size if stretch is None else stretch[1]
         if size > limit:
             return failed("too_large", f"{size} bytes; the limit is {limit}")

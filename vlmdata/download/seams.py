@@ -25,8 +25,11 @@ import uvloop
 from vlmdata.download import decode
 from vlmdata.download.fetch import Answer, Client
 from vlmdata.download.header import ImageError, sniff
+from vlmdata.download.known import KNOWN, Known
 from vlmdata.download.local import local_path, read_local, read_stored
+from vlmdata.download.optout import LISTED, OptOut
 from vlmdata.download.stored import Stored
+from vlmdata.download.video import Frames, frame_of
 from vlmdata.errors import MachineError
 from vlmdata.recipe import Consent, Download
 
@@ -73,6 +76,8 @@ def run(
     options: Download,
     consent: Consent,
     roots: dict[str, str],
+    optout: OptOut,
+    known: Known,
     told: Callable[[str, str, str | None], None] | None = None,
 ) -> None:
     """Fetch, decode and spool every job's image, and note in each job what became of it; `told` may raise to stop.
@@ -87,7 +92,7 @@ def run(
         batches.write_table(rows)
     part = downloader(
         sample_writer_class=lambda *_: _Writer(jobs, spool, told),
-        resizer=partial(_resize, options=options),
+        resizer=partial(_resize, options=options, known=known),
         thread_count=options.concurrency,
         save_caption=False,
         extract_exif=False,
@@ -103,7 +108,7 @@ def run(
         user_agent_token=None,
         disallowed_header_directives=None,
     )
-    pool = _Pool(jobs, options, consent, roots)
+    pool = _Pool(jobs, options, consent, roots, optout, known)
     copy = types.FunctionType(downloader.download_shard.__code__, {**names, "ThreadPool": lambda _: pool})
     copy(part, (0, shard))
     lost = [job.key for job in jobs if not job.status]
@@ -156,8 +161,18 @@ class _Pool:
     img2dataset gives out two items for each of its threads, and one more after each answer that it has dealt with.
     """
 
-    def __init__(self, jobs: list[Job], options: Download, consent: Consent, roots: dict[str, str]) -> None:
+    def __init__(
+        self,
+        jobs: list[Job],
+        options: Download,
+        consent: Consent,
+        roots: dict[str, str],
+        optout: OptOut,
+        known: Known,
+    ) -> None:
         self._jobs, self._options, self._consent, self._roots = jobs, options, consent, roots
+        self._frames = Frames(options.max_pixels)
+        self._optout, self._known = optout, known
         self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vlmdata-fetch", daemon=True)
@@ -176,6 +191,7 @@ class _Pool:
         self._stop()
 
     def _stop(self) -> None:
+        self._frames.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -206,7 +222,7 @@ class _Pool:
                 if answer is not None:
                     yield self._deliver(item[0], answer)
                     continue
-                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url), self._loop)
+                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url, self._optout), self._loop)
                 future.add_done_callback(partial(self._note, item[0]))
                 waiting, free = waiting + 1, free - 1
             if not waiting:
@@ -219,8 +235,11 @@ class _Pool:
         """The answer for an image that is on the disk already."""
         if job.stored is not None:
             return read_stored(job.fetch_url, job.stored, self._roots, self._options.max_bytes)
-        local = local_path(job.url, self._roots) if job.local else None
-        return read_local(*local, self._options.max_bytes) if local is not None else None
+        frame = frame_of(job.url)
+        local = local_path(frame[0] if frame else job.url, self._roots) if job.local else None
+        if local is None:
+            return None
+        return self._frames.read(*local, frame[1]) if frame else read_local(*local, self._options.max_bytes)
 
     def _note(self, number: int, future: "Future[Answer]") -> None:
         self._done.put((number, future))
@@ -232,8 +251,12 @@ class _Pool:
         if body is None:
             return number, None, f"{answer.status}: {answer.error}"
         job.received, job.mime = len(body), sniff(body)
-        for kind in {"sha256", *(text.partition(":")[0] for text in job.expected if text)}:
+        for kind in {"sha256", *self._known.digests, *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
+        if self._known.has(job.digests):
+            return number, None, f"optout: {KNOWN}"
+        if self._optout.refuses_bytes(job.digests["sha256"]):
+            return number, None, f"optout: {LISTED}"
         if job.stored is not None and job.stored.sha256:
             job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
         if not any(job.fits(text) for text in job.expected):
@@ -247,7 +270,7 @@ class _Pool:
         """The end of img2dataset's with statement does it."""
 
 
-def _resize(stream: _Stream, _: object, options: Download) -> tuple:
+def _resize(stream: _Stream, _: object, options: Download, known: Known) -> tuple:
     """img2dataset's resizer: (jpeg, width, height, original width, original height, error)."""
     try:
         picture = decode.as_it_is(stream.getvalue(), options.size, options.max_pixels) if stream.job.stored else None
@@ -255,6 +278,8 @@ def _resize(stream: _Stream, _: object, options: Download) -> tuple:
     except ImageError as error:
         stream.job.original = error.size
         return None, None, None, None, None, f"{error.status}: {error}"
+    if known.shows(picture.jpeg):
+        return None, None, None, None, None, f"optout: {KNOWN}"
     return picture.jpeg, picture.width, picture.height, *picture.original, None
 
 

@@ -61,6 +61,7 @@ def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
     """
     meanings: dict[str, str] = {}
     tables = [(table, "") for table in ("pairs", "images")]
+    tables += [("known", "")] if "known" in manifest["tables"] else []
     tables += [
         (signal["kind"], f"_{signal['name']}" if signal.get("name") else "") for signal in manifest["recipe"]["signals"]
     ]

@@ -59,6 +59,12 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.ImageSignal
     return {"image": conform(pa.table(columns), table_schema("image"))}
 
 
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """The `phash` of one image: uint8 [height, width, 3], RGB."""
+    grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    return int(perceptual_hashes(_resized(grey, _HASHED, _HASHED)[None])[0])
+
+
 def perceptual_hashes(small: np.ndarray) -> np.ndarray:
     """uint64 [n] pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions").
 

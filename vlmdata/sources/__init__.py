@@ -4,6 +4,10 @@ A kind's module has `VERSION`, `check(source)`, which refuses beforehand, and `r
 Arrow batches. One whose sources bring signals of their own also has `signals(source)`, the schema of these further
 columns, told before anything is read: its batches hold the columns of `ROWS`, then these. They become the table
 `source_signals`, which rules read like any other signal.
+
+A source of many large files has, instead of `read`, what `vlmdata.pipelines.extract` spreads over workers: `files`
+names them, `identity` says whether one has changed, `read_file(source, file, counts)` yields the batches of one, and
+`report` tells what all held.
 """
 
 import importlib
@@ -22,6 +26,7 @@ __all__ = [
     "BATCH_ROWS",
     "ROWS",
     "SIGNAL_TYPES",
+    "by_file",
     "check",
     "clean_text",
     "read",
@@ -98,6 +103,12 @@ def unite_signals(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
                 )
             types[column.name] = (first, pa.float64())
     return pa.schema([(name, kind) for name, (_, kind) in types.items()])
+
+
+def by_file(source: Source) -> Any:
+    """The module of a source that is read file by file, or None for one that has `read`."""
+    module = _module(source)
+    return module if hasattr(module, "read_file") else None
 
 
 def read(source: Source, scratch: str) -> Iterator[pa.RecordBatch]:

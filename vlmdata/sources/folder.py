@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from vlmdata.download.stored import local_url
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import FolderSource
+from vlmdata.recipe import FolderSource, VideoSource
 from vlmdata.sources import BATCH_ROWS, ROWS, coco, imagefolder
 from vlmdata.sources.urls import clean_text, shorten, strip_signature
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _LARGEST_TEXT = 1_000_000  # bytes of a .json or .txt file
-_CONTEXT = 300
+CONTEXT = 300
 _LONGEST_SENTENCE = 20  # words
 
 
@@ -69,7 +69,7 @@ def _beside(source: FolderSource) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
     silent = 0
     for path in _begin(source):
-        found = _caption(os.path.join(source.path, path))
+        found = caption_beside(os.path.join(source.path, path))
         if found is None:
             silent += 1
             continue
@@ -97,10 +97,10 @@ def local_path(url: str, root: str) -> str:
 def _begin(source: FolderSource) -> Iterator[str]:
     """The images' paths from the root, after a look that there are captions. Raises InputError."""
     number = 0
-    for path in _images(source):
+    for path in files(source, EXTENSIONS):
         number += 1
-        if _caption(os.path.join(source.path, path)) is not None:
-            return _images(source)
+        if caption_beside(os.path.join(source.path, path)) is not None:
+            return files(source, EXTENSIONS)
     if not number:
         raise InputError(f"sources.{source.name}: {source.path!r} holds no image ({' '.join(EXTENSIONS)})")
     raise InputError(
@@ -110,7 +110,11 @@ def _begin(source: FolderSource) -> Iterator[str]:
     )
 
 
-def _images(source: FolderSource) -> Iterator[str]:
+def files(source: FolderSource | VideoSource, extensions: tuple[str, ...]) -> Iterator[str]:
+    """The paths, from the source's root, of the files below it that end so, in their order.
+
+    Symbolic links as in `read`. Raises DataError for a folder that cannot be read.
+    """
     root = os.path.realpath(source.path)
     waiting = [""]
     while waiting:
@@ -121,16 +125,16 @@ def _images(source: FolderSource) -> Iterator[str]:
             continue
         try:
             with os.scandir(whole) as entries:
-                names = [entry.name for entry in entries if _wanted(entry, root)]
+                names = [entry.name for entry in entries if _wanted(entry, root, extensions)]
         except OSError as error:
             raise DataError(f"sources.{source.name}: {whole!r} cannot be read: {error.strerror}") from error
         waiting += [os.path.join(path, name) for name in sorted(names, reverse=True)]
 
 
-def _wanted(entry: "os.DirEntry[str]", root: str) -> bool:
+def _wanted(entry: "os.DirEntry[str]", root: str, extensions: tuple[str, ...]) -> bool:
     if entry.is_dir(follow_symlinks=False):
         return True
-    if not entry.name.lower().endswith(EXTENSIONS) or not entry.is_file():
+    if not entry.name.lower().endswith(extensions) or not entry.is_file():
         return False
     return not entry.is_symlink() or _inside(entry.path, root)
 
@@ -139,8 +143,8 @@ def _inside(file: str, root: str) -> bool:
     return os.path.realpath(file).startswith(os.path.join(root, ""))
 
 
-def _caption(image: str) -> tuple[str, str, dict[str, Any]] | None:
-    """(caption, caption_from, the JSON file's content) of an image, or None."""
+def caption_beside(image: str) -> tuple[str, str, dict[str, Any]] | None:
+    """(caption, caption_from, the JSON file's content) of an image or another file, or None."""
     stem = os.path.splitext(image)[0]
     about = _json(f"{stem}.json")
     for key in ("caption", "title", "description"):
@@ -148,7 +152,7 @@ def _caption(image: str) -> tuple[str, str, dict[str, Any]] | None:
             if key == "title":
                 return *_with_description(caption, _string(about, "description")), about
             return caption, key, about
-    caption = clean_text((_bytes(f"{stem}.txt") or b"").decode("utf-8-sig", "replace"))
+    caption = clean_text((read_small(f"{stem}.txt") or b"").decode("utf-8-sig", "replace"))
     return (caption, "file:txt", about) if caption else None
 
 
@@ -170,14 +174,21 @@ def _with_description(title: str, description: str) -> tuple[str, str]:
 
 
 def _row(source: FolderSource, path: str, caption: str, caption_from: str, about: dict[str, Any]) -> dict[str, Any]:
-    keywords = about.get("keywords")
-    words = [clean_text(word) for word in keywords if isinstance(word, str)] if isinstance(keywords, list) else []
     return dict.fromkeys(ROWS.names) | {
         "url": local_url(source.name, path),
         "caption": caption,
         "caption_from": caption_from,
         "source": source.name,
-        "context": shorten(", ".join(filter(None, words)), _CONTEXT) or None,
+        **context_and_license(about),
+    }
+
+
+def context_and_license(about: dict[str, Any]) -> dict[str, str | None]:
+    """These two columns from a JSON file's keywords and license."""
+    keywords = about.get("keywords")
+    words = [clean_text(word) for word in keywords if isinstance(word, str)] if isinstance(keywords, list) else []
+    return {
+        "context": shorten(", ".join(filter(None, words)), CONTEXT) or None,
         "license": strip_signature(_string(about, "license"))[0] or None,
     }
 
@@ -188,7 +199,7 @@ def _string(about: dict[str, Any], key: str) -> str:
 
 
 def _json(path: str) -> dict[str, Any]:
-    data = _bytes(path)
+    data = read_small(path)
     if data is None:
         return {}
     try:
@@ -199,7 +210,7 @@ def _json(path: str) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _bytes(path: str) -> bytes | None:
+def read_small(path: str) -> bytes | None:
     """A file's bytes; None where there is none, or more than a caption's file can hold."""
     file = Path(path)
     try:

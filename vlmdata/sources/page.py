@@ -3,19 +3,24 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from vlmdata.sources.urls import clean_text, shorten, strip_signature, web_url
+from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 
 _MOST_IMAGES = 5_000
 _LONGEST_CAPTION = 2_000
 _AROUND = 150
 _DEEPEST = 1_000
 _FEW_TAGS = 20_000
+_MOST_METAS = 500
 
-_LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy")
+# Where scripts that load images late keep the real address: lazysizes, lozad, jQuery's Lazy Load, WordPress's plugins,
+# Slick, Squarespace.
+_LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-lazyload", "data-image")
+_SETS = ("data-srcset", "data-lazy-srcset", "srcset")
+# Of a picture's sources those that the download can decode: no SVG, no JPEG XL.
+_DECODED = frozenset({"", "image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/avif"})
 _BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
 # The tags that need no end, so that they do not say how deep a page goes.
 _VOID = frozenset(
@@ -28,6 +33,7 @@ _NUMBERING = re.compile(
     r"\s*\d+(?:[.-]\d+)*\s*[.:)]?\s*",
     re.IGNORECASE,
 )
+_AGENT = re.compile(r"[a-z0-9_.*-]+")
 # Directives with a value of their own, which must not be read as `agent: directive`.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
@@ -45,7 +51,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Page:
-    """A page that was read. `consent` has `deny`, `allow` or None for noai, tdm and noml."""
+    """A page that was read. `consent` has `deny`, `allow` or None for robots, noai, tdm and noml; robots.txt, which is
+    no part of a page, is for the caller to add."""
 
     images: list[Image]
     links: list[str]
@@ -55,13 +62,15 @@ class Page:
     left_out: int
 
 
-def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str) -> Page:
+def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str, with_links: bool = True) -> Page:
     """Images with captions, links and consent signals of a page at `url`.
 
     headers: the response's, names in lower case. agent: our name, which directives may address.
     A caption is the figure's (HTML's figcaption; DocBook's title of the figure and caption of the media object,
     without the numbering), else the image's alt, else its title; images without any of them are left aside.
     `left_out` counts the images beyond the first 5,000 of a page, which are not read.
+    The image that a page names for its previews (Open Graph's og:image) is one more, with og:image:alt, og:title or the
+    page's title as its caption and og:description as its context.
     Raises ValueError for a page that is nested more than 1,000 tags deep: parsing one takes quadratic time.
     """
     _check_depth(html)
@@ -69,28 +78,28 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     tree = LexborHTMLParser(html.replace("\0", "").replace("\ufdd0", " "))
     first = tree.css_first("base[href]")
     base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
-    directives = robots_directives(_robots_values(tree, headers, agent), agent)
-    links = [] if directives & {"nofollow", "none"} else list(_links(tree, base))
+    metas = _metas(tree)
+    directives, consent = page_says(metas, headers, agent)
+    links = list(_links(tree, base)) if with_links and not directives & {"nofollow", "none"} else []
     images = tree.css("img")
     found = list(_captioned(images[:_MOST_IMAGES], base))
     contexts = _contexts(tree, [node for node, *_ in found])
     root = tree.css_first("html")
     lang = (root.attributes.get("lang") or root.attributes.get("xml:lang") or "").strip() if root is not None else ""
+    title = tree.css_first("head > title")
+    preview = open_graph(metas, title.text() if title is not None else "", base)
     license_node = tree.css_first('a[rel~="license"][href],link[rel~="license"][href]')
     license_url = web_url(license_node.attributes.get("href") or "", base) if license_node is not None else None
     return Page(
         [
             Image(*strip_signature(source), caption, caption_from, context)
             for (_, source, caption, caption_from), context in zip(found, contexts, strict=True)
-        ],
+        ]
+        + ([Image(*preview)] if preview else []),
         links,
-        clean_text(lang)[:35] or None,
+        clean_text(lang)[:35] or page_language(metas, headers),
         strip_signature(license_url)[0] if license_url else None,
-        {
-            "noai": "deny" if directives & {"noai", "noimageai"} else None,
-            "tdm": _tdm(tree, headers),
-            "noml": "deny" if "noml" in directives else None,
-        },
+        consent,
         max(0, len(images) - _MOST_IMAGES),
     )
 
@@ -98,7 +107,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
 def robots_directives(values: Iterable[str], agent: str) -> set[str]:
     """The directives for `agent` in values of X-Robots-Tag, in lower case.
 
-    A value is a list at commas; `name: directive` addresses that agent alone, and so does what follows it.
+    A value is a list at commas; `name: directive` addresses that agent alone (`*` all), and so does what follows it.
     https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
     """
     found = set()
@@ -106,28 +115,80 @@ def robots_directives(values: Iterable[str], agent: str) -> set[str]:
         ours = True
         for piece in value.lower().split(","):
             name, colon, rest = piece.partition(":")
-            if colon and name.strip() not in _VALUED:
-                ours, piece = name.strip() == agent.lower(), rest
+            name = name.strip()
+            # A date, too, has colons (unavailable_after); a name has no spaces.
+            if colon and name not in _VALUED and _AGENT.fullmatch(name):
+                ours, piece = name in (agent.lower(), "*"), rest
             if ours:
                 found.update(piece.split())
     return found
 
 
-def _robots_values(tree: LexborHTMLParser, headers: Mapping[str, Sequence[str]], agent: str) -> Iterator[str]:
-    yield from headers.get("x-robots-tag", ())
-    for node in tree.css("meta[name][content]"):
-        if (node.attributes["name"] or "").strip().lower() in ("robots", agent.lower()):
-            yield node.attributes["content"] or ""
+def page_says(
+    metas: Sequence[tuple[str, str]], headers: Mapping[str, Sequence[str]], agent: str
+) -> tuple[set[str], dict[str, str | None]]:
+    """What a page's metas and the response's headers say: robots directives for `agent`, and Page's `consent`.
+
+    metas: (name in lower case, content). What a meta says on TDM Reservation comes before what a header says.
+    """
+    values = list(headers.get("x-robots-tag", ()))
+    values += [content for name, content in metas if name in ("robots", agent.lower())]
+    directives = robots_directives(values, agent)
+    inside = [content for name, content in metas if name == "tdm-reservation"]
+    return directives, {
+        "robots": "deny" if directives & {"noindex", "noimageindex", "none"} else None,
+        "noai": "deny" if directives & {"noai", "noimageai"} else None,
+        "tdm": reservation(inside) or reservation(headers.get("tdm-reservation", ())),
+        "noml": "deny" if "noml" in directives else None,
+    }
 
 
-def _tdm(tree: LexborHTMLParser, headers: Mapping[str, Sequence[str]]) -> str | None:
-    """https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/ : 1 reserves the rights, 0 does not."""
-    values = list(headers.get("tdm-reservation", ()))
-    for node in tree.css("meta[name][content]"):
-        if (node.attributes["name"] or "").strip().lower() == "tdm-reservation":
-            values.append(node.attributes["content"] or "")
+def reservation(values: Iterable[str]) -> str | None:
+    """What values of `tdm-reservation` say: 1 reserves the rights, 0 does not, anything else says nothing.
+
+    https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/
+    """
     said = {value.strip() for value in values}
     return "deny" if "1" in said else "allow" if "0" in said else None
+
+
+def page_language(metas: Sequence[tuple[str, str]], headers: Mapping[str, Sequence[str]]) -> str | None:
+    """The language that Content-Language names, as a header or as a meta, where it is one."""
+    values = [*headers.get("content-language", ()), *(content for name, content in metas if name == "content-language")]
+    return next((lang for value in values if (lang := clean_text(value)) and len(lang) <= 35 and "," not in lang), None)
+
+
+def open_graph(
+    metas: Sequence[tuple[str, str]], title: str, base: str
+) -> tuple[str, str | None, str, str, str | None] | None:
+    """The image that a page names for its previews, as the values of an Image; None without one, or without words.
+
+    title: the page's, for a page that has neither og:image:alt nor og:title. https://ogp.me/
+    """
+    said: dict[str, str] = {}
+    for name, content in metas:
+        if name.startswith(("og:", "twitter:")):
+            said.setdefault(name, content)
+    links = (said.get(name) for name in ("og:image", "og:image:url", "og:image:secure_url", "twitter:image"))
+    url = next((url for link in links if link and link.strip() for url in [web_url(link, base)] if url), None)
+    if url is None:
+        return None
+    words = [(name, said.get(name, "")) for name in ("og:image:alt", "og:title", "twitter:title")]
+    for caption_from, text in (*words, ("page title", title)):
+        if caption := shorten(clean_text(text), _LONGEST_CAPTION):
+            context = shorten(clean_text(said.get("og:description", "")), 2 * _AROUND) or None
+            return (*strip_signature(url), caption, caption_from, context)
+    return None
+
+
+def _metas(tree: LexborHTMLParser) -> list[tuple[str, str]]:
+    """(name or property or http-equiv in lower case, content) of a page's metas."""
+    metas = []
+    for node in tree.css("meta[content]")[:_MOST_METAS]:
+        attributes = node.attributes
+        name = attributes.get("property") or attributes.get("name") or attributes.get("http-equiv") or ""
+        metas.append((name.strip().lower(), attributes["content"] or ""))
+    return metas
 
 
 def _check_depth(html: str) -> None:
@@ -142,21 +203,10 @@ def _check_depth(html: str) -> None:
                 raise ValueError(f"nested more than {_DEEPEST} tags deep")
 
 
-@lru_cache(200_000)
-def _resolve(link: str, base: str) -> str | None:
-    return web_url(link, base)
-
-
-def _absolute(link: str, base: str) -> str | None:
-    # Links are resolved against the page's folder where that is the same, so that the cache knows them again.
-    link = link.strip()
-    return _resolve(link, base if link[:1] in ("", "?", "#") else base.rpartition("/")[0] + "/")
-
-
 def _links(tree: LexborHTMLParser, base: str) -> Iterator[str]:
     for node in tree.css("a[href],area[href]"):
         link = node.attributes.get("href")
-        absolute = _absolute(link.partition("#")[0], base) if link and link[0] != "#" else None
+        absolute = linked_url(link.partition("#")[0], base) if link and link[0] != "#" else None
         if absolute:
             yield absolute
 
@@ -166,7 +216,7 @@ def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode
     captions: dict[int, str] = {}
     for node in images:
         attributes = node.attributes
-        source = _best_source(attributes, base)
+        source = _best_source(node, attributes, base)
         if source is None:
             continue
         for caption_from, text in (
@@ -180,15 +230,33 @@ def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode
                 break
 
 
-def _best_source(attributes: dict[str, str | None], base: str) -> str | None:
-    """The largest candidate of srcset, else a lazily loaded image's URL, else src."""
-    links = [_largest(attributes.get("data-srcset") or attributes.get("srcset") or "")]
+def _best_source(node: LexborNode, attributes: dict[str, str | None], base: str) -> str | None:
+    """The largest candidate of srcset and of the picture's sources, else a lazily loaded image's URL, else src."""
+    own = _largest(next((value for name in _SETS if (value := attributes.get(name))), ""))
+    best = max(own, *_picture_sources(node), key=lambda candidate: candidate[1])  # the first of equal ones
+    links = [best[0]] if best[1] > 1 else [own[0]]
     links += [attributes.get(name) or "" for name in (*_LAZY, "src")]
-    return next((url for link in links if link.strip() for url in [_absolute(link, base)] if url), None)
+    links.append(best[0])
+    return next((url for link in links if link.strip() for url in [linked_url(link, base)] if url), None)
 
 
-def _largest(srcset: str) -> str:
-    """The URL with the largest width or density; URLs may hold commas, but neither begin nor end with one.
+def _picture_sources(image: LexborNode) -> list[tuple[str, float]]:
+    """The best candidates (URL, size) of the `source` elements beside an image in a picture."""
+    picture = image.parent
+    candidates = [("", 0.0)]
+    if picture is not None and picture.tag == "picture":
+        for place, child in enumerate(picture.iter()):
+            if place > 20:
+                break
+            if child.tag == "source":
+                said = child.attributes
+                if (said.get("type") or "").strip().lower() in _DECODED:
+                    candidates.append(_largest(next((value for name in _SETS if (value := said.get(name))), "")))
+    return candidates
+
+
+def _largest(srcset: str) -> tuple[str, float]:
+    """The URL with the largest width or density, and that; URLs may hold commas, but neither begin nor end with one.
 
     https://html.spec.whatwg.org/multipage/images.html#parsing-a-srcset-attribute
     """
@@ -208,7 +276,7 @@ def _largest(srcset: str) -> str:
             best, best_size = url, size
         if done:
             url = ""
-    return best
+    return best, best_size
 
 
 def _figure_caption(image: LexborNode, captions: dict[int, str]) -> str:
@@ -251,7 +319,7 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
         block.insert_before(" ")
     for node in nodes:
         node.replace_with("\ufdd0")
-    pieces = [clean_text(piece) for piece in tree.body.text().split("\ufdd0")]
+    pieces = [_ends(piece) for piece in tree.body.text().split("\ufdd0")]
     if len(pieces) != len(nodes) + 1:  # an image outside the body, in a template or in a script: no place is known
         return [None] * len(nodes)
     contexts = []
@@ -259,6 +327,15 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
         before, after = _tail(pieces, number), _head(pieces, number + 1)
         contexts.append(f"{before} {after}".strip() or None)
     return contexts
+
+
+def _ends(text: str) -> str:
+    """Clean text, of a long one its first and last words only: no context reaches further."""
+    if len(text) > 2_000:
+        first, last = text.split(None, _AROUND + 1)[: _AROUND + 1], text.rsplit(None, _AROUND + 1)[-_AROUND - 1 :]
+        if len(first) + len(last) > 2 * _AROUND:
+            text = " ".join([*first, *last])
+    return clean_text(text)
 
 
 def _tail(pieces: list[str], last: int) -> str:

@@ -28,6 +28,7 @@ from twisted.python.failure import Failure
 from vlmdata.recipe import CrawlSource
 from vlmdata.sources import BATCH_ROWS, ROWS, strip_signature
 from vlmdata.sources.page import read_page
+from vlmdata.sources.reserved import Reserved
 from vlmdata.sources.urls import host_and_port, web_url
 
 _LONGEST_DELAY = 60.0  # seconds; a robots.txt that asks for more must not stop the crawl
@@ -114,7 +115,7 @@ class PageSpider(scrapy.Spider):
 
     def on_headers(self, headers: Any, request: scrapy.Request, **_: Any) -> None:
         kind = (headers.get("Content-Type") or b"text/html").lower()
-        if b"html" not in kind and not request.meta.get("dont_obey_robotstxt"):
+        if b"html" not in kind and not request.meta.get("dont_obey_robotstxt") and "reserved" not in request.meta:
             raise StopDownload(fail=False)  # parse sees what it is
 
     def on_failure(self, failure: Failure) -> None:
@@ -154,20 +155,22 @@ class PageSpider(scrapy.Spider):
         self.read.add(url)
         self.asked.add(url)
         self.images_left_out += page.left_out
-        self._keep(url, page)
+        self._keep(url, page, response.meta.get("tdm"))
         for link in page.links:
             if link not in self.asked and self.within(link) and not link.lower().endswith(_NOT_PAGES):
                 self.asked.add(link)
                 yield self._request(link)
 
-    def _keep(self, url: str, page: Any) -> None:
+    def _keep(self, url: str, page: Any, filed: str | None) -> None:
         robots = "allow" if host_and_port(url) in self.robots else None
+        # What the page says comes before the host's robots.txt and tdmrep.json.
+        consent = {**page.consent, "robots": page.consent["robots"] or robots, "tdm": page.consent["tdm"] or filed}
         shared = dict.fromkeys(ROWS.names) | {
             "source": self.source.name,
             "page_url": strip_signature(url)[0],
             "lang_hint": page.lang,
             "license": page.license,
-            "page_consent": {"robots": robots, **page.consent},
+            "page_consent": consent,
             "crawled_at": datetime.datetime.now(datetime.UTC),
         }
         for image in page.images:
@@ -205,6 +208,7 @@ def settings(source: CrawlSource, version: str) -> dict[str, Any]:
         "REDIRECT_MAX_TIMES": 5,
         "DOWNLOADER_MIDDLEWARES": {
             Boundary: 540,  # behind retries, so that robots.txt's last answer counts
+            Reserved: 545,
             "scrapy.downloadermiddlewares.offsite.OffsiteMiddleware": None,  # it lets subdomains and other ports pass
         },
         "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",  # nearest pages first

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 VERSION = 2
 _MAPPED = ("url", "caption", "source_id", "page_url", "license", "context", "lang_hint", "expected_hash")
 _TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-_READERS: dict[str, tuple[Callable[[File], pa.Schema], Callable[[File, list[str]], Iterator[pa.RecordBatch]]]] = {
+READERS: dict[str, tuple[Callable[[File], pa.Schema], Callable[[File, list[str]], Iterator[pa.RecordBatch]]]] = {
     "parquet": (parquet_columns, parquet_batches),
     "csv": (csv_columns, csv_batches),
     "tsv": (csv_columns, csv_batches),
@@ -114,7 +114,7 @@ def _inputs(source: TableSource) -> list[_Input]:
     for place, file in enumerate(files):
         beside = captions[place] if captions else None
         file = replace(file, header=header, quotes=not preset.header, captions=beside)
-        columns, batches = _READERS[file.form]
+        columns, batches = READERS[file.form]
         inputs.append(_Input(file.path, partial(columns, file), partial(batches, file)))
     return inputs
 

@@ -1,6 +1,7 @@
 """URLs and text from outside, made fit to be kept: one form for one URL, no signatures in it, valid UTF-8."""
 
 import re
+from functools import lru_cache
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -8,10 +9,18 @@ import pyarrow.compute as pc
 
 _LONGEST_URL = 4096
 _CONTROL_AND_SPACE = "".join(map(chr, range(33)))
+_WITH_HOST = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What RFC 3986 lets stand in a path or query, and the percent sign of what is encoded already.
 _KEPT = "/%:?#[]@!$&'()*+,;=~|"
 _PLAIN = re.compile(r"[!#-;=?-\[\]_a-z|~]*")
+# Links that need nothing but being put behind their base, or not even that: most of those that pages have.
+_REST = r"[!$-9=@A-Z_a-z|~]*(?:\?[!$-;=?@A-Z_a-z|~]+)?"
+_WHOLE = re.compile(rf"https?://[a-z0-9._-]+/{_REST.replace('$-9', '$-:')}")
+_ROOTED = re.compile(rf"/(?!/){_REST}")
+_BELOW = re.compile(rf"[A-Z0-9_a-z%]{_REST}")
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
 # Parameters that give access, whatever else the query holds …
 _SECRET = re.compile(
@@ -36,12 +45,14 @@ _COMPANIONS = {
 def strip_signature(url: str) -> tuple[str, str | None]:
     """A URL without what gives access to it, and the URL as it was where that differs.
 
-    Dropped from http(s) URLs: a user's name and password, the query's signature and token parameters (S3, Google
+    Dropped from URLs with a host: a user's name and password, the query's signature and token parameters (S3, Google
     Cloud Storage, CloudFront, Azure's shared access signatures, Akamai, OSS, session ids and plain tokens), and the
     fragment, which no request sends. The other parameters keep their order and spelling.
     Returns (url, None) when there was nothing to drop: the second is what belongs into `fetch_url`.
     """
-    if not url[:8].lower().startswith(("http://", "https://")) or not any(sign in url for sign in "?@#"):
+    if "?" not in url and "@" not in url and "#" not in url:
+        return url, None
+    if not _WITH_HOST.match(url):
         return url, None
     try:
         parts = urlsplit(url)
@@ -103,6 +114,38 @@ def web_url(link: str, base: str = "") -> str | None:
     return url if len(url) <= _LONGEST_URL else None
 
 
+def linked_url(link: str, base: str) -> str | None:
+    """The same as `web_url`, several times as fast for plain links. base: a URL that `web_url` has made."""
+    link = link.strip(_CONTROL_AND_SPACE)
+    if len(link) < 2_000:
+        if _WHOLE.fullmatch(link):
+            return link
+        if "/." not in link:
+            origin, folder = _places(base)
+            if _ROOTED.fullmatch(link):
+                return origin + link
+            if folder and "//" not in link and _BELOW.fullmatch(link):
+                return folder + link
+    return web_url(link, base)
+
+
+@lru_cache(1_000)
+def _places(base: str) -> tuple[str, str | None]:
+    """Origin and folder of a URL; no folder where joining would change the folder's own form, or the length matters."""
+    path = base.partition("?")[0]
+    start = path.find("/", 8)
+    folder = path[: path.rfind("/") + 1]
+    plain = "//" not in folder[start:] and "/." not in folder[start:] and len(folder) < 2_000
+    return base[:start], folder if plain else None
+
+
+def one_spelling(text: str) -> str:
+    """A URL or a part of one with its percent-encodings in one form (RFC 3986, 6.2.2): hex digits in upper case, none
+    for what needs none; what may not stand in a URL is encoded as UTF-8."""
+    text = _encode(text)
+    return _ENCODED.sub(_respell, text) if "%" in text else text
+
+
 def host_and_port(url: str) -> str:
     """`example.org:443` of an http(s) URL that `web_url` has made."""
     parts = urlsplit(url)
@@ -111,7 +154,9 @@ def host_and_port(url: str) -> str:
 
 def clean_text(text: str) -> str:
     """Text as valid UTF-8 without NUL, its runs of white space as one space, none at its ends."""
-    if not text.isascii():
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         text = _whole(text)
     return " ".join(text.replace("\0", "").split())
 
@@ -127,6 +172,11 @@ def _encode(part: str) -> str:
     if _PLAIN.fullmatch(part):
         return part
     return quote(_whole(part), safe=_KEPT)
+
+
+def _respell(encoded: re.Match[str]) -> str:
+    character = chr(int(encoded[0][1:], 16))
+    return character if _UNRESERVED.fullmatch(character) else encoded[0].upper()
 
 
 def _whole(text: str) -> str:

@@ -1,0 +1,179 @@
+"""WAT files: Common Crawl's metadata of pages as JSON, a record a page."""
+
+import datetime
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import msgspec
+from fastwarc.warc import WarcRecordType
+
+from vlmdata.sources.found import Found
+from vlmdata.sources.page import open_graph, page_language, page_says
+from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
+from vlmdata.sources.warc import blocks
+
+_MOST_IMAGES = 5_000
+_LONGEST_CAPTION = 2_000
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
+
+# Of the JSON only what is read here: https://github.com/iipc/webarchive-commons writes it (ExtractingParseObserver).
+# A value may be of any type, since the pages that it comes from are strangers'.
+
+
+class _Link(msgspec.Struct, gc=False):
+    path: str = ""
+    url: str = ""
+    alt: str = ""
+    title: str = ""
+    rel: str = ""
+
+
+class _Meta(msgspec.Struct, rename={"http_equiv": "http-equiv"}, gc=False):
+    name: str = ""
+    property: str = ""
+    http_equiv: str = ""
+    content: str = ""
+
+
+class _Head(msgspec.Struct, rename="pascal"):
+    base: str = ""
+    title: str = ""
+    metas: list[_Meta] = []
+    link: list[_Link] = []
+
+
+class _Html(msgspec.Struct, rename="pascal"):
+    head: _Head | None = None
+    links: list[_Link] = []
+
+
+class _Message(msgspec.Struct, rename="pascal"):
+    status: str = ""
+
+
+class _Response(msgspec.Struct, rename={"html": "HTML-Metadata", "headers": "Headers", "message": "Response-Message"}):
+    html: _Html | None = None
+    headers: dict[str, str | list[str]] = {}
+    message: _Message | None = None
+
+
+class _Payload(msgspec.Struct, rename={"response": "HTTP-Response-Metadata"}):
+    response: _Response | None = None
+
+
+class _Origin(msgspec.Struct, rename={"date": "WARC-Date", "url": "WARC-Target-URI"}):
+    date: str = ""
+    url: str = ""
+
+
+class _Envelope(msgspec.Struct, rename={"payload": "Payload-Metadata", "origin": "WARC-Header-Metadata"}):
+    payload: _Payload | None = None
+    origin: _Origin | None = None
+
+
+class _Record(msgspec.Struct, rename="pascal"):
+    envelope: _Envelope
+
+
+_decode = msgspec.json.Decoder(_Record).decode
+
+
+def pages(file: BinaryIO, agent: str, counts: Counter[str]) -> Iterator[Found]:
+    """The pages of a WAT file with their `IMG@/src` links that have an alt or a title, and the page's Open Graph image.
+
+    What cannot be read is noted in `counts`, under the words that a user reads.
+    """
+    for _, block in blocks(file, WarcRecordType.metadata, counts):
+        try:
+            envelope = _parse(block)
+        except (ValueError, RecursionError):
+            counts["records that are not such JSON as WAT holds"] += 1
+            continue
+        response = envelope.payload.response if envelope.payload else None
+        page = response.html if response else None
+        if response is None or page is None or envelope.origin is None:
+            counts["records of requests and of what is no HTML"] += 1
+            continue
+        if response.message is not None and response.message.status not in ("", "200"):
+            counts["responses of another status than 200"] += 1
+            continue
+        url = web_url(envelope.origin.url.strip("<> "))
+        if url is None:
+            counts["responses without a web address"] += 1
+            continue
+        counts["pages"] += 1
+        yield _found(url, page, response.headers, _date(envelope.origin.date), agent, counts)
+
+
+def _parse(block: bytes) -> _Envelope:
+    try:
+        return _decode(block).envelope
+    except msgspec.ValidationError:
+        raise
+    except ValueError:
+        # Anchors' texts are cut to 100 UTF-16 units, which leaves halves of surrogate pairs: only json reads these.
+        return msgspec.convert(json.loads(block), _Record).envelope
+
+
+def _found(
+    url: str,
+    page: _Html,
+    headers: dict[str, str | list[str]],
+    date: datetime.datetime | None,
+    agent: str,
+    counts: Counter[str],
+) -> Found:
+    head = page.head or _Head()
+    base = (web_url(_plain(head.base), url) if head.base else None) or url
+    images: list[tuple[str, str | None, str, str, str | None]] = []
+    left_out, license_url = 0, None
+    for link in page.links:
+        if link.path == "IMG@/src":
+            if len(images) >= _MOST_IMAGES:
+                left_out += 1
+            elif (link.alt or link.title) and link.url and (image := _image(link, base)):
+                images.append(image)
+        elif link.rel and license_url is None and _licenses(link):
+            license_url = linked_url(_plain(link.url), base)
+    if license_url is None:
+        license_url = next((linked_url(_plain(link.url), base) for link in head.link if _licenses(link)), None)
+    if left_out:
+        counts["images left out: more than 5,000 on a page"] += left_out
+    metas = [((m.property or m.name or m.http_equiv).strip().lower(), _plain(m.content)) for m in head.metas]
+    said = {name.lower(): [value] if isinstance(value, str) else value for name, value in headers.items()}
+    if preview := open_graph(metas, _plain(head.title), base):
+        images.append(preview)
+    _, consent = page_says(metas, said, agent)
+    license_url = strip_signature(license_url)[0] if license_url else None
+    lang = page_language(metas, said)
+    return Found(strip_signature(url)[0], lang, license_url, {"robots": None, **consent}, date, images)
+
+
+def _image(link: _Link, base: str) -> tuple[str, str | None, str, str, str | None] | None:
+    """The values of an Image; None for one without words or a web address."""
+    for caption_from, text in (("alt", link.alt), ("title", link.title)):
+        if text and (caption := shorten(clean_text(_plain(text)), _LONGEST_CAPTION)):
+            url = linked_url(_plain(link.url), base)
+            return (*strip_signature(url), caption, caption_from, None) if url else None
+    return None
+
+
+def _licenses(link: _Link) -> bool:
+    return "license" in link.rel.lower() and "license" in link.rel.lower().split()
+
+
+def _plain(text: str) -> str:
+    """Attributes stand in WAT as the page spells them: `&amp;` is still one. Without its `;` it may be a parameter."""
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
+
+
+def _date(text: str) -> datetime.datetime | None:
+    try:
+        date = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
