@@ -66,7 +66,7 @@ def run(wanted: Recipe) -> tuple[Dataset, dict[str, str | None]]:
     tables = {"pairs": pairs, "images": images}
     if "known" in plan.tables:
         tables["known"] = known.run(plan, dataset, images)
-    tables |= signals.run(plan, dataset, pairs, images)
+    tables |= signals.run(plan, dataset, tables)
     tables["duplicates"] = dedup.run(plan, dataset, tables)
     number = snapshot.next_number(dataset)
     selection = select.run(plan, dataset, tables, number)

@@ -113,7 +113,7 @@ def retried(first, pictures, tmp_path_factory):
 
 
 def test_only_what_failed_is_asked_for_again_and_the_rest_stays_byte_for_byte(first, retried, pictures):
-    assert sorted(pictures.asked) == sorted(["/robots.txt"] * 3 + [f"/{n}.jpg" for n in FAILING])
+    assert sorted(path for path in pictures.asked if path.endswith(".jpg")) == sorted(f"/{n}.jpg" for n in FAILING)
     before, after = content(first / "runs/it"), content(retried / "runs/it")
     changed = {name for name in before if before[name] != after[name]}
     manifests = {name for name in before if name.startswith(("tables/", "images/")) and name.endswith("manifest.json")}
