@@ -1,5 +1,7 @@
 """Parts are committed in one step, and are the same bytes for the same rows."""
 
+import contextlib
+
 import pyarrow as pa
 import pytest
 
@@ -91,3 +93,15 @@ def test_vectors_that_were_not_measured_are_null_and_come_back(dataset):
     vectors = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.float16(), 2))
     part = dataset.write_part("embeddings_clip", "k", "1", pa.table({"uid": ["a", "b", "c"], "vector": vectors}), {})
     assert dataset.read_part(part)["vector"].to_pylist() == [[1, 2], None, [3, 4]]
+
+
+def test_a_kept_folder_outlives_an_error_and_goes_when_its_work_is_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for dataset in (Dataset(str(tmp_path / "d")), Dataset("memory://d")):
+        with contextlib.suppress(KeyError), dataset.kept("reading/k") as folder:
+            (folder / "held").write_text("it")
+            raise KeyError
+        dataset.clean_spool()
+        with dataset.kept("reading/k") as folder:
+            assert (folder / "held").read_text() == "it"
+        assert not folder.parent.exists()

@@ -1,7 +1,10 @@
 """Crawls of small websites on loopback."""
 
+import gzip
+import importlib.metadata
 import itertools
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -17,10 +20,10 @@ import pyarrow as pa
 import pytest
 
 from vlmdata import sources
-from vlmdata.errors import DataError, InputError
+from vlmdata.errors import DataError, InputError, MachineError
 from vlmdata.recipe import CrawlSource
 
-Answer = tuple[int, dict[str, str], str]
+Answer = tuple[int, dict[str, str], str | bytes]
 
 
 class Web:
@@ -28,10 +31,12 @@ class Web:
 
     def __init__(self, pages: dict[str, str | Answer]) -> None:
         self.pages, self.requests = pages, list[tuple[str, str, float]]()
+        self.answered: Callable[[str], None] = lambda path: None
         web = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize, disable_nagle_algorithm = -1, True  # head and body leave together, at once
 
             def do_GET(self) -> None:
                 web.requests.append((self.path, self.headers["User-Agent"], time.monotonic()))
@@ -40,9 +45,12 @@ class Web:
                 self.send_response(status)
                 for name, value in {"Content-Type": "text/html; charset=utf-8", **headers}.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body.encode())))
+                content = body if isinstance(body, bytes) else body.encode()
+                self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(body.encode())
+                self.wfile.write(content)
+                self.wfile.flush()
+                web.answered(self.path)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -72,8 +80,14 @@ def web() -> Iterator[Callable[[dict[str, Any]], Web]]:
 def crawl(folder: Path, *start: str, **options: Any) -> list[dict[str, Any]]:
     source = CrawlSource.model_validate({"kind": "crawl", "name": "site", "start": list(start), **options})
     sources.check(source)
+    folder.mkdir(exist_ok=True)
     batches = list(sources.read(source, str(folder)))
     return pa.Table.from_batches(batches, sources.ROWS).to_pylist()
+
+
+def unordered(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows without the time of reading, in one order."""
+    return sorted(repr({**row, "crawled_at": None}) for row in rows)
 
 
 def test_a_site_is_read_politely_and_only_within_its_host(
@@ -115,7 +129,7 @@ def test_a_site_is_read_politely_and_only_within_its_host(
     assert other.requests == []
     agents = {agent for _, agent, _ in site.requests}
     assert len(agents) == 1
-    assert agents.pop().startswith("vlmdata/")
+    assert agents == {f"vlmdata/{importlib.metadata.version('vlmdata')} (+https://example.org/bot)"}
     told = " ".join(record.getMessage() for record in caplog.records)
     for reason in ("1 pages not read: HTTP 404", "forbidden by robots.txt", "another host", "not a page of HTML"):
         assert reason in told
@@ -130,6 +144,167 @@ def test_every_page_is_read_whatever_the_order_and_max_pages_is_exact(
     assert sorted(row["caption"] for row in rows) == sorted(f"image {n}" for n in range(1, 80))
     assert {row["page_consent"]["robots"] for row in rows} == {None}, "there is no robots.txt"
     assert len(crawl(tmp_path, f"{site.url}/1", max_pages=7)) == 7
+
+
+def test_a_killed_crawl_goes_on_without_asking_for_done_pages_again_and_loses_none(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path
+) -> None:
+    pages = {
+        f"/{n}": f"<a href=/{2 * n}><a href=/{2 * n + 1}>" + f"<img src={n}.png alt='image {n}'>" * (n % 3)
+        for n in range(1, 128)
+    }
+    site = web({"/robots.txt": "User-agent: *\nAllow: /\n", **pages})
+    code = (
+        "from vlmdata.recipe import CrawlSource; from vlmdata import sources;"
+        f"source = CrawlSource(kind='crawl', name='site', start=['{site.url}/1'], autothrottle=False);"
+        f"list(sources.read(source, {str(tmp_path)!r}))"
+    )
+    for enough, killed in ((30, "crawler"), (80, "both")):
+        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
+            wait_for(lambda enough=enough: len(site.requests) >= enough)
+            [child] = psutil.Process(parent.pid).children()
+            child.kill()
+            if killed == "both":
+                parent.kill()
+        assert parent.returncode
+    rows = crawl(tmp_path, f"{site.url}/1", autothrottle=False)
+    times = [site.asked(path) for path in pages]
+    assert min(times) == 1
+    assert max(times) <= 3
+    assert sum(times) - len(times) <= 2 * 8, "more pages were asked for again than were in flight"
+    whole = crawl(tmp_path / "undisturbed", f"{site.url}/1", autothrottle=False)
+    assert unordered(rows) == unordered(whole)
+    assert len(rows) == sum(n % 3 for n in range(1, 128))
+
+
+def test_sitemaps_lead_to_pages_that_nothing_links_to(web: Callable[[dict[str, Any]], Web], tmp_path: Path) -> None:
+    site = web({f"/{name}": f"<img src=i alt='{name}'><a href=/linked>" for name in ("", "plain", "packed", "linked")})
+
+    def sitemap(kind: str, *urls: str) -> str:
+        return (
+            f'<?xml version="1.0"?><{kind} xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
+            + "".join(
+                f"<x><loc>{url if url.startswith('http') else site.url + url}</loc></x>".replace(
+                    "x>", "url>" if kind == "urlset" else "sitemap>"
+                )
+                for url in urls
+            )
+            + f"</{kind}>"
+        )
+
+    xml = {"Content-Type": "application/xml"}
+    site.pages |= {
+        "/robots.txt": f"Sitemap: {site.url}/index.xml\nUser-agent: *\nDisallow: /no\n",
+        "/index.xml": (200, xml, sitemap("sitemapindex", "/packed.xml.gz", "/deep-1.xml", "/broken.xml")),
+        "/packed.xml.gz": (200, {"Content-Type": "application/gzip"},
+                           gzip.compress(sitemap("urlset", "/packed", "/no", "http://other.invalid/").encode())),
+        "/broken.xml": (200, xml, "<html>"),
+        "/sitemap.xml": (200, xml, sitemap("urlset", "/plain", "/zipped.zip")),
+        **{f"/deep-{n}.xml": (200, xml, sitemap("sitemapindex", f"/deep-{n + 1}.xml")) for n in range(1, 9)},
+    }  # fmt: skip
+    captions = {row["caption"] for row in crawl(tmp_path / "1", f"{site.url}/", sitemaps=True, max_depth=0)}
+    assert captions == {"", "plain", "packed"} - {""}
+    assert site.asked("/deep-3.xml") == 1
+    assert [site.asked(path) for path in ("/deep-4.xml", "/no", "/zipped.zip", "/linked")] == [0, 0, 0, 0]
+    crawl(tmp_path / "2", f"{site.url}/plain")
+    assert site.asked("/index.xml") == 1
+
+
+def test_the_depth_limit_counts_links_from_the_start(web: Callable[[dict[str, Any]], Web], tmp_path: Path) -> None:
+    site = web({f"/{n}": f"<a href=/{n + 1}><img src=i alt='page {n}'>" for n in range(9)})
+    rows = crawl(tmp_path, f"{site.url}/0", f"{site.url}/5", max_depth=2)
+    assert sorted(row["caption"] for row in rows) == [f"page {n}" for n in (0, 1, 2, 5, 6, 7)]
+    assert site.asked("/3") == 0
+
+
+def test_pages_with_one_canonical_page_are_read_once_and_under_its_address(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path
+) -> None:
+    def page(caption: str, canonical: str, links: str = "") -> str:
+        return f"<head><link rel=canonical href='{canonical}'></head><img src=/i alt='{caption}'>{links}"
+
+    links = "".join(f"<a href='{link}'>" for link in ("/p?sort=a", "/p?sort=b", "/lost", "/far", "/one"))
+    site = web(
+        {
+            "/": f"<p>{links}",
+            "/p?sort=a": page("p", "p", "<a href='/p?sort=c'>"),
+            "/p?sort=b": page("p", "/p"),
+            "/p": page("p", "/p"),
+            "/lost": page("lost", "/no-such-page"),
+            "/far": page("far", "https://elsewhere.invalid/far"),
+            "/one": page("one", "/two"),
+            "/two": page("two", "/one"),
+        }
+    )
+    rows = crawl(tmp_path, f"{site.url}/")
+    told = sorted((row["page_url"].removeprefix(site.url), row["caption"]) for row in rows)
+    assert told == [("/far", "far"), ("/lost", "lost"), ("/one", "one"), ("/p", "p"), ("/two", "two")]
+    assert site.asked("/p?sort=c") == 0, "the links of a copy are its canonical page's to give"
+
+
+def test_a_host_that_asks_for_time_gets_it(web: Callable[[dict[str, Any]], Web], tmp_path: Path) -> None:
+    site = web({f"/{n}": f"<a href=/{n + 1}><a href=/{n + 2}><img src=i alt='page {n}'>" for n in range(1, 9)})
+    busy = {"/3": (429, {"Retry-After": "2"}, "later"), "/5": (503, {}, "later")}
+    well = {path: site.pages[path] for path in busy}
+    site.pages |= busy
+    site.answered = lambda path: site.pages.update({path: well[path]}) if path in well else None
+    rows = crawl(tmp_path, f"{site.url}/1", autothrottle=False)
+    assert sorted(row["caption"] for row in rows) == [f"page {n}" for n in range(1, 9)]
+    for path, seconds in (("/3", 2.0), ("/5", 1.0)):
+        first, again = [moment for asked, _, moment in site.requests if asked == path]
+        assert again - first >= seconds
+        waiting = [asked for asked, _, moment in site.requests if first + 0.1 < moment < first + seconds - 0.1]
+        assert waiting == [], "nothing else is asked of the host meanwhile"
+
+
+def test_a_host_that_goes_away_ends_the_crawl_and_the_next_run_goes_on(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path
+) -> None:
+    well: dict[str, Any] = {f"/{n}": f"<a href=/{n + 1}><img src=i alt='page {n}'>" for n in range(9)}
+    site = web(well)
+    well["/3"] = "".join(f"<a href=/{n}>" for n in range(4, 9)) + "<img src=i alt='page 3'>"
+    site.pages = {**well, **{f"/{n}": (503, {"Retry-After": "0"}, "later") for n in range(4, 9)}}
+    with pytest.raises(MachineError, match=r"503 again and again. Run it again later: 4 pages are kept, 5 wait"):
+        crawl(tmp_path, f"{site.url}/0")
+    site.pages = {**well, "/robots.txt": (500, {}, "")}
+    with pytest.raises(MachineError, match=r"robots.txt cannot be read: HTTP 500. Run it again later: 4 pages"):
+        crawl(tmp_path, f"{site.url}/0")
+    site.pages = well
+    assert len(crawl(tmp_path, f"{site.url}/0")) == 9
+    assert [site.asked(f"/{n}") for n in range(4)] == [1, 1, 1, 1]
+
+
+def test_no_private_address_is_reached_that_the_recipe_does_not_name(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A name server that answers with a private address, in the crawler's own process.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\nasked = socket.getaddrinfo\n"
+        "socket.getaddrinfo = lambda host, *more, **named: "
+        "asked('127.0.0.1' if host.endswith('.example') else host, *more, **named)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    inside = web({"/": "<img src=a alt=b>", "/robots.txt": "User-agent: *\nAllow: /\n"})
+    named = f"http://pictures.example:{inside.server.server_port}/"
+    with pytest.raises(DataError, match="not a public one"):
+        crawl(tmp_path / "1", named)
+    outside = web({"/": "<img src=a alt=b>", "/robots.txt": (302, {"Location": f"{inside.url}/robots.txt"}, "")})
+    with pytest.raises(DataError, match=r"robots\.txt cannot be read: the address is not a public one"):
+        crawl(tmp_path / "2", f"{outside.url}/")
+    assert inside.requests == []
+    assert outside.asked("/") == 0
+    assert len(crawl(tmp_path / "3", named, allow_hosts=[named.split("/")[2]])) == 1
+
+
+def test_who_crawls_without_a_contact_is_told_so_but_not_at_home(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for start, told in (("http://127.0.0.1:1/", False), ("http://[::1]:1/", False), ("http://10.0.0.1:1/", True)):
+        caplog.clear()
+        source = CrawlSource.model_validate({"kind": "crawl", "start": [start], "allow_hosts": ["10.0.0.1"]})
+        with pytest.raises(NotADirectoryError):
+            next(sources.read(source, __file__))
+        assert ("no `contact`" in caplog.text) == told
 
 
 def test_crawl_delay_is_kept(web: Callable[[dict[str, Any]], Web], tmp_path: Path) -> None:
@@ -150,14 +325,14 @@ def test_start_pages_that_cannot_be_read_are_an_error_with_their_reasons(
             {"/": (301, {"Location": "http://other.invalid/"}, "")}
         ).url,
         "not a page of HTML": web({"/": (200, {"Content-Type": "image/png"}, "x")}).url,
-        "Connection refused": "http://127.0.0.1:1",
+        "robots.txt cannot be read: Connection was refused": "http://127.0.0.1:1",
     }
     # A robots.txt that fails means no, whatever its body says.
     failing = web({"/robots.txt": (503, {}, "User-agent: *\nAllow: /\n"), "/": "x"}).url
     well = web({"/": "<img src=a alt=b>"}).url
     with pytest.raises(DataError, match=r"^sources\.site: a start page could not be read: ") as caught:
         crawl(tmp_path, *(f"{url}/" for url in (*sites.values(), failing, well)))
-    for reason, url in {**sites, "forbidden": failing}.items():
+    for reason, url in {**sites, "robots.txt cannot be read: HTTP 503": failing}.items():
         assert re.search(rf"{re.escape(url)}/: [^;]*{re.escape(reason)}", str(caught.value)), (
             reason,
             str(caught.value),

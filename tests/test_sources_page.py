@@ -102,6 +102,8 @@ def test_language_and_license_are_the_pages_own_words() -> None:
     found = page('<html lang=" de-AT "><body><a rel="license nofollow" href="/l?sig=1">x</a></html>')
     assert (found.lang, found.license) == ("de-AT", "https://example.org/l")
     assert (page("<p>x</p>").lang, page("<p>x</p>").license) == (None, None)
+    terms = "https://creativecommons.org/licenses/by/4.0/"
+    assert page(f"<meta name=DCTERMS.license content='{terms}'>").license == terms
 
 
 def test_links_are_absolute_and_stay_out_where_the_page_says_nofollow() -> None:

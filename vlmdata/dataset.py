@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,26 @@ class Dataset:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def kept(self, name: str) -> Iterator[Path]:
+        """A local folder that outlives a kill and an error and is gone once the block has ended well.
+
+        It lies in the dataset where that is local, else in the user's cache (`$XDG_CACHE_HOME/vlmdata`, `~/.cache`).
+        """
+        if self.local:
+            folder = Path(self.path(name))
+        else:
+            cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            folder = Path(cache, "vlmdata", hashlib.sha256(self.url.encode()).hexdigest()[:16], name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{folder}: cannot be made: {error.strerror}") from error
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another reading lies beside it
+            folder.parent.rmdir()
 
     def commit(self, aside: Path, relative: str) -> File:
         """Move a finished local file to its place in one step: nobody ever sees half of it."""

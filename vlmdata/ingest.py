@@ -33,8 +33,9 @@ _NOTHING = pa.schema([])
 
 def source_key(source: Source, version: int, brings: pa.Schema) -> str:
     """The key of what a source yields; `version` is its module's, `brings` the signals of its own."""
+    options = source.model_dump(mode="json", exclude=set(source.unkeyed))
     columns = [[[column.name, str(column.type)] for column in brings]] if brings else []
-    return make_key("found", _FOUND_VERSION, [version, source.model_dump(mode="json"), *columns], [])
+    return make_key("found", _FOUND_VERSION, [version, options, *columns], [])
 
 
 def raw_schema(source: Source) -> pa.Schema:
@@ -46,10 +47,10 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
     """Read one source to its end and record what it yields, once: the tables `found` and `observations`."""
     progress.info("ingest: %s", source.name, extra={"stage": "ingest", "done": 0, "total": None})
     schema = raw_schema(source)
-    with dataset.spool() as folder:
+    with dataset.spool() as folder, dataset.kept(f"reading/{key}") as scratch:
         raw = folder / "raw.parquet"
         with pq.ParquetWriter(raw, schema) as writer:
-            for batch in read(source, str(folder)):
+            for batch in read(source, str(scratch)):
                 writer.write_table(with_uid(batch, schema))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 

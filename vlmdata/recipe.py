@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -30,6 +30,7 @@ class Options(BaseModel):
     """Options that refuse what they do not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    unkeyed: ClassVar[frozenset[str]] = frozenset()  # options of a source that are no part of its key
 
 
 class CrawlSource(Options):
@@ -38,12 +39,19 @@ class CrawlSource(Options):
     kind: Literal["crawl"]
     name: Name = "crawl"
     start: list[str] = Field(min_length=1)
-    max_pages: int | None = Field(None, gt=0)
-    concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host")
+    max_pages: int | None = Field(None, gt=0, description="pages read, at most")
+    max_depth: int | None = Field(None, ge=0, description="links from a start page or a sitemap's page, at most")
+    sitemaps: bool = Field(False, description="read the pages that the hosts' sitemaps list, too")
+    concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host, at most")
     delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
-    agent: str = Field("vlmdata", min_length=1, description="the user agent's name, which robots.txt may address")
-    contact: str | None = Field(None, description="an address or URL sent with the user agent")
+    autothrottle: bool = Field(True, description="leave as much time between requests as the host needs to answer one")
+    agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
+    contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
+    allow_hosts: list[str] = Field([], description="`host` or `host:port` that may be at a private address")
     max_page_bytes: Bytes = 10_000_000
+
+    # How fast and under which contact pages are read does not change what they hold.
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"concurrency", "delay", "autothrottle", "contact"})
 
     @field_validator("start")
     @classmethod

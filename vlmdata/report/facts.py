@@ -144,7 +144,7 @@ def consent(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) -> 
         page, host = said["pairs"].get(word, (0, 0)), said["images"].get(word, (0, 0))
         count = refused.get(f"consent: {word}", 0)
         if word in words or count:
-            signals.append(Signal(word, word in respected, *page, *host, count))
+            signals.append(Signal(word, word in respected or word == "optout", *page, *host, count))
     return signals
 
 

@@ -114,8 +114,9 @@ def by_file(source: Source) -> Any:
 def read(source: Source, scratch: str) -> Iterator[pa.RecordBatch]:
     """The rows of a source in batches of at most some 5,000, in any order: the columns of `ROWS`, then `signals`.
 
-    scratch: a folder for the source's temporary files. Every text is valid UTF-8 without NUL; `url` and `caption`
-    are never null or empty; signatures stand in `fetch_url` alone.
+    scratch: a folder for the source's files; after a kill the next run finds it as it was.
+    Every text is valid UTF-8 without NUL; `url` and `caption` are never null or empty; signatures stand in
+    `fetch_url` alone.
     Raises InputError for a source that cannot be what the recipe says, DataError for one that holds nothing.
     """
     schema = pa.schema([*ROWS, *signals(source)])

@@ -1,6 +1,8 @@
 """Pairs from live web pages: follows links within the hosts of `start` and takes the images that have captions."""
 
 import importlib.metadata
+import ipaddress
+import itertools
 import json
 import logging
 import subprocess
@@ -8,17 +10,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from vlmdata.errors import DataError, InputError, MachineError
 from vlmdata.recipe import CrawlSource
-from vlmdata.sources.urls import web_url
+from vlmdata.sources import BATCH_ROWS, ROWS
+from vlmdata.sources.frontier import Frontier
+from vlmdata.sources.urls import host_and_port, web_url
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
 
-VERSION = 1
+VERSION = 2
 
 
 def check(source: CrawlSource) -> None:
@@ -32,27 +37,52 @@ def read(source: CrawlSource, scratch: str) -> Iterator[pa.RecordBatch]:
     """Crawl to the end, then yield the rows found, in no order. The crawl runs in `vlmdata.sources.spider`.
 
     robots.txt is obeyed, crawl-delay included, and so is a page's `nofollow`; requests stay within the hosts and
-    ports of `start`. A crawl that was cut off is begun again.
-    Raises DataError when a start URL cannot be read, MachineError when the crawler fails.
+    ports of `start`. A crawl that was cut off goes on where `scratch` holds its frontier: pages that were read are
+    not asked for again.
+    Raises DataError when a start URL cannot be read, MachineError when the crawler fails or a host is gone.
     """
-    options, rows = Path(scratch) / f"{source.name}.json", Path(scratch) / f"{source.name}.arrow"
-    spec = {"source": source.model_dump(mode="json"), "version": importlib.metadata.version("vlmdata")}
-    options.write_text(json.dumps(spec), "utf-8")
-    outcome = _crawl(source, options, rows)
-    _report(source, outcome)
-    with pa.memory_map(str(rows)) as file, pa.ipc.open_file(file) as batches:
-        for number in range(batches.num_record_batches):
-            yield batches.get_batch(number)
-    rows.unlink()
+    if source.contact is None and not all(is_loopback(url) for url in source.start):
+        log.warning("sources.%s: no `contact`: nobody there can tell you of a problem with this crawl", source.name)
+    options, path = Path(scratch) / f"{source.name}.json", Path(scratch) / f"{source.name}.frontier"
+    crawl = json.dumps([VERSION, source.model_dump(mode="json", exclude=set(source.unkeyed))])
+    version = importlib.metadata.version("vlmdata")
+    options.write_text(json.dumps({"source": source.model_dump(mode="json"), "crawl": crawl, "version": version}))
+    if path.exists():
+        log.info("%s: a crawl that was cut off goes on", source.name)
+    _report(source, _crawl(source, options, path))
+    with Frontier(path, crawl) as frontier:
+        rows = (shared | image for shared, images in frontier.content() for image in images)
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            yield pa.RecordBatch.from_pylist(batch, ROWS)
 
 
-def _crawl(source: CrawlSource, options: Path, rows: Path) -> dict[str, Any]:
+def private_hosts(source: CrawlSource, first: list[str]) -> list[str]:
+    """The `host:port` that may be at a private address: where `start` names the address itself, and `allow_hosts`."""
+    return [*(place for place in map(host_and_port, first) if _is_address(place)), *source.allow_hosts]
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine itself."""
+    name = urlsplit(url).hostname or ""
+    return name == "localhost" or (_is_address(host_and_port(url)) and ipaddress.ip_address(name).is_loopback)
+
+
+def _is_address(place: str) -> bool:
+    name = place.rpartition(":")[0].strip("[]")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost"
+    return True
+
+
+def _crawl(source: CrawlSource, options: Path, path: Path) -> dict[str, Any]:
     """Run the crawler and return the last of its lines. Its standard input, once closed, ends it."""
     errors = options.with_suffix(".log")
     outcome: dict[str, Any] = {}
     with open(errors, "wb") as log_file:
         child = subprocess.Popen(  # noqa: S603 - our own module, arguments as a list
-            [sys.executable, "-m", "vlmdata.sources.spider", str(options), str(rows)],
+            [sys.executable, "-m", "vlmdata.sources.spider", str(options), str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
@@ -82,16 +112,23 @@ def _crawl(source: CrawlSource, options: Path, rows: Path) -> dict[str, Any]:
 
 
 def _report(source: CrawlSource, outcome: dict[str, Any]) -> None:
+    pages = outcome["pages"]
     if outcome["failed"]:
         reasons = "; ".join(f"{url}: {reason}" for url, reason in sorted(outcome["failed"].items()))
         raise DataError(f"sources.{source.name}: a start page could not be read: {reasons}")
-    if not outcome["pages"]:
+    if outcome["left"]:
+        reasons = "; ".join(f"{host}: {reason}" for host, reason in sorted(outcome["left"].items()))
+        raise MachineError(
+            f"sources.{source.name}: {reasons}. Run it again later: {pages:,} pages are kept, "
+            f"{outcome['waiting']:,} wait"
+        )
+    if not pages:
         raise DataError(f"sources.{source.name}: no page was read from {', '.join(source.start)}")
     for reason, count in sorted(outcome["failures"].items()):
         log.info("%s: %d pages not read: %s", source.name, count, reason)
-    if outcome["errors"]:
-        log.warning("%s: %d pages were not read because of a bug; --debug shows it", source.name, outcome["errors"])
+    if outcome["copies"]:
+        log.info("%s: %d pages are copies of others by their own word", source.name, outcome["copies"])
     if outcome["left_out"]:
         log.warning("%s: %d images left out: more than 5,000 on a page", source.name, outcome["left_out"])
     if not outcome["pairs"]:
-        log.warning("%s: none of the %d pages has an image with a caption", source.name, outcome["pages"])
+        log.warning("%s: none of the %d pages has an image with a caption", source.name, pages)

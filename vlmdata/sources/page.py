@@ -22,6 +22,10 @@ _SETS = ("data-srcset", "data-lazy-srcset", "srcset")
 # Of a picture's sources those that the download can decode: no SVG, no JPEG XL.
 _DECODED = frozenset({"", "image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/avif"})
 _BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
+_LICENSES = (
+    'a[rel~="license"][href],link[rel~="license"][href],meta[name="dcterms.license" i][content],'
+    'meta[name="DC.rights.license" i][content]'
+)
 # The tags that need no end, so that they do not say how deep a page goes.
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -52,7 +56,9 @@ class Image:
 @dataclass(frozen=True)
 class Page:
     """A page that was read. `consent` has `deny`, `allow` or None for robots, noai, tdm and noml; robots.txt, which is
-    no part of a page, is for the caller to add."""
+    no part of a page, is for the caller to add. `canonical` is the address that the page says it has itself (RFC 6596),
+    or None.
+    """
 
     images: list[Image]
     links: list[str]
@@ -60,6 +66,7 @@ class Page:
     license: str | None
     consent: dict[str, str | None]
     left_out: int
+    canonical: str | None = None
 
 
 def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: str, with_links: bool = True) -> Page:
@@ -81,6 +88,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     metas = _metas(tree)
     directives, consent = page_says(metas, headers, agent)
     links = list(_links(tree, base)) if with_links and not directives & {"nofollow", "none"} else []
+    canonical = tree.css_first('head link[rel~="canonical" i][href]')
     images = tree.css("img")
     found = list(_captioned(images[:_MOST_IMAGES], base))
     contexts = _contexts(tree, [node for node, *_ in found])
@@ -88,8 +96,9 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     lang = (root.attributes.get("lang") or root.attributes.get("xml:lang") or "").strip() if root is not None else ""
     title = tree.css_first("head > title")
     preview = open_graph(metas, title.text() if title is not None else "", base)
-    license_node = tree.css_first('a[rel~="license"][href],link[rel~="license"][href]')
-    license_url = web_url(license_node.attributes.get("href") or "", base) if license_node is not None else None
+    license_node = tree.css_first(_LICENSES)
+    stated = license_node.attributes if license_node is not None else {}
+    license_url = web_url(stated.get("href") or stated.get("content") or "", base) if stated else None
     return Page(
         [
             Image(*strip_signature(source), caption, caption_from, context)
@@ -101,6 +110,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
         strip_signature(license_url)[0] if license_url else None,
         consent,
         max(0, len(images) - _MOST_IMAGES),
+        web_url(canonical.attributes.get("href") or "", base) if canonical is not None else None,
     )
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import scrapy
 from scrapy.http import Response
+from scrapy.http.request import NO_CALLBACK
 
 from vlmdata.download.tdmrep import MOST_BYTES, PATH, Reservations
 
@@ -27,12 +28,12 @@ class Reserved:
         return cls(crawler)
 
     async def process_request(self, request: scrapy.Request) -> None:
-        if request.meta.get("dont_obey_robotstxt") or "reserved" in request.meta:
+        if "page" not in request.meta:  # the crawl's own: robots.txt, and the file that is asked for here
             return
         origin = _origin(request.url)
         if origin not in self.asked:
             meta = {"reserved": True, "download_maxsize": MOST_BYTES}
-            own = scrapy.Request(origin + PATH, meta=meta, priority=1000)
+            own = scrapy.Request(origin + PATH, callback=NO_CALLBACK, dont_filter=True, meta=meta)
             self.asked[origin] = asyncio.ensure_future(self.crawler.engine.download_async(own))
         answer = self.asked[origin]
         await asyncio.wait([answer])
@@ -44,7 +45,7 @@ class Reserved:
 
     def process_response(self, request: scrapy.Request, response: Response) -> Response:
         rules = self.rules.get(_origin(request.url))
-        if rules is not None and "reserved" not in request.meta:
+        if rules is not None and "page" in request.meta:
             request.meta["tdm"] = rules.says(response.url)
         return response
 

@@ -1,66 +1,67 @@
 """The crawl itself, in a process of its own since Scrapy's reactor starts only once in one.
 
-`python -m vlmdata.sources.spider OPTIONS.json ROWS.arrow` prints its progress as lines of JSON, the last of which is
-the outcome. It ends when its standard input is closed: it never outlives the process that started it.
+`python -m vlmdata.sources.spider OPTIONS.json FRONTIER` prints its progress as lines of JSON, the last of which is the
+outcome. It ends when its standard input is closed: it never outlives the process that started it.
 """
 
-import datetime
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import pyarrow as pa
 import scrapy
 from scrapy import signals
+from scrapy.core.scheduler import BaseScheduler
 from scrapy.crawler import CrawlerProcess
-from scrapy.exceptions import CloseSpider, IgnoreRequest, StopDownload
+from scrapy.exceptions import IgnoreRequest, StopDownload
 from scrapy.http import HtmlResponse, Response
 from scrapy.linkextractors import IGNORED_EXTENSIONS
 from scrapy.spidermiddlewares.httperror import HttpError
 from twisted.python.failure import Failure
 
+from vlmdata.download.address import Gate
+from vlmdata.errors import MachineError
 from vlmdata.recipe import CrawlSource
-from vlmdata.sources import BATCH_ROWS, ROWS, strip_signature
+from vlmdata.sources import strip_signature
+from vlmdata.sources.crawl import private_hosts
+from vlmdata.sources.frontier import DEEPEST_SITEMAP, Frontier, Waiting
+from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolver, Unreachable
 from vlmdata.sources.page import read_page
 from vlmdata.sources.reserved import Reserved
+from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, web_url
 
-_LONGEST_DELAY = 60.0  # seconds; a robots.txt that asks for more must not stop the crawl
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
+_UNREACHABLE_IN_A_ROW = 20  # pages, before the host is taken to be gone
 
 
-class OtherHost(IgnoreRequest):
-    """A redirect to a host that the recipe does not name."""
+class Scheduler(BaseScheduler):
+    """Scrapy's scheduler: what is asked for again (redirects, retries) first, then the frontier's pages."""
 
+    def __init__(self) -> None:
+        self.again: deque[scrapy.Request] = deque()
 
-class Boundary:
-    """Scrapy middleware: no request leaves the hosts of `start`, and a robots.txt that fails forbids all."""
+    def open(self, spider: Any) -> None:
+        self.spider = spider
 
-    def __init__(self, crawler: Any) -> None:
-        self.crawler = crawler
+    def has_pending_requests(self) -> bool:
+        return bool(self.again) or not self.spider.frontier.ended()
 
-    @classmethod
-    def from_crawler(cls, crawler: Any) -> "Boundary":
-        return cls(crawler)
+    def enqueue_request(self, request: scrapy.Request) -> bool:
+        self.again.append(request)
+        return True
 
-    def process_request(self, request: scrapy.Request) -> None:
-        if not self.crawler.spider.within(request.url):
-            raise OtherHost(f"it leads to another host, {request.url}: name that one in `start` if it is meant")
-
-    def process_response(self, request: scrapy.Request, response: Response) -> Response:
-        if request.meta.get("dont_obey_robotstxt"):
-            if response.status >= 500:  # RFC 9309, 2.3.1.4: unreachable means complete disallow
-                return response.replace(status=200, body=b"User-agent: *\nDisallow: /\n")
-            if response.status >= 400:  # RFC 9309, 2.3.1.3: unavailable means no restriction
-                return response.replace(body=b"")
-            self.crawler.spider.robots.add(host_and_port(response.url))
-        return response
+    def next_request(self) -> scrapy.Request | None:
+        try:
+            return self.again.popleft() if self.again else self.spider.next_request()
+        except sqlite3.Error as error:
+            _end(error)
 
 
 class PageSpider(scrapy.Spider):
@@ -68,136 +69,173 @@ class PageSpider(scrapy.Spider):
 
     name = "pages"
 
-    def __init__(self, source: CrawlSource, rows: pa.RecordBatchFileWriter) -> None:
+    def __init__(self, source: CrawlSource, frontier: Frontier) -> None:
         super().__init__()
-        self.source, self.rows = source, rows
-        self.first = [url for url in (web_url(link) for link in source.start) if url]
+        self.source, self.frontier = source, frontier
+        self.first = first_pages(source)
         self.hosts = {host for url in self.first for host in _hosts(url)}
-        self.robots: set[str] = set()
-        self.delay = 0.0
-        self.asked: set[str] = set()
-        self.read: set[str] = set()
+        self.gate = Gate(private_hosts(source, self.first))
+        self.robots: set[str] = set()  # the hosts and ports that have one
+        self.crawl_delay: dict[str, float] = {}  # host -> seconds
+        self.without_robots: dict[str, str] = {}  # host and port -> why its robots.txt cannot be read
+        self.left: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        self.failures: Counter[str] = Counter()
-        self.held: list[dict[str, Any]] = []
-        self.pairs = self.images_left_out = 0
+        self.unreachable: Counter[str] = Counter()
         self.told = time.monotonic()
+        frontier.add(self.first, 0)
+        for url in self.first:
+            frontier.retry(url)
 
     @classmethod
     def from_crawler(cls, crawler: Any, *args: Any, **options: Any) -> "PageSpider":
         spider = super().from_crawler(crawler, *args, **options)
-        crawler.signals.connect(spider.on_robots, signals.robots_parsed)
-        crawler.signals.connect(spider.on_request, signals.request_reached_downloader)
         crawler.signals.connect(spider.on_headers, signals.headers_received)
+        crawler.signals.connect(spider.on_bug, signals.spider_error)
         return spider
 
     def within(self, url: str) -> bool:
         return url.startswith(("http://", "https://")) and host_and_port(url) in self.hosts
 
     async def start(self) -> AsyncIterator[scrapy.Request]:
-        for url in self.first:
-            if url not in self.asked:
-                self.asked.add(url)
-                yield self._request(url, {"start": url})
+        nothing: list[scrapy.Request] = []  # all that is asked for comes from the frontier
+        for request in nothing:
+            yield request
 
-    def _request(self, url: str, meta: dict[str, str] | None = None) -> scrapy.Request:
-        # `asked` does what Scrapy's filter would do, without a hash of every link of every page.
-        return scrapy.Request(url, self.parse, errback=self.on_failure, dont_filter=True, meta=meta)
+    def next_request(self) -> scrapy.Request | None:
+        page = self.frontier.next()
+        if page is None:
+            return None
+        meta = {"page": page, "download_maxsize": MAX_SITEMAP_BYTES} if page.sitemap else {"page": page}
+        return scrapy.Request(page.url, self.parse, errback=self.on_failure, dont_filter=True, meta=meta)
 
-    def on_robots(self, robotparser: Any, request: scrapy.Request) -> None:
-        asked = robotparser.crawl_delay(self.source.agent)
-        self.delay = max(self.delay, min(asked or 0.0, _LONGEST_DELAY))
-
-    def on_request(self, request: scrapy.Request) -> None:
-        slot = self.crawler.engine.downloader.slots.get(request.meta["download_slot"])
-        if slot is not None and self.delay > slot.delay:
-            slot.delay, slot.jitter = self.delay, 0.0
+    def on_robots(self, place: str, sitemaps: list[str]) -> None:
+        """The robots.txt of a host and port was read."""
+        if not self.source.sitemaps:
+            return
+        scheme = "https" if place.endswith(":443") else "http"
+        named = [url for url in (web_url(link) for link in sitemaps) if url and self.within(url)]
+        guess = web_url(f"{scheme}://{place}/sitemap.xml")
+        assert guess is not None
+        self.frontier.add([*named, guess], -1 - DEEPEST_SITEMAP)
 
     def on_headers(self, headers: Any, request: scrapy.Request, **_: Any) -> None:
         kind = (headers.get("Content-Type") or b"text/html").lower()
-        if b"html" not in kind and not request.meta.get("dont_obey_robotstxt") and "reserved" not in request.meta:
+        if b"html" not in kind and "page" in request.meta and not request.meta["page"].sitemap:
             raise StopDownload(fail=False)  # parse sees what it is
 
     def on_failure(self, failure: Failure) -> None:
         error, request = failure.value, failure.request  # type: ignore[attr-defined]
+        page: Waiting = request.meta["page"]
+        reason = type(error).__name__
         if isinstance(error, HttpError):
             reason = f"HTTP {error.response.status}"
+            if error.response.status in REFUSALS and request.meta.get("gave_up"):
+                return self._leave(page, f"answers {reason} again and again")
+            self.unreachable[page.host] = 0
         elif isinstance(error, OtherHost):
             reason = "another host"
+        elif isinstance(error, Unreachable):
+            return self._leave(page, str(error))
         elif isinstance(error, IgnoreRequest):
-            reason = "forbidden by robots.txt"
+            reason = str(error)
         else:
-            reason = type(error).__name__
-        self.failures[reason] += 1
-        if "start" in request.meta:
-            detail = str(error) if isinstance(error, OtherHost) or reason == type(error).__name__ else reason
-            self.failed[request.meta["start"]] = detail or reason
+            self.unreachable[page.host] += 1
+            if self.unreachable[page.host] >= _UNREACHABLE_IN_A_ROW:
+                return self._leave(page, f"can no longer be reached: {str(error) or reason}")
+        detailed = isinstance(error, OtherHost) or reason == type(error).__name__
+        self._fail(page, reason, (str(error) if detailed else "") or reason)
 
-    def parse(self, response: Response) -> Iterator[scrapy.Request]:
-        if self.source.max_pages is not None and len(self.read) >= self.source.max_pages:
-            raise CloseSpider("max_pages")
+    def on_bug(self, failure: Failure, response: Response | None) -> None:
+        if failure.check(sqlite3.Error):
+            _end(failure.value)
+        if response is not None and self.frontier.holds(response.meta["page"]):
+            self._fail(response.meta["page"], "a bug; --debug shows it", "a bug; --debug shows it")
+
+    def _fail(self, page: Waiting, reason: str, detail: str) -> None:
+        guessed = page.sitemap and page.url.endswith("/sitemap.xml") and reason == "HTTP 404"
+        self.frontier.fail(page, None if guessed else reason)
+        if page.url in self.first:
+            self.failed[page.url] = detail
+
+    def _leave(self, page: Waiting, reason: str) -> None:
+        if page.url in self.first:
+            self.failed[page.url] = reason
+        else:
+            self.left[page.host] = reason
+        self.frontier.leave(page)
+
+    def parse(self, response: Response) -> None:
+        page: Waiting = response.meta["page"]
+        self.unreachable[page.host] = 0
+        try:
+            if page.sitemap:
+                self._keep_sitemap(page, response)
+            else:
+                self._keep(page, response)
+        except ValueError as error:
+            self._fail(page, str(error), str(error))
+        if time.monotonic() - self.told >= 1:
+            self.told = time.monotonic()
+            self.tell()
+
+    def _keep_sitemap(self, page: Waiting, response: Response) -> None:
+        found = read_sitemap(response.body, response.url)
+        pages, nested = ([url for url in urls if self.within(url)] for urls in found)
+        self.frontier.keep_sitemap(page, self._pages(pages), nested)
+
+    def _keep(self, waiting: Waiting, response: Response) -> None:
+        if not isinstance(response, HtmlResponse):
+            raise ValueError("not a page of HTML")
         url = web_url(response.url)
-        if url is None or url in self.read:  # two links may be redirected to one page
-            return
+        if url is None:
+            raise ValueError("its address is no URL")
         headers = {
             name.decode("latin-1").lower(): [value.decode("latin-1") for value in values]
             for name, values in response.headers.items()
         }
-        try:
-            if not isinstance(response, HtmlResponse):
-                raise ValueError("not a page of HTML")
-            page = read_page(response.text, url, headers, self.source.agent)
-        except ValueError as error:
-            self.failures[str(error)] += 1
-            if "start" in response.meta:
-                self.failed[response.meta["start"]] = str(error)
-            return
-        self.read.add(url)
-        self.asked.add(url)
-        self.images_left_out += page.left_out
-        self._keep(url, page, response.meta.get("tdm"))
-        for link in page.links:
-            if link not in self.asked and self.within(link) and not link.lower().endswith(_NOT_PAGES):
-                self.asked.add(link)
-                yield self._request(link)
-
-    def _keep(self, url: str, page: Any, filed: str | None) -> None:
-        robots = "allow" if host_and_port(url) in self.robots else None
+        page = read_page(response.text, url, headers, self.source.agent)
         # What the page says comes before the host's robots.txt and tdmrep.json.
-        consent = {**page.consent, "robots": page.consent["robots"] or robots, "tdm": page.consent["tdm"] or filed}
-        shared = dict.fromkeys(ROWS.names) | {
+        robots = page.consent["robots"] or ("allow" if host_and_port(url) in self.robots else None)
+        consent = {**page.consent, "robots": robots, "tdm": page.consent["tdm"] or response.meta.get("tdm")}
+        shared = {
             "source": self.source.name,
             "page_url": strip_signature(url)[0],
             "lang_hint": page.lang,
             "license": page.license,
             "page_consent": consent,
-            "crawled_at": datetime.datetime.now(datetime.UTC),
+            "crawled_at": round(time.time() * 1000),
         }
-        for image in page.images:
-            self.held.append(shared | vars(image))
-        self.pairs += len(page.images)
-        if len(self.held) >= BATCH_ROWS:
-            self.flush()
-        if time.monotonic() - self.told >= 1:
-            self.told = time.monotonic()
-            self.tell()
+        images = [vars(image) for image in page.images]
+        canonical = page.canonical if page.canonical and self.within(page.canonical) else None
+        self.frontier.keep(
+            waiting,
+            url,
+            [shared, images],
+            len(images),
+            self._pages(page.links),
+            canonical if canonical != url else None,
+            page.left_out,
+        )
 
-    def flush(self) -> None:
-        for start in range(0, len(self.held), BATCH_ROWS):
-            self.rows.write_batch(pa.RecordBatch.from_pylist(self.held[start : start + BATCH_ROWS], ROWS))
-        self.held = []
+    def _pages(self, links: list[str]) -> list[str]:
+        return [link for link in links if self.within(link) and not link.lower().endswith(_NOT_PAGES)]
 
     def tell(self, **more: Any) -> None:
-        print(json.dumps({"pages": len(self.read), "pairs": self.pairs, **more}), flush=True)  # noqa: T201 - the protocol
+        print(json.dumps({"pages": self.frontier.read, "pairs": self.frontier.pairs, **more}), flush=True)  # noqa: T201 - the protocol
+
+
+def first_pages(source: CrawlSource) -> list[str]:
+    """The start URLs in the form that they are asked for, each once."""
+    return list(dict.fromkeys(url for url in map(web_url, source.start) if url))
 
 
 def settings(source: CrawlSource, version: str) -> dict[str, Any]:
     """Scrapy's settings for a source. https://docs.scrapy.org/en/latest/topics/settings.html"""
+    first = first_pages(source)
     return {
         "USER_AGENT": f"{source.agent}/{version}" + (f" (+{source.contact})" if source.contact else ""),
-        "ROBOTSTXT_OBEY": True,
-        "ROBOTSTXT_USER_AGENT": source.agent,
-        "CONCURRENT_REQUESTS": max(16, source.concurrency),
+        "ROBOTSTXT_OBEY": False,  # Boundary does
+        "CONCURRENT_REQUESTS": min(256, max(16, source.concurrency * len(first))),
         "CONCURRENT_REQUESTS_PER_DOMAIN": source.concurrency,
         "DOWNLOAD_DELAY": source.delay,
         "DOWNLOAD_DELAY_JITTER": 0.0,
@@ -206,13 +244,19 @@ def settings(source: CrawlSource, version: str) -> dict[str, Any]:
         "DOWNLOAD_TIMEOUT": 60,
         "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "REDIRECT_MAX_TIMES": 5,
+        "RETRY_HTTP_CODES": [408, 500, 502, 504, 522, 524],  # Pace waits before it retries the others
+        "RETRY_GIVE_UP_LOG_LEVEL": "DEBUG",
         "DOWNLOADER_MIDDLEWARES": {
-            Boundary: 540,  # behind retries, so that robots.txt's last answer counts
-            Reserved: 545,
+            Pace: 560,
+            Boundary: 100,
+            Reserved: 105,
             "scrapy.downloadermiddlewares.offsite.OffsiteMiddleware": None,  # it lets subdomains and other ports pass
         },
-        "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",  # nearest pages first
-        "CONCURRENT_ITEMS": 1,  # pages yield requests alone; Scrapy would start a hundred tasks for each page
+        "HTTPPROXY_ENABLED": False,  # a proxy would look the address up itself
+        "SCHEDULER": Scheduler,
+        "TWISTED_DNS_RESOLVER": Resolver,
+        "PRIVATE_HOSTS": private_hosts(source, first),  # the resolver's
+        "CONCURRENT_ITEMS": 1,  # pages yield nothing; Scrapy would start a hundred tasks for each page
         "WARN_ON_GENERATOR_RETURN_VALUE": False,
         "REFERER_ENABLED": False,
         "COOKIES_ENABLED": False,
@@ -234,26 +278,29 @@ def _end_with_parent() -> None:
     os._exit(4)
 
 
-def main(options: str, rows: str) -> None:
-    """Crawl, write the rows as an Arrow file and print the outcome."""
+def _end(error: object) -> NoReturn:
+    """The frontier cannot be written, such as on a full disk: what it holds is whole, and all else is in vain."""
+    print(error, file=sys.stderr, flush=True)  # noqa: T201 - the protocol
+    os._exit(4)
+
+
+def main(options: str, path: str) -> None:
+    """Crawl until the frontier has nothing more to give, and print the outcome."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     spec = json.loads(Path(options).read_text("utf-8"))
     source = CrawlSource.model_validate(spec["source"])
-    with pa.ipc.new_file(rows, ROWS, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    try:
+        frontier = Frontier(Path(path), spec["crawl"], source.concurrency, source.max_depth, source.max_pages)
+    except MachineError as error:
+        _end(error)
+    with frontier:
         process = CrawlerProcess(settings(source, spec["version"]))
         crawler = process.create_crawler(PageSpider)
-        process.crawl(crawler, source=source, rows=writer)
+        process.crawl(crawler, source=source, frontier=frontier)
         process.start()
         spider = crawler.spider
         assert isinstance(spider, PageSpider)
-        assert crawler.stats is not None
-        spider.flush()
-    spider.tell(
-        failed=spider.failed,
-        failures=dict(spider.failures.most_common(20)),
-        errors=sum(v for k, v in crawler.stats.get_stats().items() if k.startswith("spider_exceptions/")),
-        left_out=spider.images_left_out,
-    )
+        spider.tell(left=spider.left, failed=spider.failed, failures=frontier.failures(), **frontier.counts())
 
 
 if __name__ == "__main__":
