@@ -1,6 +1,7 @@
 """The flow `curate`: from a recipe to a snapshot with its shards, jobs and report. Prefect says when."""
 
 import datetime
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,10 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import card, ingest, snapshot
+from vlmdata import card, ingest, layers, snapshot
 from vlmdata.catalog import append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
-from vlmdata.errors import InputError, MachineError
+from vlmdata.errors import InputError, MachineError, OutageError
 from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
 from vlmdata.pipelines import dedup as dedup_stage
@@ -23,11 +24,12 @@ from vlmdata.pipelines import known as known_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
-from vlmdata.plan import STAGES, Plan, make_plan, snapshot_keys
+from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
 from vlmdata.sources import by_file
 
+log = logging.getLogger(__name__)
 INGESTED = ("pairs", "source_signals")
 DOWNLOADED = ("images", "known")
 
@@ -45,16 +47,23 @@ class _Run:
     def ready(self, stage: str, names: list[str]) -> None:
         """Take a stage's tables from an earlier run. Raises InputError where they are not there."""
         for name in names:
-            table = self.dataset.read_table(name, self.plan.tables[name])
+            table = self.current(name)
             if table is None:
                 raise InputError(f"--stages: {stage} has not been done for this recipe: name it too")
             self.tables[name] = table
 
+    def current(self, name: str) -> Table | None:
+        """A table of the plan, if it is whole and made from the tables that are ready."""
+        return self.dataset.current_table(name, self.plan.tables[name], self.tables.values())
+
 
 @flow(name="curate", validate_parameters=False)
-def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] | None = None) -> str:
+def curate(
+    recipe: dict[str, Any], limit: int | None = None, stages: list[str] | None = None, retry: list[str] | None = None
+) -> str:
     """Run a recipe (as `Recipe.model_dump()` gives it) and return the published snapshot's folder.
 
+    retry: error classes; pairs whose download ended in one of them are tried again, in a new layer.
     Stages that are done are found done; parts that are done are kept. Raises VlmdataError subclasses.
     """
     parsed = Recipe.model_validate(recipe)
@@ -63,11 +72,13 @@ def curate(recipe: dict[str, Any], limit: int | None = None, stages: list[str] |
     with lock(dataset, "vlmdata run"):
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
+        if retry:
+            _add_layer(run, retry)
         _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
         _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
-        if latest is None or latest["keys"] != snapshot_keys(run.plan):
+        if latest is None or not made_from(latest, run.plan, run.tables.values()):
             wanted = [stage for stage in ("shards", "jobs", "report") if stage in run.stages]
             if wanted and "select" not in run.stages:
                 raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")
@@ -97,6 +108,20 @@ def _stage(run: _Run, name: str, tables: list[str], work: Callable[[_Run], dict[
         return
     with _timed(run, name):
         run.tables |= work(run)
+
+
+def _add_layer(run: _Run, classes: list[str]) -> None:
+    """Put what is to be tried again into a new layer of `pairs`; the stages that follow do the rest.
+
+    Where the run before has not ended it is only continued, so that the same command goes on after a kill.
+    """
+    images = run.current("images")
+    if images is None or not layers.published(run.dataset, [run.tables["pairs"], images]):
+        log.info("the run before has not ended: it goes on, and nothing is tried again beyond it")
+        return
+    ingested = [run.tables[name] for name in INGESTED if name in run.tables]
+    grown = layers.retry(run.dataset, ingested, images, classes, run.plan.recipe.parts.rows)
+    run.tables |= {table.table: table for table in grown}
 
 
 def _publish(run: _Run) -> dict[str, Any] | None:
@@ -146,7 +171,8 @@ def _log_times(run: _Run, number: int) -> None:
 
 def _worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     """Services and machines recover; a wrong recipe or broken data do not."""
-    return isinstance(state.result(raise_on_failure=False), MachineError)
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, MachineError) and not isinstance(error, OutageError)
 
 
 _retried: dict[str, Any] = {
@@ -172,14 +198,13 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
     pairs = pairs or ingest.unite(dataset, found, plan.pairs, plan.recipe.parts.rows, plan.limit, plan.brings)
     get_run_logger().info("%d pairs from %d sources", pairs.rows, len(found))
     brought = dataset.read_table("source_signals", plan.pairs) if plan.brings else None
-    return {"pairs": pairs, **({"source_signals": brought} if brought else {})}
+    return {"pairs": pairs, **({"source_signals": layers.cut(dataset, brought, pairs)} if brought else {})}
 
 
 @task(name="download", **_retried)
 def download_images(run: _Run) -> dict[str, Table]:
     """Download the images of `pairs`, and hold what is stored against the lists of known images."""
-    table = run.dataset.read_table("images", run.plan.images)
-    images = table or download_stage.run(run.plan, run.dataset, run.tables["pairs"])
+    images = run.current("images") or download_stage.run(run.plan, run.dataset, run.tables["pairs"])
     if "known" not in run.plan.tables:
         return {"images": images}
     return {"images": images, "known": known_stage.run(run.plan, run.dataset, images)}
@@ -189,7 +214,7 @@ def download_images(run: _Run) -> dict[str, Table]:
 def measure(run: _Run) -> dict[str, Table]:
     """Measure what is missing of the signals."""
     names = run.plan.signal_tables
-    there = {name: run.dataset.read_table(name, run.plan.tables[name]) for name in names}
+    there = {name: run.current(name) for name in names}
     if all(there.values()):
         return {name: table for name, table in there.items() if table}
     return signals_stage.run(run.plan, run.dataset, run.tables)
@@ -198,9 +223,7 @@ def measure(run: _Run) -> dict[str, Table]:
 @task(name="dedup", **_retried)
 def group_duplicates(run: _Run) -> dict[str, Table]:
     """Group duplicates by every method of the recipe."""
-    assert run.plan.duplicates is not None
-    table = run.dataset.read_table("duplicates", run.plan.duplicates)
-    return {"duplicates": table or dedup_stage.run(run.plan, run.dataset, run.tables)}
+    return {"duplicates": run.current("duplicates") or dedup_stage.run(run.plan, run.dataset, run.tables)}
 
 
 @task(name="select", **_retried)

@@ -1,13 +1,17 @@
 """The stage `download`: the images of every part of `pairs`."""
 
+import threading
+import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow.compute as pc
 
-from vlmdata.dataset import Dataset, Part, Table, part_from, table_folder
+from vlmdata import layers
+from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
 from vlmdata.download import download_part, known, lists, optout
-from vlmdata.errors import DataError
+from vlmdata.download.outage import AT_LEAST, Progress, Tally
+from vlmdata.errors import DataError, OutageError
 from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
@@ -16,7 +20,7 @@ from vlmdata.recipe import Consent, Download
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker needs for any part."""
+    """What a worker needs for any part. `retried`: layer -> the classes that its rows had ended in before."""
 
     dataset: str
     key: str
@@ -27,6 +31,8 @@ class _Work:
     known: str
     known_key: str | None
     workers: int
+    retried: dict[int, frozenset[str]]
+    run: str
 
     def __call__(self, pairs: Part) -> dict[str, Any]:
         dataset = Dataset(self.dataset)
@@ -34,23 +40,19 @@ class _Work:
         part = dataset.current_part("images", self.key, pairs.name, inputs)
         observed = dataset.current_part("observations", self.key, pairs.name, inputs)
         if part is None or observed is None:
+            self._go_on(dataset)
             stored = f"{table_folder('images', self.key)}/{pairs.name}.tar"
             rows = dataset.read_part(pairs)
             with dataset.spool() as folder:
                 aside = folder / "images.tar"
-                images, observations = download_part(
-                    rows,
-                    str(aside),
-                    stored,
-                    self.options,
-                    self.consent,
-                    self.roots,
-                    optout.OptOut(lists.load(self.dataset, self.optout)),
-                    known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
-                    self.workers,
-                )
+                try:
+                    images, observations = self._download(pairs, rows, str(aside), stored)
+                except OutageError as error:
+                    dataset.write_json(self._stop, str(error))
+                    raise
                 if images.num_rows != rows.num_rows:
                     raise DataError(f"{pairs.path}: {rows.num_rows} rows in, {images.num_rows} out")
+                self._go_on(dataset)
                 tar = dataset.commit(aside, stored)
             observed = dataset.write_part("observations", self.key, pairs.name, observations, inputs)
             part = dataset.write_part("images", self.key, pairs.name, images, inputs, also=(tar,))
@@ -59,9 +61,57 @@ class _Work:
                 dataset.write_part("known", self.known_key, pairs.name, checked, {part.path: part.sha256})
         return {"images": asdict(part), "observations": asdict(observed)}
 
+    @property
+    def _stop(self) -> str:
+        return f"work/download-{self.run}-stop.json"
+
+    def _go_on(self, dataset: Dataset) -> None:
+        """Raise OutageError where a worker, here or elsewhere, has found one."""
+        if dataset.exists(self._stop):
+            raise OutageError(dataset.read_json(self._stop))
+
+    def _download(self, pairs: Part, rows: Any, aside: str, stored: str) -> tuple[Any, Any]:
+        """The part's images, unless nearly all of them, or of the latest rows of several parts, fail in one way."""
+        expected = self.retried.get(pairs.layer, frozenset())
+        progress = Progress(
+            self.options.stop_share, expected, rows["url"].to_pylist(), at_once=2 * self.options.concurrency
+        )
+        images, observations = download_part(
+            rows,
+            aside,
+            stored,
+            self.options,
+            self.consent,
+            self.roots,
+            optout.OptOut(lists.load(self.dataset, self.optout)),
+            known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
+            self.workers,
+            progress.told,
+        )
+        with _latest_lock:
+            tally = _latest.setdefault((self.run, pairs.layer), Tally(self.options.stop_share, expected))
+            tally.add_part(images)
+            tally.check()
+            if tally.tried >= AT_LEAST:
+                del _latest[self.run, pairs.layer]
+        return images, observations
+
+
+# The outcomes of small parts in this process since the last look, by run and layer.
+_latest: dict[tuple[str, int], Tally] = {}
+_latest_lock = threading.Lock()
+
 
 def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
-    """Download what is missing, write the manifests. Raises DataError when not one image of many came."""
+    """Download what is missing, write the manifests.
+
+    Raises OutageError when nearly everything ends in one class, DataError when not one image of many came. Neither
+    outcome is recorded: the next run tries again.
+    """
+    before = dataset.read_table("images", plan.images)
+    seen = {part.name for part in before.parts} if before else set()
+    fresh = [part for part in pairs.parts if part.name not in seen]
+    retried = layers.retried(pairs)
     named = list_files(plan.recipe, "optout")
     work = _Work(
         dataset.url,
@@ -73,31 +123,67 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
         prepare(plan, dataset),
         plan.tables.get("known"),
         processes(plan.recipe.runner),
+        retried,
+        uuid.uuid4().hex,
     )
-    results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
-    inputs = {f"pairs/{pairs.key}": pairs.sha256}
+    try:
+        results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
+    except OutageError:
+        _remove(dataset, plan, [part for part in fresh if _lost(dataset, plan, part, retried)])
+        raise
+    finally:
+        with _latest_lock:
+            _latest.clear()
+    images = Table("images", plan.images, tuple(part_from(result["images"]) for result in results), noted([pairs]))
+    _check(dataset, plan, images, fresh, retried)
     observations = tuple(part_from(result["observations"]) for result in results)
-    dataset.write_table(Table("observations", plan.images, observations, inputs))
-    table = Table("images", plan.images, tuple(part_from(result["images"]) for result in results), inputs)
-    _check(dataset, table, observations)
-    dataset.write_table(table)
-    return table
+    dataset.write_table(Table("observations", plan.images, observations, noted([pairs])))
+    dataset.write_table(images)
+    return images
 
 
-def _check(dataset: Dataset, table: Table, observations: tuple[Part, ...]) -> None:
-    counts: dict[str, int] = {}
+def _check(dataset: Dataset, plan: Plan, images: Table, fresh: list[Part], retried: dict[int, frozenset[str]]) -> None:
+    """Raise what `run` raises for the outcome of the parts that are new, layer by layer."""
+    names = {part.name for part in fresh}
+    statuses: dict[str, int] = {}
     errors: list[str] = []
-    for part in table.parts:
-        said = dataset.read_part(part, ["error"])["error"].drop_null()
-        errors += said.slice(0, 1).to_pylist()
-        statuses = dataset.read_part(part, ["download_status"])["download_status"]
-        for entry in pc.value_counts(statuses).to_pylist():
-            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-    if counts and "success" not in counts:
-        worst = max(sorted(counts), key=lambda status: counts[status])
-        for part in (*table.parts, *observations):
-            dataset.remove(part.path)  # or the next run would take this outcome for an observation
+    tallies: dict[int, Tally] = {}
+    for part in images.parts:
+        rows = dataset.read_part(part, ["download_status", "error"])
+        errors += rows["error"].drop_null().slice(0, 1).to_pylist()
+        for entry in pc.value_counts(rows["download_status"]).to_pylist():
+            statuses[entry["values"]] = statuses.get(entry["values"], 0) + entry["counts"]
+        if part.name in names:
+            expected = retried.get(part.layer, frozenset())
+            tally = tallies.setdefault(part.layer, Tally(plan.recipe.download.stop_share, expected))
+            tally.add_part(rows)
+    try:
+        for tally in tallies.values():
+            tally.check()
+    except OutageError:
+        _remove(dataset, plan, [part for part in fresh if _lost(dataset, plan, part, retried)])
+        raise
+    if statuses and "success" not in statuses:
+        worst = max(sorted(statuses), key=lambda status: statuses[status])
+        _remove(dataset, plan, fresh)
         raise DataError(
-            f"not one of {table.rows} images came: {counts[worst]} ended as {worst!r}: {(errors or ['-'])[0]}; "
+            f"not one of {images.rows} images came: {statuses[worst]} ended as {worst!r}: {(errors or ['-'])[0]}; "
             "servers at private addresses must be named in download.allow_hosts"
         )
+
+
+def _lost(dataset: Dataset, plan: Plan, pairs: Part, retried: dict[int, frozenset[str]]) -> bool:
+    """Whether the part was committed, with nearly all of its own rows in one class."""
+    part = dataset.current_part("images", plan.images, pairs.name, {pairs.path: pairs.sha256})
+    if part is None:
+        return False
+    tally = Tally(plan.recipe.download.stop_share, retried.get(pairs.layer, frozenset()))
+    tally.add_part(dataset.read_part(part, ["download_status", "error"]))
+    return tally.worst() is not None
+
+
+def _remove(dataset: Dataset, plan: Plan, parts: list[Part]) -> None:
+    """Or the next run would take this outcome for an observation."""
+    for part in parts:
+        for table in ("images", "observations"):
+            dataset.remove(f"{table_folder(table, plan.images)}/{part.name}.parquet")

@@ -5,22 +5,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmdata.catalog import wide_part
-from vlmdata.dataset import Dataset, Part, Table, part_from, part_name
+from vlmdata import layers
+from vlmdata.catalog import beside, wide_part
+from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
 from vlmdata.download import lists, optout
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
 from vlmdata.schemas import table_schema
 from vlmdata.select import Choice, judge_part, settle
 
+# One part of several tables, and which of its rows are in force where not all are.
+_Element = tuple[list[Part], pa.BooleanArray | None]
+
 
 @dataclass(frozen=True)
 class Selection:
-    """What the selection came to: parts of samples, the funnel, samples in each split."""
+    """What the selection came to: parts of samples, the funnel, samples in each split; and of the parts that have rows
+    not in force (which have none in samples) which rows are, by the part's name."""
 
     samples: Table
     funnel: list[dict[str, Any]]
     splits: dict[str, int]
+    in_force: dict[str, pa.BooleanArray]
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,10 @@ class _Judge:
     choice: Choice
     optout: str
 
-    def __call__(self, parts: list[Part]) -> dict[str, Any]:
+    def __call__(self, element: _Element) -> dict[str, Any]:
+        parts, in_force = element
         dataset = Dataset(self.dataset)
-        wide = wide_part(dataset, parts)
+        wide = wide_part(dataset, parts, in_force)
         lists_now = optout.OptOut(lists.load(self.dataset, self.optout))
         listed = lists_now.rows(*(wide[name].to_pylist() for name in ("url", "page_url", "sha256")))
         rows = judge_part(wide, self.choice, listed)
@@ -44,14 +51,14 @@ class _Write:
     dataset: str
     snapshot: str
 
-    def __call__(self, element: tuple[list[Part], Part]) -> dict[str, Any]:
-        parts, verdict = element
+    def __call__(self, element: tuple[_Element, Part]) -> dict[str, Any]:
+        (parts, in_force), verdict = element
         dataset = Dataset(self.dataset)
         inputs = {part.path: part.sha256 for part in [*parts, verdict]}
         name = f"part-{verdict.name.rsplit('-', 1)[1]}"
         part = dataset.current_part("samples", self.snapshot, name, inputs)
         if part is None:
-            rows = wide_part(dataset, [*parts, verdict])
+            rows = beside(wide_part(dataset, parts, in_force), dataset.read_part(verdict))
             part = dataset.write_part("samples", self.snapshot, name, rows, inputs)
         return asdict(part)
 
@@ -77,7 +84,11 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     """
     choice = choice_of(plan)
     scalar = [name for name in tables if name != "duplicates" and not name.startswith("embeddings")]
-    by_part = [list(parts) for parts in zip(*(tables[name].parts for name in scalar), strict=True)]
+    in_force = layers.in_force(dataset, tables["pairs"])
+    by_part: list[_Element] = [
+        (list(parts), in_force.get(parts[0].name))
+        for parts in zip(*(tables[name].parts for name in scalar), strict=True)
+    ]
     named = list_files(plan.recipe, "optout")
     folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
     judge = _Judge(dataset.url, plan.select, choice, folder)
@@ -103,11 +114,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     results = run_parts(dataset, "select", _Write(dataset.url, str(number)), elements, plan.recipe.runner)
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
-    inputs = {f"{name}/{table.key}": table.sha256 for name, table in tables.items()}
     about = {"select": plan.select, "funnel": funnel, "splits": splits}
-    samples = Table("samples", str(number), tuple(part_from(result) for result in results), inputs, about)
+    samples = Table(
+        "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
+    )
     dataset.write_table(samples)
-    return Selection(samples, funnel, splits)
+    return Selection(samples, funnel, splits, in_force)
 
 
 def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:

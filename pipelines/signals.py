@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlmdata.catalog import wide_part
-from vlmdata.dataset import Dataset, Part, Table, part_from
+from vlmdata.dataset import Dataset, Part, Table, noted, part_from
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
 from vlmdata.signals import first_measured, measure_part
@@ -69,7 +69,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Tab
         for known in zip(*(table.parts for table in read), strict=True)
     ]
     results = run_parts(dataset, "signals", _Work(dataset.url, plan.signals), elements, plan.recipe.runner)
-    inputs = {f"{table.table}/{table.key}": table.sha256 for table in read}
+    inputs = noted(read)
     measured = {}
     for signal in plan.signals:
         about = {"base": signal.base, "signal": signal.measurement.options.model_dump(mode="json")}

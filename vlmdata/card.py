@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from vlmdata import catalog
 from vlmdata.croissant import croissant
-from vlmdata.dataset import Dataset, part_from, snapshot_folder
+from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.report import facts
 
 _LICENCES, _LANGUAGES = 20, 20
@@ -30,7 +31,7 @@ def write_documents(dataset: Dataset, manifest: dict[str, Any]) -> list[dict[str
     Returns `{"path", "bytes", "sha256"}` of each, the path from the dataset, in the order of paths.
     """
     folder = snapshot_folder(manifest["number"])
-    connection = _connect(dataset, manifest)
+    connection = catalog.connect(dataset, manifest)
     try:
         licences = _commonest(connection, manifest, "license")
         languages = _commonest(connection, manifest, "lang")
@@ -79,19 +80,6 @@ def summary(manifest: dict[str, Any]) -> str:
         f"{kept:,} image-text pairs, selected by {len(manifest['recipe']['select']['rules'])} rules and "
         f"{len(manifest['recipe']['dedup'])} kinds of deduplication from {pairs:,} pairs, by vlmdata."
     )
-
-
-def _connect(dataset: Dataset, manifest: dict[str, Any]) -> duckdb.DuckDBPyConnection:
-    """DuckDB with the tables samples, pairs and images of a snapshot that is not published yet."""
-    connection = duckdb.connect(":memory:")
-    entries = {"samples": manifest["samples"]} | {
-        name: manifest["tables"][name]["parts"] for name in ("pairs", "images")
-    }
-    for name, parts in entries.items():
-        with dataset.open(parts[0]["path"]) as handle:
-            schema = pq.read_schema(handle).remove_metadata()
-        connection.register(name, dataset.scan([part_from(part) for part in parts], schema))
-    return connection
 
 
 def _commonest(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any], column: str) -> list[tuple[str, int]]:

@@ -3,21 +3,25 @@
 Nothing is opened for writing, so a prompt never blocks a run, and a query can read this dataset's files only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from vlmdata.dataset import Dataset, Part, Table
+from vlmdata.dataset import Dataset, Part, Table, part_from
 from vlmdata.errors import DataError, InputError
 from vlmdata.schemas import table_schema
 
 _APPEND_ONLY = ("jobs", "metrics")
 
 
-def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
-    """A connection that answers SELECTs on this dataset. Raises InputError where there is no dataset or snapshot."""
-    snapshot = dataset.latest()
+def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection that answers SELECTs on this dataset, each pair's newest rows alone.
+
+    manifest: of another snapshot than the newest. Raises InputError where there is no dataset or snapshot.
+    """
+    snapshot = manifest or dataset.latest()
     if snapshot is None:
         raise InputError(f"{dataset.url}: no snapshot here; make one by `vlmdata run RECIPE`")
     connection = duckdb.connect(
@@ -30,14 +34,16 @@ def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
     )
     if not dataset.local:
         connection.register_filesystem(dataset.fs)
-    _view(connection, dataset, "samples", [part["path"] for part in snapshot["samples"]])
+    _view(connection, dataset, "samples", [[part["path"] for part in snapshot["samples"]]])
+    pairs = _layers(snapshot["tables"]["pairs"])
     for name, table in snapshot["tables"].items():
-        _view(connection, dataset, name, [part["path"] for part in table["parts"]])
+        whole = name == "duplicates"  # made of all layers at once
+        _view(connection, dataset, name, [[p["path"] for p in table["parts"]]] if whole else _layers(table), pairs)
     observed = [part.path for table in dataset.tables_named("observations") for part in table.parts if part.rows]
-    _view(connection, dataset, "observations", observed)
+    _view(connection, dataset, "observations", [observed])
     for name in _APPEND_ONLY:
         appended = [part.path for table in dataset.tables_named(name) for part in table.parts]
-        _view(connection, dataset, name, appended)
+        _view(connection, dataset, name, [appended])
     if dataset.local:
         folder = dataset.root.rstrip("/") + "/"
         # DuckDB compares a pattern as it is written, so the folder's own name is allowed in that form too.
@@ -61,20 +67,26 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     return relation
 
 
-def wide_part(dataset: Dataset, parts: list[Part]) -> pa.Table:
-    """One part's scalar columns of several tables side by side: part n of each holds the same rows in one order."""
-    wide: pa.Table | None = None
-    for part in parts:
-        rows = dataset.read_part(part)
-        chosen = [name for name in rows.column_names if not pa.types.is_nested(rows.schema.field(name).type)]
-        if wide is None:
-            wide = rows.select([name for name in chosen if name != "fetch_url"])  # signed URLs reach no output
-            continue
-        assert rows.num_rows == wide.num_rows, f"{part.path}: {rows.num_rows} rows beside {wide.num_rows}"
-        for name in chosen:
-            if name not in ("uid", "fetch_url"):
-                wide = wide.append_column(name, rows[name])
-    assert wide is not None
+def wide_part(dataset: Dataset, parts: list[Part], chosen: pa.BooleanArray | None = None) -> pa.Table:
+    """One part's scalar columns of several tables side by side: part n of each holds the same rows in one order.
+
+    chosen: for each of them whether it is wanted; all are otherwise.
+    """
+    wide = beside(None, dataset.read_part(parts[0]))
+    for part in parts[1:]:
+        wide = beside(wide, dataset.read_part(part))
+    return wide if chosen is None else wide.filter(chosen)
+
+
+def beside(wide: pa.Table | None, rows: pa.Table) -> pa.Table:
+    """`wide` with the scalar columns of another table of the same rows."""
+    chosen = [name for name in rows.column_names if not pa.types.is_nested(rows.schema.field(name).type)]
+    if wide is None:
+        return rows.select([name for name in chosen if name != "fetch_url"])  # signed URLs reach no output
+    assert rows.num_rows == wide.num_rows, f"{rows.num_rows} rows of {chosen} beside {wide.num_rows}"
+    for name in chosen:
+        if name not in ("uid", "fetch_url"):
+            wide = wide.append_column(name, rows[name])
     return wide
 
 
@@ -88,12 +100,35 @@ def append(dataset: Dataset, table: str, rows: list[dict[str, Any]]) -> None:
     dataset.write_table(Table(table, "log", (*parts, part)))
 
 
-def _view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, paths: list[str]) -> None:
-    if paths:
-        files = ", ".join(_text(_no_glob(_url(dataset, path))) for path in paths)
+def _layers(table: dict[str, Any]) -> list[list[str]]:
+    """The paths of a snapshot's table, layer by layer."""
+    layers: dict[int, list[str]] = {}
+    for part in table["parts"]:
+        layers.setdefault(part_from(part).layer, []).append(part["path"])
+    return list(layers.values())
+
+
+def _view(
+    connection: duckdb.DuckDBPyConnection,
+    dataset: Dataset,
+    name: str,
+    layers: list[list[str]],
+    pairs: Sequence[list[str]] = (),
+) -> None:
+    """A view of the layers' rows without those whose uid stands in `pairs` of a later layer."""
+
+    def read(paths: list[str]) -> str:
+        return f"read_parquet([{', '.join(_text(_no_glob(_url(dataset, path))) for path in paths)}])"
+
+    if any(layers):
         columns = "* EXCLUDE (fetch_url)" if name == "pairs" else "*"  # signed URLs reach no output
+        selects = []
+        for place, paths in enumerate(layers):
+            later = [path for newer in pairs[place + 1 :] for path in newer] if len(layers) > 1 else []
+            newest = f" WHERE uid NOT IN (SELECT uid FROM {read(later)})" if later else ""
+            selects.append(f"SELECT {columns} FROM {read(paths)}{newest}")
         try:
-            connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns} FROM read_parquet([{files}])')
+            connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL ".join(selects)}')
         except duckdb.Error as error:
             first = str(error).strip().splitlines()[0]
             raise DataError(f"table {name}: {first}; `vlmdata verify` lists what is damaged") from error

@@ -54,12 +54,15 @@ def run(
     limit: Limit = None,
     stages: Annotated[str | None, typer.Option(help="only these, with commas: ingest,download,signals,…")] = None,
     runner: Annotated[str | None, typer.Option(help="direct or dask; the recipe's otherwise")] = None,
+    retry: Annotated[str | None, typer.Option(help="download again what ended in these: timeout,dns,5xx,…")] = None,
 ) -> None:
     """Run a recipe: from its sources to a published snapshot with shards, jobs and report."""
     from vlmdata import recipe as recipes
     from vlmdata.dataset import Dataset
     from vlmdata.jobs import missing
-    from vlmdata.plan import STAGES, check_parts, check_writable, done_already, make_plan
+    from vlmdata.layers import nothing_failed
+    from vlmdata.plan import STAGES, check_parts, check_writable, done_already, make_plan, tables_there
+    from vlmdata.select import FAILURES
 
     settings = [*(set_ or []), *([f"runner.kind={runner}"] if runner else [])]
     parsed = recipes.load(recipe, settings)
@@ -67,13 +70,22 @@ def run(
     for name in chosen:
         if name not in STAGES:
             raise InputError(f"--stages: there is no stage {name!r}{recipes.nearest(name, STAGES)}")
+    classes = [name.strip() for name in retry.split(",")] if retry else []
+    for name in classes:
+        if name not in FAILURES:
+            raise InputError(f"--retry: there is no error class {name!r}{recipes.nearest(name, FAILURES)}")
+    if classes and "download" not in chosen:
+        raise InputError("--retry: --stages leaves the download out")
     dataset = Dataset(parsed.dataset)
     with recipes.located(recipe, settings):
         plan = make_plan(parsed, limit)
         check_parts(plan, dataset)
     check_writable(dataset)
+    if classes and (ended := nothing_failed(dataset, tables_there(plan, dataset), classes)):
+        _say(f"nothing to try again: {ended}")
+        classes = []
     latest = done_already(plan, dataset)
-    if latest is not None and not stages and not missing(parsed, dataset, latest["number"]):
+    if latest is not None and not stages and not classes and not missing(parsed, dataset, latest["number"]):
         folder = f"snapshots/{latest['number']:06d}"
         if dataset.exists(f"{folder}/report.html"):
             _say("nothing to do: the snapshot in force is just what this recipe asks for")
@@ -85,7 +97,7 @@ def run(
     with console.progress():
         from vlmdata.flows.curate import curate
 
-        folder = curate(parsed.model_dump(mode="json"), limit, chosen)
+        folder = curate(parsed.model_dump(mode="json"), limit, chosen, classes)
     if folder != dataset.root:  # else the stages asked for end before a snapshot
         for line in console.summary(dataset, parsed.dataset):
             _say(line)

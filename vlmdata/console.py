@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from vlmdata.dataset import Dataset, snapshot_folder
+from vlmdata.dataset import Dataset, part_from, snapshot_folder
 from vlmdata.errors import InputError
 from vlmdata.lock import RUN_VARIABLE, end_orphans, run_mark
 
@@ -111,6 +111,7 @@ def summary(dataset: Dataset, url: str) -> list[str]:
     reasons = sorted(funnel[1:], key=lambda step: -step["rejected"])
     told = [f"{step['reason']} {step['rejected']:,}" for step in reasons if step["rejected"]]
     lines += [f"  not kept: {', '.join(told[start : start + 4])}" for start in range(0, min(len(told), 12), 4)]
+    lines += _tried_again(dataset, manifest)
     folder = dataset.path(snapshot_folder(manifest["number"]))
     tars = [shard for shard in manifest["shards"] if shard["format"] == "webdataset"]
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
@@ -125,6 +126,22 @@ def summary(dataset: Dataset, url: str) -> list[str]:
         lines.append(f"         vlmdata show {place} {uid}")
     lines.append(f"         vlmdata train contrastive --data {place} --out my-model")
     return lines
+
+
+def _tried_again(dataset: Dataset, manifest: dict[str, Any]) -> list[str]:
+    """What the layers came to that this snapshot has and its parent had not."""
+    from vlmdata.layers import outcomes
+
+    tables = [dataset.snapshot(n)["tables"]["pairs"] for n in (manifest["parent"], manifest["number"]) if n]
+    newest = [part_from(table["parts"][-1]).layer for table in tables]
+    if len(newest) < 2 or tables[0]["key"] != tables[1]["key"]:
+        return []
+    new = [row for row in outcomes(dataset, manifest) if row["layer"] > newest[0]]
+    if not new:
+        return []
+    tried, came = sum(row["tried"] for row in new), sum(row["came"] for row in new)
+    told = ", ".join(f"{row['before']} {row['came']:,} of {row['tried']:,}" for row in new)
+    return [f"tried again: {tried:,} pairs; {came:,} came ({told})"]
 
 
 def _metrics(dataset: Dataset, number: int) -> list[str]:

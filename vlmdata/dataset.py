@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,6 +43,11 @@ class Part:
     sha256: str
     also: tuple["File", ...] = ()
 
+    @property
+    def layer(self) -> int:
+        """Of a table whose parts lie in layers: which ingest, refresh or retry has added it."""
+        return int(self.name.partition("-")[0])
+
 
 @dataclass(frozen=True)
 class File:
@@ -68,9 +73,19 @@ class Table:
         return sum(part.rows for part in self.parts)
 
     @property
+    def layer(self) -> int:
+        """The newest one; the parts stand in the order of their names."""
+        return self.parts[-1].layer
+
+    @property
     def sha256(self) -> str:
         """Of the parts' hashes, in order: what a dependent table notes of its input."""
         return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
+
+def noted(tables: Iterable[Table]) -> dict[str, str]:
+    """What a table that is made from these tables notes as its `inputs`."""
+    return {f"{table.table}/{table.key}": table.sha256 for table in tables}
 
 
 def make_key(stage: str, version: int, parameters: object, inputs: list[str]) -> str:
@@ -267,6 +282,15 @@ class Dataset:
         if not self.exists(relative):
             return None
         return _table(self.read_json(relative))
+
+    def current_table(self, table: str, key: str, inputs: Iterable[Table]) -> Table | None:
+        """A table whose stage ended, unless one of the tables that it notes as made from is among `inputs` and has
+        changed since: then the stage goes on, with the parts that are there."""
+        there = self.read_table(table, key)
+        now = noted(inputs)
+        return (
+            there if there and all(now.get(name, sha256) == sha256 for name, sha256 in there.inputs.items()) else None
+        )
 
     def tables_named(self, table: str) -> list[Table]:
         """The table under every key whose stage ended, in the order of the keys."""

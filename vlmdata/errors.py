@@ -31,6 +31,10 @@ class MachineError(VlmdataError):
     exit_code = 4
 
 
+class OutageError(MachineError):
+    """Nearly everything failed in one way: the stage stops, since trying the rest would give the same."""
+
+
 class RefusedError(VlmdataError):
     """The work is refused: another run holds the dataset, or a gate is shut."""
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import Dataset, Part, Table, make_key, part_name
+from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals
@@ -65,16 +65,16 @@ def record(dataset: Dataset, source: Source, key: str, raw: "pads.Dataset", coun
     """
     schema = pa.schema([field for field in raw_schema(source) if field.name != "crawled_at"])
     with dataset.spool() as folder:
-        connection = _connect(folder)
+        connection = connect(folder)
         connection.register("raw", raw)
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
-        parts = _write_parts(dataset, {"found": schema}, key, found, _PART_ROWS)["found"]
+        parts = write_parts(dataset, {"found": schema}, key, found, _PART_ROWS)["found"]
         observed = connection.sql(
             "SELECT uid, min(crawled_at) AS crawled_at, NULL::TIMESTAMPTZ AS fetched_at "
             "FROM raw WHERE crawled_at IS NOT NULL GROUP BY uid ORDER BY uid"
         )
         times = {"observations": table_schema("observations")}
-        seen = _write_parts(dataset, times, key, observed, _PART_ROWS)["observations"]
+        seen = write_parts(dataset, times, key, observed, _PART_ROWS)["observations"]
         connection.close()
     dataset.write_table(Table("observations", key, tuple(seen)))
     about = {"source": source.name} | ({"counts": dict(sorted(counts.items()))} if counts else {})
@@ -102,7 +102,7 @@ def unite(
     deny = "CASE WHEN bool_or(page_consent.{0} = 'deny') THEN 'deny' ELSE any_value(page_consent.{0}) END"
     consent = ", ".join(f"'{word}': {deny.format(word)}" for word in words)
     with dataset.spool() as folder:
-        connection = _connect(folder)
+        connection = connect(folder)
         for place, table in enumerate(found):
             connection.register(f"found_{place}", dataset.scan(list(table.parts), schema))
         every = " UNION ALL ".join(f"SELECT {place} AS place, * FROM found_{place}" for place in range(len(found)))
@@ -123,10 +123,9 @@ def unite(
         tables = {"pairs": _PAIRS}
         if brings:
             tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
-        parts = _write_parts(dataset, tables, key, united, rows, together="url")
+        parts = write_parts(dataset, tables, key, united, rows, together="url")
         connection.close()
-    inputs = {f"found/{table.key}": table.sha256 for table in found}
-    written = [Table(name, key, tuple(parts[name]), inputs, {"rows": rows}) for name in tables]
+    written = [Table(name, key, tuple(parts[name]), noted(found), {"rows": rows}) for name in tables]
     for table in written:
         dataset.write_table(table)
     return written[-1]
@@ -143,25 +142,26 @@ def with_uid(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     return rows.append_column("uid", pa.array(uids, pa.string())).select(schema.names).cast(schema)
 
 
-def _connect(folder: Path) -> duckdb.DuckDBPyConnection:
+def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     """DuckDB that spills to `folder`, so that memory does not grow with the dataset."""
     return duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill"), "memory_limit": "2GB"})
 
 
-def _write_parts(
+def write_parts(
     dataset: Dataset,
     tables: dict[str, pa.Schema],
     key: str,
     result: duckdb.DuckDBPyRelation,
     rows: int,
     together: str | None = None,
+    layer: int = FIRST_LAYER,
 ) -> dict[str, list[Part]]:
     """The result's columns as the parts of each table, in one pass over its rows."""
     parts: dict[str, list[Part]] = {table: [] for table in tables}
     for number, chunk in enumerate(_chunks(result.to_arrow_reader(min(rows, 65_536)), rows, together)):
         for table, schema in tables.items():
             columns = chunk.select(schema.names).cast(schema)
-            parts[table].append(dataset.write_part(table, key, part_name(number), columns, {}))
+            parts[table].append(dataset.write_part(table, key, part_name(number, layer), columns, {}))
     return parts
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from vlmdata import dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.download import known, lists
 from vlmdata.errors import InputError
+from vlmdata.layers import same_parts
 from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
 from vlmdata.rules import Expression, Order, check_order, check_rule
 from vlmdata.schemas import table_schema
@@ -90,7 +92,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     pairs = make_key("pairs", ingest.VERSION, [recipe.parts.rows, limit], list(found.values()))
     download = importlib.import_module("vlmdata.download")
     parameters = [
-        recipe.download.model_dump(mode="json", exclude={"concurrency", "per_host", "host_rate"}),
+        recipe.download.model_dump(mode="json", exclude={"concurrency", "per_host", "host_rate", "stop_share"}),
         recipe.consent.model_dump(mode="json", include={"respect"}),  # not the lists: see download/optout.py
     ]
     images = make_key("images", download.VERSION, parameters, [pairs])
@@ -250,7 +252,23 @@ def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:
     latest = dataset.latest()
     if latest is None or latest["keys"] != snapshot_keys(plan):
         return None
-    return latest
+    tables = tables_there(plan, dataset)
+    return latest if len(tables) == len(plan.tables) and made_from(latest, plan, tables.values()) else None
+
+
+def made_from(manifest: dict[str, Any], plan: Plan, tables: Iterable[Table]) -> bool:
+    """Whether a snapshot is what the plan asks for, made from just these parts of the tables."""
+    return manifest["keys"] == snapshot_keys(plan) and all(same_parts(manifest, table) for table in tables)
+
+
+def tables_there(plan: Plan, dataset: Dataset) -> dict[str, Table]:
+    """The plan's tables that are whole and up to date, by name, in the plan's order."""
+    there: dict[str, Table] = {}
+    for name, key in plan.tables.items():
+        table = dataset.current_table(name, key, there.values())
+        if table is not None:
+            there[name] = table
+    return there
 
 
 def snapshot_keys(plan: Plan) -> dict[str, str]:
@@ -260,7 +278,8 @@ def snapshot_keys(plan: Plan) -> dict[str, str]:
 
 def describe(plan: Plan, dataset: Dataset) -> list[str]:
     """What a run would do, a line for each table: what is there already, and about how long the rest takes."""
-    pairs = dataset.read_table("pairs", plan.pairs)
+    tables = tables_there(plan, dataset)
+    pairs = tables.get("pairs")
     lines = [f"dataset {plan.recipe.dataset}"]
     for name in plan.found:
         there = dataset.read_table("found", plan.found[name])
@@ -268,15 +287,20 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
     lines.append(f"{'pairs':<23}" + (f"{pairs.rows:,} rows, {_size(pairs)}" if pairs else "not made yet"))
     total = 0.0
     for name in list(plan.tables)[1:]:
-        table = dataset.read_table(name, plan.tables[name])
+        table = tables.get(name)
         if table:
             lines.append(f"{name:<23}there: {table.rows:,} rows, {_size(table)}")
             continue
-        seconds = pairs.rows * SECONDS_A_ROW.get(name.split("_")[0], 0.0) if pairs else 0.0
+        earlier = dataset.read_table(name, plan.tables[name]) if name != "duplicates" else None
+        missing = pairs.rows - (earlier.rows if earlier else 0) if pairs else 0
+        seconds = missing * SECONDS_A_ROW.get(name.split("_")[0], 0.0)
         total += seconds
-        lines.append(f"{name:<23}missing" + (f": up to {seconds / 60:.1f} minutes on two cores" if pairs else ""))
+        lines.append(
+            f"{name:<23}missing"
+            + (f" for {missing:,} rows: up to {seconds / 60:.1f} minutes on two cores" if pairs else "")
+        )
     latest = dataset.latest()
-    if latest is not None and latest["keys"] == snapshot_keys(plan):
+    if latest is not None and done_already(plan, dataset):
         lines.append(f"{'snapshot':<23}there: number {latest['number']}, {latest['funnel'][-1]['left']:,} kept")
     else:
         lines.append(f"{'snapshot':<23}missing: the next is number {(latest['number'] if latest else 0) + 1}")

@@ -188,6 +188,13 @@ class Download(Options):
     host_rate: float | None = Field(
         None, gt=0, description="requests a second to one host; default: 10, and no limit for those in allow_hosts"
     )
+    stop_share: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="the download stops when more than this share fails in one way: dns, connect, "
+        "timeout, tls, type or decode",
+    )
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 

@@ -26,6 +26,7 @@ ERROR_CLASSES = (
     "timeout", "dns", "connect", "tls", "4xx", "5xx", "too_large", "type", "decode", "pixels",
     "hash_mismatch", "blocked",
 )  # fmt: skip
+FAILURES = (*ERROR_CLASSES, *CONSENT_STATUSES)  # every download_status but success
 VERDICT = table_schema("verdict")
 
 

@@ -8,6 +8,7 @@ into stored JPEGs, and `images.py` puts img2dataset to work with all of them (`s
 """
 
 import os
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -28,6 +29,7 @@ def download_part(
     optout: OptOut | None = None,
     known: Known | None = None,
     workers: int = 1,
+    told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Get the images of one part of `pairs`.
 
@@ -39,6 +41,7 @@ def download_part(
     optout, known: the user's lists: what the first names is neither asked for nor stored, what the second does is not
         stored; both have the status `optout`.
     workers: processes that download at once; each keeps to its share of what may be asked of one host.
+    told: is called with each URL, its status and its error when it is done; may raise to stop the part.
 
     Returns (images, observations), both with one row for each of `pairs`, in its order. What failed has one of the
     classes of DESIGN.md in `download_status` and a line of words in `error`. The same answers give the same bytes.
@@ -49,5 +52,5 @@ def download_part(
     from vlmdata.download import images
 
     return images.download(
-        pairs, tar, stored_tar, options, consent, roots, optout or OptOut(), known or Known(), workers
+        pairs, tar, stored_tar, options, consent, roots, optout or OptOut(), known or Known(), workers, told
     )

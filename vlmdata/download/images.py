@@ -4,6 +4,7 @@ import hashlib
 import os
 import tarfile
 import tempfile
+from collections.abc import Callable
 from typing import IO, Any
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ def download(
     optout: OptOut,
     known: Known,
     workers: int,
+    told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
     refused = _refused(pairs, consent, optout, known)
@@ -39,7 +41,7 @@ def download(
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
-                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known, workers)
+                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known, workers, told)
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error

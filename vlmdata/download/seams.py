@@ -81,8 +81,9 @@ def run(
     optout: OptOut,
     known: Known,
     workers: int,
+    told: Callable[[str, str, str | None], None] | None = None,
 ) -> None:
-    """Fetch, decode and spool every job's image, and note in each job what became of it.
+    """Fetch, decode and spool every job's image, and note in each job what became of it; `told` may raise to stop.
 
     Raises MachineError when img2dataset has lost a row or has changed inside.
     """
@@ -93,7 +94,7 @@ def run(
     with fsspec.open(shard, "wb") as file, pa.ipc.new_file(file, rows.schema) as batches:
         batches.write_table(rows)
     part = downloader(
-        sample_writer_class=lambda *_: _Writer(jobs, spool),
+        sample_writer_class=lambda *_: _Writer(jobs, spool, told),
         resizer=partial(_resize, options=options, known=known),
         thread_count=max(1, len(jobs)),  # it starts no thread; our frontier decides how many URLs are on their way
         save_caption=False,
@@ -298,11 +299,18 @@ def _resize(stream: _Stream, _: object, options: Download, known: Known) -> tupl
 class _Writer:
     """img2dataset's sample writer: spools the images, which come as they are done, and notes the rest in the jobs."""
 
-    def __init__(self, jobs: list[Job], spool: IO[bytes]) -> None:
-        self._jobs, self._spool = jobs, spool
+    def __init__(
+        self, jobs: list[Job], spool: IO[bytes], told: Callable[[str, str, str | None], None] | None = None
+    ) -> None:
+        self._jobs, self._spool, self._told = jobs, spool, told
 
     def write(self, jpeg: bytes | None, key: str, _: object, meta: dict[str, Any]) -> None:
         job = self._jobs[int(key)]
+        self._note(job, jpeg, meta)
+        if self._told:
+            self._told(job.url, job.status, job.error)
+
+    def _note(self, job: Job, jpeg: bytes | None, meta: dict[str, Any]) -> None:
         if jpeg is None:
             status, _, words = meta["error_message"].partition(": ")
             job.status, job.error = status, words

@@ -12,7 +12,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from vlmdata import catalog
+from vlmdata import catalog, layers
 from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.report import charts, facts
 from vlmdata.report.histograms import histograms
@@ -58,6 +58,7 @@ def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dic
         "sheets": contact_sheets(dataset, connection, manifest),
         "consent": facts.consent(connection, manifest),
         "downloads": facts.downloads(connection),
+        "retries": layers.outcomes(dataset, manifest),
         "totals": facts.totals(connection),
         "seconds": seconds,
         "jobs": [(job, _curves(job)) for job in jobs],
