@@ -13,7 +13,7 @@ from vlmdata.download import download_part, known, lists, optout
 from vlmdata.download.outage import AT_LEAST, Progress, Tally
 from vlmdata.errors import DataError, OutageError
 from vlmdata.pipelines.known import prepare
-from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
 from vlmdata.recipe import Consent, Download
 
@@ -30,6 +30,7 @@ class _Work:
     optout: str
     known: str
     known_key: str | None
+    workers: int
     retried: dict[int, frozenset[str]]
     run: str
 
@@ -84,6 +85,7 @@ class _Work:
             self.roots,
             optout.OptOut(lists.load(self.dataset, self.optout)),
             known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
+            self.workers,
             progress.told,
         )
         with _latest_lock:
@@ -120,6 +122,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
         lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else "",
         prepare(plan, dataset),
         plan.tables.get("known"),
+        processes(plan.recipe.runner),
         retried,
         uuid.uuid4().hex,
     )

@@ -131,8 +131,17 @@ def _beam_runner(runner: Runner) -> Any:
     return FnApiRunner()
 
 
+def processes(runner: Runner) -> int:
+    """How many processes work on parts at once, at most; the in-process runner's threads are one."""
+    return 1 if runner.kind == "direct" else _workers(runner)
+
+
+def _workers(runner: Runner) -> int:
+    return runner.workers or os.cpu_count() or 1
+
+
 def _options(runner: Runner, parts: int) -> PipelineOptions:
-    workers = runner.workers or os.cpu_count() or 1
+    workers = _workers(runner)
     if runner.kind == "dask":
         flags = [f"--dask_npartitions={max(1, min(parts, 4 * workers))}"]  # its default puts 128 parts on one worker
         if runner.address:

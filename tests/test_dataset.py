@@ -1,7 +1,5 @@
 """Parts are committed in one step, and are the same bytes for the same rows."""
 
-import contextlib
-
 import pyarrow as pa
 import pytest
 
@@ -98,9 +96,8 @@ def test_vectors_that_were_not_measured_are_null_and_come_back(dataset):
 def test_a_kept_folder_outlives_an_error_and_goes_when_its_work_is_done(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for dataset in (Dataset(str(tmp_path / "d")), Dataset("memory://d")):
-        with contextlib.suppress(KeyError), dataset.kept("reading/k") as folder:
-            (folder / "held").write_text("it")
-            raise KeyError
+        with pytest.raises(FileNotFoundError), dataset.kept("reading/k") as folder:
+            (folder / "held").write_text("it") and (folder / "not there").read_text()
         dataset.clean_spool()
         with dataset.kept("reading/k") as folder:
             assert (folder / "held").read_text() == "it"

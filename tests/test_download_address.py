@@ -2,11 +2,10 @@
 
 import asyncio
 import socket
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vlmdata.download.address import Blocked, Gate, Resolver, is_public
+from vlmdata.download.address import Blocked, Gate, Names, Resolver, is_public
 
 
 @pytest.mark.parametrize(
@@ -62,8 +61,11 @@ def _resolve(gate: Gate, answers: list[str], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     async def ask() -> list[str]:
-        with ThreadPoolExecutor(1) as executor:
-            return [found["host"] for found in await Resolver(gate, executor, 5).resolve("name.example", 80)]
+        names = Names()
+        try:
+            return [found["host"] for found in await Resolver(gate, names, 5).resolve("name.example", 80)]
+        finally:
+            names.close()
 
     return asyncio.run(ask())
 

@@ -198,7 +198,7 @@ def test_behind_a_damaged_place_the_file_goes_on(tmp_path, packing, caplog):
     rows, counts = rows_of(write(tmp_path / "x.warc.gz", b"".join(whole)))
     assert [row["caption"] for row in rows] == [f"image {n}" for n in (0, 1, 3, 4, 5, 7, 8)]
     assert counts["damaged places"] == 2
-    assert "x.warc.gz: 2 damaged places" in caplog.text
+    assert "x.warc.gz: damaged places: 2; records read: " in caplog.text
 
 
 def test_a_file_that_was_cut_off_gives_what_is_before_and_says_so(tmp_path, packing):
@@ -347,7 +347,9 @@ def test_the_format_that_a_recipe_got_wrong_is_asked_about(tmp_path, caplog):
     path = write(tmp_path / "x.warc.gz", pack(numbered(2)))
     _, counts = rows_of(path, "wat")
     source = CommonCrawlSource(kind="commoncrawl", paths=[str(path)], format="wat")
-    with pytest.raises(DataError, match=r"no page in its WAT files \(2 records; 2 records of another type: response\)"):
+    with pytest.raises(
+        DataError, match=r"no page in its WAT files \(records: 2; records of another type: response: 2\)"
+    ):
         commoncrawl.report(source, counts)
     commoncrawl.report(source, Counter({"pages": 3, "files cut off": 1}))
-    assert "1 files cut off" in caplog.text
+    assert "files cut off: 1" in caplog.text

@@ -92,7 +92,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     pairs = make_key("pairs", ingest.VERSION, [recipe.parts.rows, limit], list(found.values()))
     download = importlib.import_module("vlmdata.download")
     parameters = [
-        recipe.download.model_dump(mode="json", exclude={"concurrency", "stop_share"}),
+        recipe.download.model_dump(mode="json", exclude={"concurrency", "per_host", "host_rate", "stop_share"}),
         recipe.consent.model_dump(mode="json", include={"respect"}),  # not the lists: see download/optout.py
     ]
     images = make_key("images", download.VERSION, parameters, [pairs])
@@ -283,7 +283,7 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
     lines = [f"dataset {plan.recipe.dataset}"]
     for name in plan.found:
         there = dataset.read_table("found", plan.found[name])
-        lines.append(f"source {name:<16}" + (f"read: {there.rows:,} found" if there else "not read yet"))
+        lines.append(f"source {name:<16}" + (_found(there) if there else "not read yet"))
     lines.append(f"{'pairs':<23}" + (f"{pairs.rows:,} rows, {_size(pairs)}" if pairs else "not made yet"))
     total = 0.0
     for name in list(plan.tables)[1:]:
@@ -307,6 +307,14 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
     if pairs:
         lines.append(f"about {total / 3600:.2f} hours up to the selection, without jobs; `after` rules shorten it")
     return lines
+
+
+def _found(table: Table) -> str:
+    """How many rows a source gave, and what it told of pages and damage."""
+    counts = table.about.get("counts", {})
+    damaged = ", ".join(f"{what}: {counts[what]:,}" for what in sources.DAMAGES if counts.get(what))
+    pages = f" from {counts['pages']:,} pages" if "pages" in counts else ""
+    return f"read: {table.rows:,} found{pages}" + (f"; {damaged}" if damaged else "")
 
 
 def _size(table: Table) -> str:

@@ -174,7 +174,9 @@ class Download(Options):
     mode: Literal["keep_ratio"] = "keep_ratio"
     quality: int = Field(95, ge=1, le=100, description="of the stored JPEG")
     timeout: float = Field(10, gt=0, description="seconds without an answer")
-    deadline: float = Field(60, gt=0, description="seconds for one URL, redirects and retries included")
+    deadline: float = Field(
+        60, gt=0, description="seconds for one URL, redirects and retries included; no host may put it off for longer"
+    )
     retries: int = Field(2, ge=0, le=10)
     max_bytes: Bytes = 50_000_000
     max_pixels: int = Field(100_000_000, gt=0)
@@ -188,6 +190,10 @@ class Download(Options):
         le=1,
         description="the download stops when more than this share fails in one way: dns, connect, "
         "timeout, tls, type or decode",
+    )
+    per_host: int = Field(4, gt=0, le=64, description="requests at once to one host")
+    host_rate: float | None = Field(
+        None, gt=0, description="requests a second to one host; default: 10, and no limit for those in allow_hosts"
     )
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")

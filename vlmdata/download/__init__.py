@@ -1,9 +1,10 @@
 """Images: fetched safely through img2dataset's Downloader, decoded, made smaller and stored, one part at a time.
 
-`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `local.py` and `stored.py` read files that
-are here, `video.py` frames of videos, `consent.py` and `tdmrep.py` read what hosts say, `lists.py`, `optout.py` and
-`known.py` what the user lists, `decode.py` turns bytes into stored JPEGs, `images.py` puts img2dataset to work with all
-of them.
+`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `hosts.py` is polite to them, `frontier.py`
+queues a part's URLs by host and `network.py` runs it all, with the bytes that `budget.py` grants and for as long as
+`watch.py` waits. `local.py` and `stored.py` read files that are here, `video.py` frames of videos. `consent.py` and
+`tdmrep.py` read what hosts say, `lists.py`, `optout.py` and `known.py` what the user lists. `decode.py` turns bytes
+into stored JPEGs, and `images.py` puts img2dataset to work with all of them (`seams.py`).
 """
 
 import os
@@ -27,6 +28,7 @@ def download_part(
     roots: dict[str, str],
     optout: OptOut | None = None,
     known: Known | None = None,
+    workers: int = 1,
     told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Get the images of one part of `pairs`.
@@ -38,6 +40,7 @@ def download_part(
     roots: source name -> folder of its local files, whose URLs are `<source name>:/<percent-encoded path>`.
     optout, known: the user's lists: what the first names is neither asked for nor stored, what the second does is not
         stored; both have the status `optout`.
+    workers: processes that download at once; each keeps to its share of what may be asked of one host.
     told: is called with each URL, its status and its error when it is done; may raise to stop the part.
 
     Returns (images, observations), both with one row for each of `pairs`, in its order. What failed has one of the
@@ -48,4 +51,6 @@ def download_part(
     # img2dataset, aiohttp and OpenCV take seconds to import, and the command line needs none of them.
     from vlmdata.download import images
 
-    return images.download(pairs, tar, stored_tar, options, consent, roots, optout or OptOut(), known or Known(), told)
+    return images.download(
+        pairs, tar, stored_tar, options, consent, roots, optout or OptOut(), known or Known(), workers, told
+    )

@@ -7,8 +7,10 @@ between check and use leads into the machine's own network (server-side request 
 import asyncio
 import ipaddress
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -17,6 +19,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 # site-local addresses of old.
 _INSIDE = [ipaddress.ip_network(net) for net in ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48", "fec0::/10")]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOOKUPS = 128  # DNS requests at once; those that get no answer hold up the others only beyond that
+_FRESH, _AGAIN = 300.0, 30.0  # seconds that an answer counts; that of a server in trouble
+_REMEMBERED = 50_000  # names
 
 
 class Blocked(OSError):
@@ -86,31 +91,87 @@ class Gate:
         return socket.socket(family, kind, protocol)
 
 
-class Resolver(AbstractResolver):
-    """Asks the system for a host's addresses and gives out only those that the gate lets through.
+class Names:
+    """Hosts' addresses, asked of the system once and remembered for a while: also that there are none.
 
-    executor: where the system's blocking call waits. seconds: how long it may take.
+    The system does not say how long an answer holds; 5 minutes are what most names are given at least. One for the
+    process, used in one event loop at a time; `close` ends what waits in it.
     """
 
-    def __init__(self, gate: Gate, executor: Executor, seconds: float) -> None:
-        self._gate, self._executor, self._seconds = gate, executor, seconds
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[float, list[Any] | OSError]] = OrderedDict()
+        self._asked: dict[str, asyncio.Task[list[Any]]] = {}
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def ask(self, host: str, seconds: float) -> list[Any]:
+        """getaddrinfo's entries, of port 0. Raises OSError when there is none within `seconds`."""
+        until, found = self._known.get(host, (0.0, []))
+        if time.monotonic() >= until:
+            if host not in self._asked:
+                task = self._asked[host] = asyncio.create_task(self._ask_system(host))
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody waits any more
+            try:
+                async with asyncio.timeout(seconds):
+                    # Shielded, since others wait for the same answer.
+                    return await asyncio.shield(self._asked[host])
+            except TimeoutError as error:
+                raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {seconds:g} s") from error
+        if isinstance(found, OSError):
+            raise type(found)(*found.args)
+        return found
+
+    async def _ask_system(self, host: str) -> list[Any]:
+        # The system's call blocks, and cannot be ended.
+        self._threads = self._threads or ThreadPoolExecutor(_LOOKUPS, "vlmdata-dns")
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._threads,
+                socket.getaddrinfo,
+                host,
+                0,
+                socket.AF_UNSPEC,
+                socket.SOCK_STREAM,
+                0,
+                socket.AI_ADDRCONFIG,
+            )
+            self._remember(host, _FRESH, found)
+            return found
+        except ValueError as error:  # a label too long, a NUL
+            raise socket.gaierror(socket.EAI_NONAME, "not a host's name") from error
+        except OSError as error:
+            again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+            self._remember(host, _AGAIN if again else _FRESH, error)
+            raise
+        finally:
+            del self._asked[host]
+
+    def _remember(self, host: str, seconds: float, answer: list[Any] | OSError) -> None:
+        self._known[host] = time.monotonic() + seconds, answer
+        self._known.move_to_end(host)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def close(self) -> None:
+        """Before the event loop ends."""
+        for task in self._asked.values():
+            task.cancel()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
+
+
+class Resolver(AbstractResolver):
+    """Gives out only those of a host's addresses that the gate lets through. seconds: how long an answer may take."""
+
+    def __init__(self, gate: Gate, names: Names, seconds: float) -> None:
+        self._gate, self._names, self._seconds = gate, names, seconds
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """The host's addresses. Raises OSError (Blocked, or socket.gaierror when there is none in time)."""
-        loop = asyncio.get_running_loop()
-        ask = loop.run_in_executor(
-            self._executor, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
-        )
-        try:
-            async with asyncio.timeout(self._seconds):
-                found = await ask
-        except TimeoutError as error:
-            raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {self._seconds:g} s") from error
-        except ValueError as error:  # a label too long, a NUL
-            raise socket.gaierror(socket.EAI_NONAME, "not a host's name") from error
-        by_address = {str(entry[4][0]): entry for entry in found}
+        found = await self._names.ask(host, self._seconds)
+        by_address = {str(entry[4][0]): entry for entry in found if family in (socket.AF_UNSPEC, entry[0])}
         return [
             ResolveResult(
                 hostname=host,
@@ -124,7 +185,7 @@ class Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing to release: the executor belongs to the client."""
+        """Nothing to release: the names belong to the process."""
 
 
 def _host_and_port(entry: str) -> tuple[str, int | None]:

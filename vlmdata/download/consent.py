@@ -63,9 +63,11 @@ class Robots:
         self._agent = agent
         self.reserved = Reservations()
         self.closed = status == 429 or status >= 500
+        self.delay = 0.0  # seconds between requests that it asks for
         self._rules = None
         if 200 <= status < 300:
             self._rules = Protego.parse(body[:ROBOTS_BYTES].decode("utf-8-sig", "replace"))
+            self.delay = max(0.0, self._rules.crawl_delay(agent) or 0.0)
         self.reason = f"robots.txt answered {status}" if self.closed else "robots.txt says no"
 
     def allows(self, url: str) -> bool:

@@ -127,21 +127,29 @@ def _read_jpeg(data: bytes, size: int, max_pixels: int) -> tuple[np.ndarray, int
     if colours in ("CMYK", "YCCK"):
         return _read_other(data, "image/jpeg", max_pixels)
     wanted = shrunk(width, height, size)
-    least = [math.ceil(side * _SPARE) for side in wanted]
+    least_width, least_height = (math.ceil(side * _SPARE) for side in wanted)
     try:
-        pixels = _decode_jpeg(data, *least)
+        pixels = _decode_jpeg(data, least_width, least_height, shrinks=min(width, height) >= _SPARE * size)
     except ValueError as error:
         raise ImageError("decode", _words(error), (width, height)) from error
     return pixels, jpeg_orientation(data), (width, height)
 
 
-def _decode_jpeg(data: bytes, min_width: int, min_height: int) -> np.ndarray:
-    """Raises ValueError for a JPEG of which a part is missing or broken, where libjpeg would give grey instead."""
+def _decode_jpeg(data: bytes, min_width: int, min_height: int, shrinks: bool) -> np.ndarray:
+    """Raises ValueError for a JPEG of which a part is missing or broken, where libjpeg would give grey instead.
+
+    shrinks: the picture is made smaller afterwards, so that colours need not be interpolated now."""
 
     def decode(data: bytes, strict: bool = True) -> np.ndarray:
         # Factors below 2 take libjpeg longer than they save.
         return simplejpeg.decode_jpeg(
-            data, "RGB", min_width=min_width, min_height=min_height, min_factor=2.0, strict=strict
+            data,
+            "RGB",
+            fastupsample=shrinks,
+            min_width=min_width,
+            min_height=min_height,
+            min_factor=2.0,
+            strict=strict,
         )
 
     try:
@@ -189,14 +197,17 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Averaging over areas, which is what img2dataset does.
+    """Averaging over areas, which is what img2dataset does, or what is hardly another picture and much cheaper.
 
-    From 1.5 to 3 times the size (where reduced-scale decoding leaves a JPEG) the image goes to just twice the size by
-    interpolation and from there by OpenCV's fast path for whole factors: much cheaper, and hardly another picture.
+    From 1.5 to 3 times the size is where reduced-scale decoding leaves a JPEG. Up to twice the size, interpolation
+    reads every pixel and is the average at just 2. Beyond, the image goes to just twice the size by interpolation and
+    from there by OpenCV's fast path for whole factors.
     """
     if pixels.shape[:2] == (height, width):
         return pixels
     factors = pixels.shape[0] / height, pixels.shape[1] / width
+    if min(factors) >= _SPARE and max(factors) <= 2:
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     if min(factors) >= _SPARE and max(factors) <= 2 * _SPARE:
         pixels = cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

@@ -6,12 +6,14 @@ import socket
 import ssl
 import zlib
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 
 from vlmdata.download.address import Blocked
 
-_LONGEST_WAIT = 30.0  # seconds that Retry-After is granted
+_DAY = 86_400.0  # seconds
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -30,12 +32,22 @@ class TooManyRedirects(FetchError):
 
 
 def http_error(status: int, headers: Mapping[str, str]) -> FetchError:
-    """The error class of an answer that brings no image. Retry-After is granted up to half a minute."""
-    wait = headers.get("Retry-After", "").strip() if status in (429, 503) else ""
-    seconds = min(float(wait), _LONGEST_WAIT) if re.fullmatch(r"\d{1,6}", wait) else 0.0
+    """The error class of an answer that brings no image, with the wait that a 429 or 503 asks for."""
+    wait = _retry_after(headers.get("Retry-After", "").strip()) if status in (429, 503) else 0.0
     # A redirect that leads nowhere is counted with the answers that bring no image.
     kind = "5xx" if status >= 500 else "4xx"
-    return FetchError(kind, f"HTTP {status}", status in _TRANSIENT, seconds, status)
+    return FetchError(kind, f"HTTP {status}", status in _TRANSIENT, wait, status)
+
+
+def _retry_after(text: str) -> float:
+    """Seconds that a Retry-After asks for, as a number or a date (RFC 9110, 10.2.3); a day at most."""
+    if re.fullmatch(r"\d{1,9}", text):
+        return min(float(text), _DAY)
+    try:
+        wait = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):  # no date, or one without a zone
+        return 0.0
+    return min(max(wait, 0.0), _DAY)
 
 
 def explain(error: aiohttp.ClientError, seconds: float) -> FetchError:

@@ -1,13 +1,16 @@
 """Asks for URLs on the web, safely: checked addresses, TLS verified, bytes, redirects and time bounded.
 
-One `Client` serves one part, in one event loop. A host is asked for its robots.txt once.
+One `Client` serves all parts of a process that are downloaded with the same options, in the network's event loop. A
+host is asked for its robots.txt once a day.
 """
 
 import asyncio
+import math
 import re
+import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from urllib.parse import urljoin
@@ -16,43 +19,25 @@ import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from vlmdata.download.address import Blocked, Gate, Resolver
-from vlmdata.download.consent import ROBOTS_BYTES, WORDS, Robots, Said, add_headers, add_tdm, product, refusal
+from vlmdata.download.address import Blocked, Gate, Names, Resolver
+from vlmdata.download.budget import Budget
+from vlmdata.download.consent import ROBOTS_BYTES, Robots, add_headers, add_tdm, product, refusal
+from vlmdata.download.errand import Answer, Errand
 from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
-from vlmdata.download.optout import LISTED, OptOut
+from vlmdata.download.hosts import Host, Hosts
+from vlmdata.download.optout import LISTED
 from vlmdata.download.tdmrep import MOST_BYTES, PATH, Reservations
 from vlmdata.recipe import Consent, Download
 
 _REDIRECTS = 5
-_AT_ONE_HOST = 8  # requests at once
 _IDLE = 4.0  # seconds that a connection waits for the next request
 _DRAIN = 16_384  # bytes of an error page that are read so that its connection can be used again
-_LOOKUPS = 16  # DNS requests at once
+_HOST_RATE = 10.0  # requests a second to one host, unless the recipe says otherwise
+_LONGEST_DELAY = 30.0  # seconds that a robots.txt can put between requests
+_ROBOTS_FRESH, _ROBOTS_AGAIN = 86_400.0, 600.0  # seconds (RFC 9309, 2.4); those of one that could not be had
+_ROBOTS_KEPT = 10_000  # robots.txt of hosts
 _LONGEST_HEADER = 65_536
 _ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.9,*/*;q=0.5"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one URL: `success` with a body, or an error class of DESIGN.md and words about it."""
-
-    status: str
-    error: str | None = None
-    body: bytes | None = None
-    consent: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
-    fetched_at: datetime | None = None
-
-
-@dataclass
-class _Errand:
-    """One URL on its way: the seconds left for it, the lists that it must not meet, and what its hosts said; `filed` is
-    what the tdmrep.json of the host that is asked now says of it."""
-
-    left: float
-    said: Said = field(default_factory=lambda: dict.fromkeys(WORDS))
-    began: datetime | None = None
-    filed: str | None = None
-    optout: OptOut = field(default_factory=OptOut)
 
 
 @dataclass(frozen=True)
@@ -62,29 +47,47 @@ class _Reply:
     body: bytes
 
 
-class Client:
-    """A web client for URLs that nobody vouches for. Make, use and close it inside one event loop."""
+@dataclass
+class _Rules:
+    """A host's robots.txt, or the request for it. until: when it has to be asked for again, by time.monotonic."""
 
-    def __init__(self, options: Download, consent: Consent) -> None:
-        self._options, self._respect = options, consent.respect
+    task: asyncio.Task[Robots]
+    until: float = math.inf
+
+
+class Client:
+    """A web client for URLs that nobody vouches for. Open and close it inside each event loop that it is used in."""
+
+    def __init__(
+        self, options: Download, consent: Consent, workers: int, hosts: Hosts, names: Names, budget: Budget
+    ) -> None:
+        """workers: processes that ask the same hosts, and so share what one of them may ask for."""
+        self.options = options
+        self._respect, self._workers = consent.respect, workers
         self._agent = product(options.agent)
         self._gate = Gate(options.allow_hosts)
-        self._lookups = ThreadPoolExecutor(_LOOKUPS, "vlmdata-dns")
-        self._slots = asyncio.Semaphore(options.concurrency)
-        self._hosts: dict[tuple[str, int], asyncio.Semaphore] = {}
-        self._robots: dict[str, asyncio.Task[Robots]] = {}
+        self._hosts, self._names, self._budget = hosts, names, budget
+        self._robots: OrderedDict[str, _Rules] = OrderedDict()
+        self._session: aiohttp.ClientSession | None = None
+
+    def open(self) -> None:
+        """Before the first request in an event loop."""
+        if self._session is not None:
+            return
         connector = aiohttp.TCPConnector(
-            resolver=Resolver(self._gate, self._lookups, options.timeout),
+            resolver=Resolver(self._gate, self._names, self.options.timeout),
             socket_factory=self._gate.socket,
-            ttl_dns_cache=300,
+            use_dns_cache=False,  # the names are cached for the whole process
             limit=0,
             keepalive_timeout=_IDLE,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            headers={"User-Agent": user_agent(options), "Accept": _ACCEPT, "Accept-Encoding": "identity"},
+            headers={"User-Agent": user_agent(self.options), "Accept": _ACCEPT, "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.timeout, sock_read=options.timeout),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self.options.timeout, sock_read=self.options.timeout
+            ),
             auto_decompress=False,
             trust_env=False,
             max_line_size=_LONGEST_HEADER,
@@ -92,25 +95,39 @@ class Client:
         )
 
     async def close(self) -> None:
-        for task in self._robots.values():
+        """Before the event loop ends."""
+        asked = [rules.task for rules in self._robots.values() if not rules.task.done()]
+        for task in asked:
             task.cancel()
-        await self._session.close()
-        self._lookups.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*asked, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
-    async def image(self, url: str, optout: OptOut) -> Answer:
-        """Fetch one image. Never raises for what a URL, a host or its answer is. No redirect leads to what a list
-        names."""
-        async with self._slots:
-            errand = _Errand(self._options.deadline, optout=optout)
-            try:
-                body = await self._fetch(errand, url, self._options.max_bytes, image=True)
-            except FetchError as error:
-                return Answer(error.status, str(error), None, errand.said, errand.began)
-            return Answer("success", None, body, errand.said, errand.began)
+    def host(self, url: URL) -> Host:
+        """The host of a checked URL, with the limits of the recipe."""
+        host = self._hosts.of(url)
+        host.limit = max(1, self.options.per_host // self._workers)
+        rate = self.options.host_rate
+        if rate is None and not self._gate.names(url.host or "", url.port or 0):
+            rate = _HOST_RATE
+        host.interval = self._workers / rate if rate else 0.0
+        return host
 
-    async def _fetch(self, errand: _Errand, url: str, limit: int, image: bool) -> bytes:
+    async def image(self, url: URL, errand: Errand) -> Answer:
+        """Fetch one image. Never raises for what a URL, a host or its answer is. The bytes of the body stay taken
+        from the budget."""
+        try:
+            body = await self._fetch(errand, url, self.options.max_bytes, image=True)
+        except FetchError as error:
+            return Answer(error.status, str(error), None, errand.said, errand.began)
+        finally:
+            errand.leave()
+        return Answer("success", None, body, errand.said, errand.began)
+
+    async def _fetch(self, errand: Errand, url: URL, limit: int, image: bool) -> bytes:
         """The body of the answer; tried again where that may help, within the errand's seconds."""
-        for attempt in range(self._options.retries + 1):
+        for attempt in range(self.options.retries + 1):
             try:
                 reply = await self._follow(errand, url, limit, image)
                 if 200 <= reply.status < 300:
@@ -118,18 +135,19 @@ class Client:
                 raise http_error(reply.status, reply.headers)
             except FetchError as error:
                 # Spread by the URL, not by chance: many URLs of one host do not come back together.
-                pause = max(error.wait, 0.25 * 2**attempt * (0.5 + zlib.crc32(url.encode()) / 2**32))
-                if not error.transient or attempt == self._options.retries or pause >= errand.left:
+                pause = max(error.wait, 0.25 * 2**attempt * (0.5 + zlib.crc32(str(url).encode()) / 2**32))
+                if not error.transient or attempt == self.options.retries or pause >= errand.left:
                     raise
             errand.left -= pause
+            if errand.frontier is not None:
+                errand.frontier.give_place(errand)
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _follow(self, errand: _Errand, address: str, limit: int, image: bool) -> _Reply:
+    async def _follow(self, errand: Errand, url: URL, limit: int, image: bool) -> _Reply:
         """The answer at the end of at most 5 redirects. Each hop is checked like the first, its robots.txt too."""
-        url = parse_url(address)
         for _ in range(_REDIRECTS + 1):
-            self._check(url)
+            self.check(url)
             if image:
                 if errand.optout.refuses(str(url)):
                     raise FetchError("optout", LISTED)
@@ -148,7 +166,8 @@ class Client:
                 url = url.with_user(None)
         raise TooManyRedirects("blocked", f"more than {_REDIRECTS} redirects")
 
-    def _check(self, url: URL) -> None:
+    def check(self, url: URL) -> None:
+        """Raise FetchError(`blocked`) for a URL that is not to be asked for."""
         if url.scheme not in ("http", "https") or not url.host or not url.port:
             raise FetchError("blocked", "not an http or https URL")
         try:
@@ -156,18 +175,23 @@ class Client:
         except Blocked as error:
             raise FetchError("blocked", str(error)) from error
 
-    async def _ask_robots(self, errand: _Errand, url: URL) -> None:
+    async def _ask_robots(self, errand: Errand, url: URL) -> None:
         """Note what robots.txt of the URL's host says. Raises FetchError when it forbids, or cannot be asked."""
         origin = f"{url.scheme}://{url.host_port_subcomponent}"
-        if origin not in self._robots:
-            self._robots[origin] = asyncio.create_task(self._read_host(origin))
+        rules = self._robots.get(origin)
+        if rules is None or time.monotonic() >= rules.until:
+            rules = self._robots[origin] = self._ask_for_rules(origin, url, errand)
+            if len(self._robots) > _ROBOTS_KEPT:
+                self._robots.popitem(last=False)
+        self._robots.move_to_end(origin)
         try:
             # Shielded, since others wait for the same answer.
-            robots = await asyncio.shield(self._robots[origin])
+            robots = rules.task.result() if rules.task.done() else await asyncio.shield(rules.task)
         except FetchError as error:
             if "robots" in self._respect:
                 raise FetchError(error.status, f"robots.txt: {error}") from error
             return
+        errand.heard()
         errand.filed = robots.reserved.says(str(url))
         allowed = robots.allows(str(url))
         if not allowed or errand.said["robots"] is None:
@@ -175,18 +199,48 @@ class Client:
         if not allowed and "robots" in self._respect:
             raise FetchError("robots", robots.reason)
 
-    async def _read_host(self, origin: str) -> Robots:
+    async def _read_host(self, origin: str, errand: Errand) -> Robots:
         """robots.txt, and then what the host reserves; a host that is closed is asked for no more."""
-        robots = await self._read_robots(origin)
+        robots = await self._read_robots(origin, errand)
         if not robots.closed:
             robots.reserved = await self._read_reserved(origin)
         return robots
 
-    async def _read_robots(self, origin: str) -> Robots:
+    async def _read_reserved(self, origin: str) -> Reservations:
+        """What the host's tdmrep.json says. One that does not come says nothing: robots.txt is what closes a host."""
+        errand = Errand(self.options.deadline)
+        try:
+            body = await self._fetch(errand, parse_url(f"{origin}{PATH}"), MOST_BYTES, image=False)
+        except FetchError:
+            return Reservations()
+        finally:
+            self.release(errand)
+        return Reservations(body)
+
+    def _ask_for_rules(self, origin: str, url: URL, errand: Errand) -> "_Rules":
+        """robots.txt, asked for with the turn that the errand has at the host."""
+        host = self.host(url)
+        host.ask_robots()
+        own = Errand(self.options.deadline, host=errand.host)
+        errand.host = None
+        rules = _Rules(asyncio.create_task(self._read_host(origin, own)))
+
+        def note(task: "asyncio.Task[Robots]") -> None:
+            self.release(own)
+            came = not task.cancelled() and not task.exception()
+            delay = self._workers * min(task.result().delay, _LONGEST_DELAY) if came else None
+            host.know_robots(min(delay, self.options.deadline) if delay is not None else None)
+            good = came and not task.result().closed
+            rules.until = 0.0 if task.cancelled() else time.monotonic() + (_ROBOTS_FRESH if good else _ROBOTS_AGAIN)
+
+        rules.task.add_done_callback(note)
+        return rules
+
+    async def _read_robots(self, origin: str, errand: Errand) -> Robots:
         """The host's rules. Raises FetchError when the host cannot be reached: then nothing of it may be fetched."""
 
         try:
-            body = await self._fetch(_Errand(self._options.deadline), f"{origin}/robots.txt", ROBOTS_BYTES, image=False)
+            body = await self._fetch(errand, parse_url(f"{origin}/robots.txt"), ROBOTS_BYTES, image=False)
         except TooManyRedirects:
             return Robots(404, b"", self._agent)  # RFC 9309, 2.3.1.2: it counts as not there
         except FetchError as error:
@@ -195,32 +249,54 @@ class Client:
             return Robots(error.http, b"", self._agent)
         return Robots(200, body, self._agent)
 
-    async def _read_reserved(self, origin: str) -> Reservations:
-        """What the host's tdmrep.json says. One that does not come says nothing: robots.txt is what closes a host."""
-        try:
-            body = await self._fetch(_Errand(self._options.deadline), f"{origin}{PATH}", MOST_BYTES, image=False)
-        except FetchError:
-            return Reservations()
-        return Reservations(body)
-
-    async def _hop(self, errand: _Errand, url: URL, limit: int, image: bool) -> _Reply:
+    async def _hop(self, errand: Errand, url: URL, limit: int, image: bool) -> _Reply:
         """One request without redirects, within the errand's seconds. Waiting for its turn at the host is free."""
-        turn = self._hosts.setdefault((url.host or "", url.port or 0), asyncio.Semaphore(_AT_ONE_HOST))
-        async with turn:
-            loop = asyncio.get_running_loop()
-            started = loop.time()
-            try:
-                async with asyncio.timeout(errand.left):
-                    return await self._request(errand, url, limit, image)
-            except aiohttp.ClientError as error:
-                raise explain(error, self._options.timeout) from error
-            except TimeoutError as error:
-                raise FetchError("timeout", f"not done within {self._options.deadline:g} s") from error
-            finally:
-                errand.left -= loop.time() - started
+        host = self.host(url)
+        if errand.host is not host:
+            errand.leave()
+            if errand.frontier is not None:
+                await errand.frontier.turn(errand, host)
+            else:
+                await host.turn(self.options.deadline)
+            errand.host = host
+        errand.answered = False
+        started, reply = time.monotonic(), None
+        try:
+            async with asyncio.timeout(errand.left) as clock:
+                reply = await self._request(errand, url, limit, image, clock)
+            if reply.status in (429, 503):
+                host.asked_to_wait(http_error(reply.status, reply.headers))
+            else:
+                host.answered()
+            return reply
+        except aiohttp.ClientError as error:
+            failure = explain(error, self.options.timeout)
+            self._note_failure(host, failure, errand)
+            raise failure from error
+        except TimeoutError as error:
+            failure = FetchError("timeout", f"not done within {self.options.deadline:g} s")
+            self._note_failure(host, failure, errand)
+            raise failure from error
+        except FetchError:
+            host.answered()
+            raise
+        finally:
+            errand.left -= time.monotonic() - started
+            errand.leave()
+            if reply is None:
+                self.release(errand)
 
-    async def _request(self, errand: _Errand, url: URL, limit: int, image: bool) -> _Reply:
+    def _note_failure(self, host: Host, failure: FetchError, errand: Errand) -> None:
+        if errand.answered and failure.status != "timeout":
+            host.answered()  # an answer that breaks off is one
+        else:
+            host.failed(failure, self.options.timeout)
+
+    async def _request(self, errand: Errand, url: URL, limit: int, image: bool, clock: asyncio.Timeout) -> _Reply:
+        assert self._session is not None
         async with self._session.get(url, allow_redirects=False) as response:
+            errand.answered = True
+            errand.heard()
             length = response.content_length
             good = 200 <= response.status < 300
             if image:
@@ -237,16 +313,48 @@ class Client:
                 return _Reply(response.status, response.headers, b"")
             if image and length is not None and length > limit:
                 raise FetchError("too_large", f"{length} bytes; the limit is {limit}")
-            chunks, size = [], 0
+            body = await self._read_body(errand, response, limit, image, clock)
+            return _Reply(response.status, response.headers, body)
+
+    async def _read_body(
+        self, errand: Errand, response: aiohttp.ClientResponse, limit: int, image: bool, clock: asyncio.Timeout
+    ) -> bytes:
+        chunks, size = [], 0
+        try:
             async for chunk in response.content.iter_any():
+                await self._take(errand, len(chunk), clock)
+                errand.heard()
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > limit:
                     if image:
                         raise FetchError("too_large", f"more than {limit} bytes")
                     break
-            body = decompress(b"".join(chunks), response.headers.get("Content-Encoding", ""), limit)
-            return _Reply(response.status, response.headers, body)
+            encoding = response.headers.get("Content-Encoding", "")
+            if encoding:
+                await self._take(errand, limit, clock)
+            body = decompress(b"".join(chunks), encoding, limit)
+            errand.held = len(body)
+            return body
+        finally:
+            self._budget.finish(errand, errand.held)
+
+    async def _take(self, errand: Errand, size: int, clock: asyncio.Timeout) -> None:
+        """Bytes from the process's budget. Waiting for them is free, too."""
+        if not self._budget.take(errand, size):
+            loop = asyncio.get_running_loop()
+            left = (clock.when() or loop.time()) - loop.time()
+            clock.reschedule(None)
+            while not self._budget.take(errand, size):
+                await self._budget.wait()
+            clock.reschedule(loop.time() + left)
+
+    def release(self, errand: Errand) -> None:
+        """Nothing that the errand holds is needed any more: its turn at a host, the bytes of its body."""
+        errand.leave()
+        if errand.held:
+            self._budget.give_back(errand.held)
+            errand.held = 0
 
 
 def user_agent(options: Download) -> str:

@@ -32,6 +32,7 @@ def download(
     roots: dict[str, str],
     optout: OptOut,
     known: Known,
+    workers: int,
     told: Callable[[str, str, str | None], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
@@ -40,7 +41,7 @@ def download(
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
-                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known, told)
+                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known, workers, told)
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ import stat
 from datetime import UTC, datetime
 from urllib.parse import unquote_to_bytes
 
-from vlmdata.download.fetch import Answer
+from vlmdata.download.errand import Answer
 from vlmdata.download.stored import Stored
 
 _LOCAL = re.compile(r"([a-z][a-z0-9_]*):/(?!/)(.*)", re.DOTALL)

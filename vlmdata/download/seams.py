@@ -7,33 +7,35 @@ instead, so that nothing is changed for anybody else and parts in several thread
 import asyncio
 import hashlib
 import io
+import math
 import os
 import queue
-import threading
 import types
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
-import uvloop
 
-from vlmdata.download import decode
-from vlmdata.download.fetch import Answer, Client
+from vlmdata.download import decode, network
+from vlmdata.download.errand import Answer
+from vlmdata.download.frontier import Frontier, Outcome
 from vlmdata.download.header import ImageError, sniff
 from vlmdata.download.known import KNOWN, Known
 from vlmdata.download.local import local_path, read_local, read_stored
 from vlmdata.download.optout import LISTED, OptOut
 from vlmdata.download.stored import Stored
 from vlmdata.download.video import Frames, frame_of
+from vlmdata.download.watch import Watch
 from vlmdata.errors import MachineError
 from vlmdata.recipe import Consent, Download
 
 NO_HASH = ""
+_LOOK = 0.5  # seconds after which a part that waits looks whether it waits in vain
 MISMATCH = "the bytes are not those of which the source has the hash"
 
 
@@ -78,6 +80,7 @@ def run(
     roots: dict[str, str],
     optout: OptOut,
     known: Known,
+    workers: int,
     told: Callable[[str, str, str | None], None] | None = None,
 ) -> None:
     """Fetch, decode and spool every job's image, and note in each job what became of it; `told` may raise to stop.
@@ -93,7 +96,7 @@ def run(
     part = downloader(
         sample_writer_class=lambda *_: _Writer(jobs, spool, told),
         resizer=partial(_resize, options=options, known=known),
-        thread_count=options.concurrency,
+        thread_count=max(1, len(jobs)),  # it starts no thread; our frontier decides how many URLs are on their way
         save_caption=False,
         extract_exif=False,
         output_folder="",
@@ -108,7 +111,7 @@ def run(
         user_agent_token=None,
         disallowed_header_directives=None,
     )
-    pool = _Pool(jobs, options, consent, roots, optout, known)
+    pool = _Pool(jobs, options, consent, roots, optout, known, workers)
     copy = types.FunctionType(downloader.download_shard.__code__, {**names, "ThreadPool": lambda _: pool})
     copy(part, (0, shard))
     lost = [job.key for job in jobs if not job.status]
@@ -156,10 +159,7 @@ class _Stream(io.BytesIO):
 
 
 class _Pool:
-    """Stands where img2dataset has a pool of threads: answers come as they are done, from one event loop beside.
-
-    img2dataset gives out two items for each of its threads, and one more after each answer that it has dealt with.
-    """
+    """Stands where img2dataset has a pool of threads: answers come as they are done, from the network's event loop."""
 
     def __init__(
         self,
@@ -169,80 +169,92 @@ class _Pool:
         roots: dict[str, str],
         optout: OptOut,
         known: Known,
+        workers: int,
     ) -> None:
-        self._jobs, self._options, self._consent, self._roots = jobs, options, consent, roots
-        self._frames = Frames(options.max_pixels)
+        self._jobs, self._options, self._roots, self._workers = jobs, options, roots, workers
         self._optout, self._known = optout, known
-        self._done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vlmdata-fetch", daemon=True)
+        self._frames = Frames(options.max_pixels)
+        self._network = network.NETWORK
+        self._entered = self._network.client(options, consent, workers)
+        self._done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
 
     def __enter__(self) -> "_Pool":
-        self._thread.start()
-        try:
-            self._client = self._wait(self._open())
-        except BaseException:
-            self._stop()
-            raise
+        client = self._entered.__enter__()
+        self._frontier = Frontier(client, lambda number, outcome: self._done.put((number, outcome)), self._optout)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._wait(self._close())
-        self._stop()
-
-    def _stop(self) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._frames.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    async def _open(self) -> Client:
-        return Client(self._options, self._consent)
-
-    async def _close(self) -> None:
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        await self._client.close()
+        try:
+            self._network.wait(self._frontier.close())
+            while not self._done.empty():
+                self._give_back(self._done.get()[1])
+        finally:
+            self._entered.__exit__(*error)
 
     def imap_unordered(
         self, _: Callable, items: Iterable[tuple[int, str]]
     ) -> Iterator[tuple[int, _Stream | None, str | None]]:
         """(number, stream, None) or (number, None, `class: words`) for each of img2dataset's (number, url)."""
-        rest = iter(items)
-        waiting, free = 0, 2 * self._options.concurrency
-        while True:
-            while free and (item := next(rest, None)) is not None:
-                job = self._jobs[item[0]]
-                answer = self._here(job)
-                if answer is not None:
-                    yield self._deliver(item[0], answer)
+        local: deque[tuple[int, Callable[[], Answer]]] = deque()
+        remote: list[tuple[int, str]] = []
+        for number, _url in items:
+            job = self._jobs[number]
+            here = self._here(job)
+            if here is None:
+                remote.append((number, job.fetch_url))
+            else:
+                local.append((number, here))
+        waiting = {number for number, _url in remote}
+        watch = Watch(len(waiting), max(self._options.deadline, self._workers / (self._options.host_rate or math.inf)))
+        adding = asyncio.run_coroutine_threadsafe(self._frontier.add(remote), self._network.loop)
+        while waiting or local:
+            try:
+                number, outcome = self._done.get(timeout=_LOOK) if not local else self._done.get_nowait()
+            except queue.Empty:
+                if local:
+                    number, read = local.popleft()
+                    yield self._deliver(number, read())
+                    watch.used()
                     continue
-                future = asyncio.run_coroutine_threadsafe(self._client.image(job.fetch_url, self._optout), self._loop)
-                future.add_done_callback(partial(self._note, item[0]))
-                waiting, free = waiting + 1, free - 1
-            if not waiting:
+                if adding.done():
+                    adding.result()
+            else:
+                waiting.discard(number)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                try:
+                    yield self._deliver(number, outcome)
+                finally:
+                    self._give_back(outcome)
+                if outcome.body is not None:
+                    watch.used()
+            verdict = watch.verdict(len(waiting), self._frontier.heard) if waiting else None
+            if verdict is not None:
+                for number in sorted(waiting):
+                    yield self._deliver(number, Answer("timeout", verdict))
                 return
-            number, done = self._done.get()
-            yield self._deliver(number, done.result())
-            waiting, free = waiting - 1, free + 1
 
-    def _here(self, job: Job) -> Answer | None:
-        """The answer for an image that is on the disk already."""
+    def _here(self, job: Job) -> Callable[[], Answer] | None:
+        """What reads an image that is on the disk already."""
         if job.stored is not None:
-            return read_stored(job.fetch_url, job.stored, self._roots, self._options.max_bytes)
+            return partial(read_stored, job.fetch_url, job.stored, self._roots, self._options.max_bytes)
         frame = frame_of(job.url)
         local = local_path(frame[0] if frame else job.url, self._roots) if job.local else None
         if local is None:
             return None
-        return self._frames.read(*local, frame[1]) if frame else read_local(*local, self._options.max_bytes)
+        return (
+            partial(self._frames.read, *local, frame[1])
+            if frame
+            else partial(read_local, *local, self._options.max_bytes)
+        )
 
-    def _note(self, number: int, future: "Future[Answer]") -> None:
-        self._done.put((number, future))
+    def _give_back(self, outcome: Outcome) -> None:
+        """A body is not needed any more."""
+        if isinstance(outcome, Answer) and outcome.body is not None:
+            self._network.budget.give_back(len(outcome.body))
+            if self._frontier.used():
+                self._network.loop.call_soon_threadsafe(self._frontier.go_on)
 
     def _deliver(self, number: int, answer: Answer) -> tuple[int, _Stream | None, str | None]:
         job, body = self._jobs[number], answer.body
@@ -253,12 +265,13 @@ class _Pool:
         job.received, job.mime = len(body), sniff(body)
         for kind in {"sha256", *self._known.digests, *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
-        if self._known.has(job.digests):
-            return number, None, f"optout: {KNOWN}"
-        if self._optout.refuses_bytes(job.digests["sha256"]):
-            return number, None, f"optout: {LISTED}"
+        here = job.digests["sha256"]
         if job.stored is not None and job.stored.sha256:
             job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
+        if self._known.has(job.digests) or self._known.has({"sha256": here}):
+            return number, None, f"optout: {KNOWN}"
+        if any(self._optout.refuses_bytes(sha256) for sha256 in {here, job.digests["sha256"]}):
+            return number, None, f"optout: {LISTED}"
         if not any(job.fits(text) for text in job.expected):
             return number, None, f"hash_mismatch: {MISMATCH}"
         return number, _Stream(job, body), None

@@ -24,6 +24,7 @@ from vlmdata.sources.urls import clean_text, strip_signature
 
 __all__ = [
     "BATCH_ROWS",
+    "DAMAGES",
     "ROWS",
     "SIGNAL_TYPES",
     "by_file",
@@ -45,6 +46,8 @@ BATCH_ROWS = 5_000
 # Of the columns that `signals` tells.
 SIGNAL_TYPES = (pa.string(), pa.bool_(), pa.int64(), pa.uint64(), pa.float32(), pa.float64())
 _NUMBERS = (pa.int64(), pa.float32(), pa.float64())
+# What a source that is read file by file counts where a file was not whole.
+DAMAGES = ("damaged places", "files cut off")
 
 
 def check(source: Source) -> None:

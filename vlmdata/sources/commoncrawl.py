@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vlmdata.errors import DataError, InputError, MachineError
 from vlmdata.recipe import CommonCrawlSource
-from vlmdata.sources import BATCH_ROWS, strip_signature, warc, wat
+from vlmdata.sources import BATCH_ROWS, DAMAGES, strip_signature, warc, wat
 from vlmdata.sources.found import Found, batch
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ VERSION = 1
 _LISTINGS = (".paths.gz", ".paths")
 _LARGEST_LISTING = 100_000_000  # bytes, unpacked; a month of Common Crawl has 90,000 lines of 140
 _REMOTE = re.compile(r"(?:https?|s3a?|gc?s|az|abfs|hdfs|memory)://")
-_DAMAGES = ("damaged places", "files cut off")
 
 
 def check(source: CommonCrawlSource) -> None:
@@ -78,22 +77,22 @@ def read_file(source: CommonCrawlSource, file: str, counts: Counter[str]) -> Ite
                 held, rows = [], 0
         if held:
             yield batch(source.name, held)
-    if damages := [f"{counts[what]} {what}" for what in _DAMAGES if counts[what]]:
+    if damages := [f"{what}: {counts[what]:,}" for what in DAMAGES if counts[what]]:
         log.warning(
-            "%s: %s: %s; %d records read", source.name, strip_signature(file)[0], ", ".join(damages), counts["records"]
+            "%s: %s: %s; records read: %d", source.name, strip_signature(file)[0], ", ".join(damages), counts["records"]
         )
 
 
 def report(source: CommonCrawlSource, counts: Counter[str]) -> None:
     """Tell what all files together held. Raises DataError when there was not one page to read."""
     if not counts["pages"]:
-        said = "; ".join(f"{count:,} {what}" for what, count in sorted(counts.items()) if count) or "no record"
+        said = "; ".join(f"{what}: {count:,}" for what, count in sorted(counts.items()) if count) or "no record"
         raise DataError(
             f"sources.{source.name}: no page in its {source.format.upper()} files ({said}); is `format` right?"
         )
     for what, count in sorted(counts.items()):
-        level = logging.WARNING if what in _DAMAGES or "left out" in what else logging.INFO
-        log.log(level, "%s: %s %s", source.name, f"{count:,}", what)
+        level = logging.WARNING if what in DAMAGES or "left out" in what else logging.INFO
+        log.log(level, "%s: %s: %s", source.name, what, f"{count:,}")
 
 
 class _Fetched:

@@ -19,6 +19,7 @@ _MOST_METAS = 500
 # Slick, Squarespace.
 _LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-lazyload", "data-image")
 _SETS = ("data-srcset", "data-lazy-srcset", "srcset")
+_NOT_SRC = frozenset({*_LAZY, *_SETS})
 # Of a picture's sources those that the download can decode: no SVG, no JPEG XL.
 _DECODED = frozenset({"", "image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/avif"})
 _BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
@@ -96,7 +97,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     lang = (root.attributes.get("lang") or root.attributes.get("xml:lang") or "").strip() if root is not None else ""
     title = tree.css_first("head > title")
     preview = open_graph(metas, title.text() if title is not None else "", base)
-    license_node = tree.css_first(_LICENSES)
+    license_node = tree.css_first(_LICENSES) if "license" in html else None
     stated = license_node.attributes if license_node is not None else {}
     license_url = web_url(stated.get("href") or stated.get("content") or "", base) if stated else None
     return Page(
@@ -224,13 +225,14 @@ def _links(tree: LexborHTMLParser, base: str) -> Iterator[str]:
 def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode, str, str, str]]:
     """Each image that has a URL and a caption: (node, url with its signature, caption, caption_from)."""
     captions: dict[int, str] = {}
+    known: dict[int, str] = {}
     for node in images:
         attributes = node.attributes
         source = _best_source(node, attributes, base)
         if source is None:
             continue
         for caption_from, text in (
-            ("figcaption", _figure_caption(node, captions)),
+            ("figcaption", _figure_caption(node, captions, known)),
             ("alt", attributes.get("alt") or ""),
             ("title", attributes.get("title") or ""),
         ):
@@ -242,6 +244,10 @@ def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode
 
 def _best_source(node: LexborNode, attributes: dict[str, str | None], base: str) -> str | None:
     """The largest candidate of srcset and of the picture's sources, else a lazily loaded image's URL, else src."""
+    parent = node.parent
+    if attributes.keys().isdisjoint(_NOT_SRC) and (parent is None or parent.tag != "picture"):
+        source = attributes.get("src")
+        return linked_url(source, base) if source and source.strip() else None
     own = _largest(next((value for name in _SETS if (value := attributes.get(name))), ""))
     best = max(own, *_picture_sources(node), key=lambda candidate: candidate[1])  # the first of equal ones
     links = [best[0]] if best[1] > 1 else [own[0]]
@@ -289,19 +295,30 @@ def _largest(srcset: str) -> tuple[str, float]:
     return best, best_size
 
 
-def _figure_caption(image: LexborNode, captions: dict[int, str]) -> str:
-    """The caption of the figure around an image; `captions` remembers those of figures seen before."""
-    own, node = "", image.parent
+def _figure_caption(image: LexborNode, captions: dict[int, str], known: dict[int, str]) -> str:
+    """The caption of the figure around an image.
+
+    captions, known: the captions of figures, and what is found from an element upwards; both are filled here.
+    """
+    own, node, way = "", image.parent, []
     for _ in range(12):  # a figure is near its image; a page may be nested without end
         if node is None or node.tag == "body":
             break
-        classes = (node.attributes.get("class") or "").split()
+        key = node.mem_id
+        if not own and key in known:
+            own = known[key]
+            break
+        classes = (node.attrs.get("class") or "").split()
         if "mediaobject" in classes or "informalfigure" in classes:
             own = own or _child_text(node, captions)
         elif node.tag == "figure" or "figure" in classes:
             title = _NUMBERING.sub("", _child_text(node, captions), count=1)
-            return f"{title}: {own}" if title and own and own not in title else title or own
+            own = f"{title}: {own}" if title and own and own not in title else title or own
+            break
+        if not own:
+            way.append(key)
         node = node.parent
+    known.update(dict.fromkeys(way, own))
     return own
 
 

@@ -76,7 +76,7 @@ def strip_signature(url: str) -> tuple[str, str | None]:
 
 # A user's name, a fragment, a bracket; or a parameter whose name is a secret's, or may be when
 # decoded. `oh` stands for Facebook's pair.
-_SUSPECT = rf"(?i)^https?://.*(?:[@#\[\]]|[?&](?:[^=&]*%[^=&]*|{_SECRET.pattern}|oh)(?:[=&]|$))"
+_SUSPECT = rf"(?i)^{_WITH_HOST.pattern}.*(?:[@#\[\]]|[?&](?:[^=&]*%[^=&]*|{_SECRET.pattern}|oh)(?:[=&]|$))"
 
 
 def may_hold_secret(urls: pa.Array) -> pa.Array:
@@ -93,6 +93,8 @@ def web_url(link: str, base: str = "") -> str | None:
     link = link.strip(_CONTROL_AND_SPACE)
     if len(link) > _LONGEST_URL:
         return None
+    if _WHOLE.fullmatch(link):
+        return link
     try:
         parts = urlsplit(urljoin(base, link))
         host, port = parts.hostname, parts.port
@@ -117,15 +119,13 @@ def web_url(link: str, base: str = "") -> str | None:
 def linked_url(link: str, base: str) -> str | None:
     """The same as `web_url`, several times as fast for plain links. base: a URL that `web_url` has made."""
     link = link.strip(_CONTROL_AND_SPACE)
-    if len(link) < 2_000:
-        if _WHOLE.fullmatch(link):
-            return link
-        if "/." not in link:
-            origin, folder = _places(base)
+    if len(link) < 2_000 and "/." not in link:
+        origin, folder = _places(base)
+        if link.startswith("/"):
             if _ROOTED.fullmatch(link):
                 return origin + link
-            if folder and "//" not in link and _BELOW.fullmatch(link):
-                return folder + link
+        elif folder and "//" not in link and _BELOW.fullmatch(link):
+            return folder + link
     return web_url(link, base)
 
 

@@ -20,6 +20,8 @@ _MOST_IMAGES = 5_000
 _LONGEST_CAPTION = 2_000
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
 
+_HEARD = ("x-robots-tag", "tdm-reservation", "content-language")
+
 # Of the JSON only what is read here: https://github.com/iipc/webarchive-commons writes it (ExtractingParseObserver).
 # A value may be of any type, since the pages that it comes from are strangers'.
 
@@ -144,7 +146,11 @@ def _found(
     if left_out:
         counts["images left out: more than 5,000 on a page"] += left_out
     metas = [((m.property or m.name or m.http_equiv).strip().lower(), _plain(m.content)) for m in head.metas]
-    said = {name.lower(): [value] if isinstance(value, str) else value for name, value in headers.items()}
+    said = {
+        heard: [value] if isinstance(value, str) else value
+        for name, value in headers.items()
+        if (heard := name.lower()) in _HEARD
+    }
     if preview := open_graph(metas, _plain(head.title), base):
         images.append(preview)
     _, consent = page_says(metas, said, agent)
