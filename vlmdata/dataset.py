@@ -277,11 +277,16 @@ class Dataset:
         )
 
     def read_table(self, table: str, key: str) -> Table | None:
-        """A table as its manifest lists it, or None when the stage never ended."""
+        """A table as its manifest lists it, or None when the stage never ended. Raises DataError for a damaged one."""
         relative = f"{table_folder(table, key)}/manifest.json"
         if not self.exists(relative):
             return None
-        return _table(self.read_json(relative))
+        try:
+            return _table(self.read_json(relative))
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.path(relative)}: not a table's manifest; `vlmdata verify` lists what is damaged"
+            ) from error
 
     def current_table(self, table: str, key: str, inputs: Iterable[Table]) -> Table | None:
         """A table whose stage ended, unless one of the tables that it notes as made from is among `inputs` and has
@@ -294,11 +299,14 @@ class Dataset:
 
     def tables_named(self, table: str) -> list[Table]:
         """The table under every key whose stage ended, in the order of the keys."""
+        return [found for key in self.keys_of(table) if (found := self.read_table(table, key))]
+
+    def keys_of(self, table: str) -> list[str]:
+        """The keys under which a table has been begun, in order."""
         folder = f"tables/{table}"
         if not self.exists(folder):
             return []
-        keys = sorted(path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(self.path(folder), detail=False))
-        return [found for key in keys if (found := self.read_table(table, key))]
+        return sorted(path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(self.path(folder), detail=False))
 
     # Snapshots
 

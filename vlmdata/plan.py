@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,10 +231,14 @@ def check_writable(dataset: Dataset) -> None:
     folder = Path(dataset.root)
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
         raise InputError(
-            f"dataset {dataset.url}: {folder} cannot be written; choose another folder or change its permissions"
-        )
+            f"dataset {dataset.url}: {folder} cannot be written ({error.strerror}); "
+            "choose another folder or change its permissions"
+        ) from error
 
 
 def check_parts(plan: Plan, dataset: Dataset) -> None:
