@@ -12,7 +12,8 @@ import msgspec
 from fastwarc.warc import WarcRecordType
 
 from vlmdata.sources.found import Found
-from vlmdata.sources.page import open_graph, page_language, page_says
+from vlmdata.sources.metas import open_graph, page_language
+from vlmdata.sources.page import page_says
 from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
