@@ -18,7 +18,7 @@ from vlmdata.sources.urls import web_url
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
 
-VERSION = 1
+VERSION = 2
 
 
 def check(source: CrawlSource) -> None:

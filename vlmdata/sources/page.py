@@ -12,6 +12,8 @@ from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signatur
 _MOST_IMAGES = 5_000
 _LONGEST_CAPTION = 2_000
 _AROUND = 150
+_MOST_WORDS = 50
+_HERE = "\ufdd0"  # where an image stands: a noncharacter, which has no other use in a text
 _DEEPEST = 1_000
 _FEW_TAGS = 20_000
 _MOST_METAS = 500
@@ -23,7 +25,6 @@ _SETS = ("data-srcset", "data-lazy-srcset", "srcset")
 _NOT_SRC = frozenset({*_LAZY, *_SETS})
 # Of a picture's sources those that the download can decode: no SVG, no JPEG XL.
 _DECODED = frozenset({"", "image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/avif"})
-_BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
 # The tags that need no end, so that they do not say how deep a page goes.
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -74,8 +75,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     Raises ValueError for a page that is nested more than 1,000 tags deep: parsing one takes quadratic time.
     """
     _check_depth(html)
-    # The markers that tell where in the text an image stands; noncharacters have no other use in a text.
-    tree = LexborHTMLParser(html.replace("\0", "").replace("\ufdd0", " "))
+    tree = LexborHTMLParser(html.replace("\0", "").replace(_HERE, " "))
     first = tree.css_first("base[href]")
     base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
     metas = _metas(tree)
@@ -259,7 +259,8 @@ def _figure_caption(image: LexborNode, captions: dict[int, str], known: dict[int
         if not own and key in known:
             own = known[key]
             break
-        classes = (node.attrs.get("class") or "").split()
+        said = node.attrs.get("class")
+        classes = said.split() if said else ()
         if "mediaobject" in classes or "informalfigure" in classes:
             own = own or _child_text(node, captions)
         elif node.tag == "figure" or "figure" in classes:
@@ -295,38 +296,23 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
     if not nodes or tree.body is None:
         return [None] * len(nodes)
     tree.body.strip_tags(["script", "style", "template"], recursive=True)
-    for block in tree.css(_BLOCKS):
-        block.insert_before(" ")
     for node in nodes:
-        node.replace_with("\ufdd0")
-    pieces = [_ends(piece) for piece in tree.body.text().split("\ufdd0")]
-    if len(pieces) != len(nodes) + 1:  # an image outside the body, in a template or in a script: no place is known
+        node.replace_with(_HERE)
+    words = tree.body.text(separator=" ").replace(_HERE, f" {_HERE} ").split()
+    places = [place for place, word in enumerate(words) if word == _HERE]
+    if len(places) != len(nodes):  # an image outside the body, in a template or in a script: no place is known
         return [None] * len(nodes)
     contexts = []
-    for number in range(len(nodes)):
-        before, after = _tail(pieces, number), _head(pieces, number + 1)
+    for place in places:
+        before = _joined(words[max(0, place - _MOST_WORDS) : place])
+        if len(before) > _AROUND:
+            before = before[-_AROUND:].partition(" ")[2] or before[-_AROUND:]
+        after = shorten(_joined(words[place + 1 : place + 1 + _MOST_WORDS]), _AROUND)
         contexts.append(f"{before} {after}".strip() or None)
     return contexts
 
 
-def _ends(text: str) -> str:
-    """Clean text, of a long one its first and last words only: no context reaches further."""
-    if len(text) > 2_000:
-        first, last = text.split(None, _AROUND + 1)[: _AROUND + 1], text.rsplit(None, _AROUND + 1)[-_AROUND - 1 :]
-        if len(first) + len(last) > 2 * _AROUND:
-            text = " ".join([*first, *last])
-    return clean_text(text)
-
-
-def _tail(pieces: list[str], last: int) -> str:
-    text, number = "", last
-    while number >= max(0, last - 20) and len(text) < _AROUND:
-        text, number = f"{pieces[number][-_AROUND - 1 :]} {text}".strip(), number - 1
-    return text if len(text) <= _AROUND else text[-_AROUND:].partition(" ")[2]
-
-
-def _head(pieces: list[str], first: int) -> str:
-    text, number = "", first
-    while number < min(len(pieces), first + 20) and len(text) < _AROUND:
-        text, number = f"{text} {pieces[number][: _AROUND + 1]}".strip(), number + 1
-    return shorten(text, _AROUND)
+def _joined(words: list[str]) -> str:
+    """Words as text, without the marks of other images; no space is left before a sign that ends an element's word."""
+    text = " ".join([word for word in words if word != _HERE] if _HERE in words else words)
+    return text.replace(" .", ".").replace(" ,", ",").replace(" )", ")")
