@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / ".cache/demo/site"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/peers")]
-WAT_COPIES = 6
+WAT_COPIES, WARC_COPIES = 6, 2
 ROUNDS = 2
 
 
@@ -79,13 +79,13 @@ def main() -> None:
     metadata = list(wat(b"".join(records)))
     with tempfile.TemporaryDirectory() as folder:
         warc_file, wat_file = Path(folder) / "x.warc.gz", Path(folder) / "x.wat.gz"
-        warc_file.write_bytes(pack(records))
+        warc_file.write_bytes(pack(records) * WARC_COPIES)
         wat_file.write_bytes(pack(metadata) * WAT_COPIES)
         Path(f"{warc_file}.small").write_bytes(pack(records[:20]))
         Path(f"{wat_file}.small").write_bytes(pack(metadata[:20]))
         compare("WAT", wat_file, WAT_COPIES * sum(map(len, metadata)), "wat", [("cc2dataset", "image")])
         peers = [("beautifulsoup", "html.parser"), ("beautifulsoup", "lxml")]
-        compare("WARC", warc_file, sum(map(len, records)), "warc", peers)
+        compare("WARC", warc_file, WARC_COPIES * sum(map(len, records)), "warc", peers)
 
 
 def compare(title: str, path: Path, size: int, form: str, peers: list[tuple[str, str]]) -> None:

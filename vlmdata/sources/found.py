@@ -7,17 +7,18 @@ import pyarrow as pa
 
 from vlmdata.schemas import CONSENT
 from vlmdata.sources import ROWS
+from vlmdata.sources.page import Image
 
 
 class Found(NamedTuple):
-    """A page with its captioned images, each (url, fetch_url, caption, caption_from, context)."""
+    """A page with its captioned images."""
 
     page_url: str
     lang: str | None
     license: str | None
     consent: dict[str, str | None]
     crawled_at: datetime.datetime | None
-    images: list[tuple[str, str | None, str, str, str | None]]
+    images: list[Image]
 
 
 def batch(source: str, found: list[Found]) -> pa.RecordBatch:

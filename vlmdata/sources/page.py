@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
@@ -40,8 +41,7 @@ _NUMBERING = re.compile(
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image with a caption. `url` is without signatures; `fetch_url` is the signed form or None."""
 
     url: str
@@ -76,7 +76,8 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     """
     _check_depth(html)
     tree = LexborHTMLParser(html.replace("\0", "").replace(_HERE, " "))
-    first = tree.css_first("base[href]")
+    head = tree.head
+    first = head.css_first("base[href]") if head is not None else None
     base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
     metas = _metas(tree)
     directives, consent = page_says(metas, headers, agent)
@@ -86,7 +87,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     contexts = _contexts(tree, [node for node, *_ in found])
     root = tree.css_first("html")
     lang = (root.attributes.get("lang") or root.attributes.get("xml:lang") or "").strip() if root is not None else ""
-    title = tree.css_first("head > title")
+    title = head.css_first("title") if head is not None else None
     preview = open_graph(metas, title.text() if title is not None else "", base)
     license_node = tree.css_first('a[rel~="license"][href],link[rel~="license"][href]') if "license" in html else None
     license_url = web_url(license_node.attributes.get("href") or "", base) if license_node is not None else None

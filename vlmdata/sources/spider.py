@@ -171,7 +171,7 @@ class PageSpider(scrapy.Spider):
             "crawled_at": datetime.datetime.now(datetime.UTC),
         }
         for image in page.images:
-            self.held.append(shared | vars(image))
+            self.held.append(shared | image._asdict())
         self.pairs += len(page.images)
         if len(self.held) >= BATCH_ROWS:
             self.flush()

@@ -13,7 +13,7 @@ from fastwarc.warc import WarcRecordType
 
 from vlmdata.sources.found import Found
 from vlmdata.sources.metas import open_graph, page_language
-from vlmdata.sources.page import page_says
+from vlmdata.sources.page import Image, page_says
 from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
@@ -132,7 +132,7 @@ def _found(
 ) -> Found:
     head = page.head or _Head()
     base = (web_url(_plain(head.base), url) if head.base else None) or url
-    images: list[tuple[str, str | None, str, str, str | None]] = []
+    images: list[Image] = []
     left_out, license_url = 0, None
     for link in page.links:
         if link.path == "IMG@/src":
@@ -153,20 +153,23 @@ def _found(
         if (heard := name.lower()) in _HEARD
     }
     if preview := open_graph(metas, _plain(head.title), base):
-        images.append(preview)
+        images.append(Image(*preview))
     _, consent = page_says(metas, said, agent)
     license_url = strip_signature(license_url)[0] if license_url else None
     lang = page_language(metas, said)
     return Found(strip_signature(url)[0], lang, license_url, {"robots": None, **consent}, date, images)
 
 
-def _image(link: _Link, base: str) -> tuple[str, str | None, str, str, str | None] | None:
-    """The values of an Image; None for one without words or a web address."""
-    for caption_from, text in (("alt", link.alt), ("title", link.title)):
-        if text and (caption := shorten(clean_text(_plain(text)), _LONGEST_CAPTION)):
-            url = linked_url(_plain(link.url), base)
-            return (*strip_signature(url), caption, caption_from, None) if url else None
-    return None
+def _image(link: _Link, base: str) -> Image | None:
+    """An image of a page; None for one without words or a web address."""
+    caption, caption_from = clean_text(_plain(link.alt)), "alt"
+    if not caption:
+        caption, caption_from = clean_text(_plain(link.title)), "title"
+    url = linked_url(_plain(link.url), base) if caption else None
+    if url is None:
+        return None
+    url, signed = strip_signature(url)
+    return Image(url, signed, shorten(caption, _LONGEST_CAPTION), caption_from, None)
 
 
 def _licenses(link: _Link) -> bool:
