@@ -155,7 +155,7 @@ def _metas(tree: LexborHTMLParser) -> list[tuple[str, str]]:
 
 
 def _check_depth(html: str) -> None:
-    if html.count("<") <= _FEW_TAGS:
+    if len(html) < 3 * _FEW_TAGS or html.count("<") <= _FEW_TAGS:
         return
     depth = 0
     for match in _TAG.finditer(html):
@@ -265,7 +265,9 @@ def _figure_caption(image: LexborNode, captions: dict[int, str], known: dict[int
         if "mediaobject" in classes or "informalfigure" in classes:
             own = own or _child_text(node, captions)
         elif node.tag == "figure" or "figure" in classes:
-            title = _NUMBERING.sub("", _child_text(node, captions), count=1)
+            title = _child_text(node, captions)
+            if numbering := _NUMBERING.match(title):
+                title = title[numbering.end() :]
             own = f"{title}: {own}" if title and own and own not in title else title or own
             break
         if not own:
@@ -283,8 +285,9 @@ def _child_text(figure: LexborNode, captions: dict[int, str]) -> str:
     if key not in captions:
         captions[key] = ""
         for place, child in enumerate(figure.iter()):
-            classes = (child.attributes.get("class") or "").split()
-            if child.tag == "figcaption" or "caption" in classes or (child.tag in ("p", "div") and "title" in classes):
+            tag, said = child.tag, child.attrs.get("class") or ""
+            classes = said.split()
+            if tag == "figcaption" or "caption" in classes or (tag in ("p", "div") and "title" in classes):
                 captions[key] = shorten(clean_text(child.text()), _LONGEST_CAPTION)
                 break
             if place > 200:
@@ -300,11 +303,12 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
     for node in nodes:
         node.replace_with(_HERE)
     words = tree.body.text(separator=" ").replace(_HERE, f" {_HERE} ").split()
-    places = [place for place, word in enumerate(words) if word == _HERE]
-    if len(places) != len(nodes):  # an image outside the body, in a template or in a script: no place is known
+    if words.count(_HERE) != len(nodes):  # an image outside the body, in a template or in a script: no place is known
         return [None] * len(nodes)
-    contexts = []
-    for place in places:
+    contexts: list[str | None] = []
+    place = -1
+    for _ in nodes:
+        place = words.index(_HERE, place + 1)
         before = _joined(words[max(0, place - _MOST_WORDS) : place])
         if len(before) > _AROUND:
             before = before[-_AROUND:].partition(" ")[2] or before[-_AROUND:]
