@@ -24,7 +24,9 @@ def ours(path: str, form: str) -> int:
     from vlmdata.sources.commoncrawl import read_file
 
     source = CommonCrawlSource(kind="commoncrawl", paths=[path], format=form)
-    return sum(with_uid(batch).num_rows for batch in read_file(source, path, Counter()))
+    batches = read_file(source, path, Counter())
+    # cc2dataset hashes each pair, so its counterpart does, too
+    return sum((with_uid(batch) if form == "wat" else batch).num_rows for batch in batches)
 
 
 def cc2dataset(path: str, _form: str) -> int:
