@@ -1,13 +1,16 @@
 """What a page of an archive was found to hold, and pages as Arrow batches."""
 
 import datetime
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from vlmdata.schemas import CONSENT
 from vlmdata.sources import ROWS
-from vlmdata.sources.page import Image
+
+# An image's url, fetch_url, caption, caption_from and context: an Image, or a plain tuple where there are very many.
+Values = tuple[str, str | None, str, str, str | None]
 
 
 class Found(NamedTuple):
@@ -18,7 +21,7 @@ class Found(NamedTuple):
     license: str | None
     consent: dict[str, str | None]
     crawled_at: datetime.datetime | None
-    images: list[Image]
+    images: Sequence[Values]
 
 
 def batch(source: str, found: list[Found]) -> pa.RecordBatch:

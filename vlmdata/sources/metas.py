@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from vlmdata.sources.found import Values
 from vlmdata.sources.urls import clean_text, shorten, strip_signature, web_url
 
 _LONGEST_CAPTION = 2_000
@@ -14,9 +15,7 @@ def page_language(metas: Sequence[tuple[str, str]], headers: Mapping[str, Sequen
     return next((lang for value in values if (lang := clean_text(value)) and len(lang) <= 35 and "," not in lang), None)
 
 
-def open_graph(
-    metas: Sequence[tuple[str, str]], title: str, base: str
-) -> tuple[str, str | None, str, str, str | None] | None:
+def open_graph(metas: Sequence[tuple[str, str]], title: str, base: str) -> Values | None:
     """The image that a page names for its previews, as the values of an Image; None without one, or without words.
 
     title: the page's, for a page that has neither og:image:alt nor og:title. https://ogp.me/

@@ -11,9 +11,9 @@ from typing import BinaryIO
 import msgspec
 from fastwarc.warc import WarcRecordType
 
-from vlmdata.sources.found import Found
+from vlmdata.sources.found import Found, Values
 from vlmdata.sources.metas import open_graph, page_language
-from vlmdata.sources.page import Image, page_says
+from vlmdata.sources.page import page_says
 from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
@@ -136,7 +136,7 @@ def _found(
 ) -> Found:
     head = page.head or _Head()
     base = (web_url(_plain(head.base), url) if head.base else None) or url
-    images: list[Image] = []
+    images: list[Values] = []
     left_out, license_url = 0, None
     for link in page.links:
         if link.path == "IMG@/src":
@@ -157,7 +157,7 @@ def _found(
         if (heard := name.lower()) in _HEARD
     }
     if preview := open_graph(metas, _plain(head.title), base):
-        images.append(Image(*preview))
+        images.append(preview)
     _, consent = page_says(metas, said, agent)
     license_url = strip_signature(license_url)[0] if license_url else None
     lang = page_language(metas, said)
@@ -170,7 +170,7 @@ def _name(meta: _Meta, agent: str) -> str | None:
     return name if name in _NAMES or name.startswith(("og:", "twitter:")) or name == agent.lower() else None
 
 
-def _image(link: _Link, base: str) -> Image | None:
+def _image(link: _Link, base: str) -> Values | None:
     """An image of a page; None for one without words or a web address."""
     caption, caption_from = clean_text(_plain(link.alt)), "alt"
     if not caption:
@@ -179,7 +179,7 @@ def _image(link: _Link, base: str) -> Image | None:
     if url is None:
         return None
     url, signed = strip_signature(url)
-    return Image(url, signed, shorten(caption, _LONGEST_CAPTION), caption_from, None)
+    return url, signed, shorten(caption, _LONGEST_CAPTION), caption_from, None
 
 
 def _licenses(link: _Link) -> bool:
