@@ -54,7 +54,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
 
-bench: setup
+bench: setup peers
 	@for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
 
 clean:
