@@ -91,7 +91,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     ]
     named = list_files(plan.recipe, "optout")
     folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
-    judge = _Judge(dataset.url, plan.select, choice, folder)
+    judge = _Judge(dataset.absolute, plan.select, choice, folder)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
     duplicates = None
@@ -111,7 +111,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             for number, rows in enumerate(verdicts)
         ]
     elements = list(zip(by_part, verdict_parts, strict=True))
-    results = run_parts(dataset, "select", _Write(dataset.url, str(number)), elements, plan.recipe.runner)
+    results = run_parts(dataset, "select", _Write(dataset.absolute, str(number)), elements, plan.recipe.runner)
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
     about = {"select": plan.select, "funnel": funnel, "splits": splits}

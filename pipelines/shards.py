@@ -88,9 +88,11 @@ def run(
         (*parts, selection.in_force.get(parts[1].name))
         for parts in zip(selection.samples.parts, tables["pairs"].parts, tables["images"].parts, strict=True)
     ]
-    scatter = _Scatter(dataset.url, work, columns, into)
+    scatter = _Scatter(dataset.absolute, work, columns, into)
     scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)
-    gather = _Gather(dataset.url, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), scattered)
+    gather = _Gather(
+        dataset.absolute, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), scattered
+    )
     written = run_parts(dataset, "shards", gather, list(enumerate(into)), plan.recipe.runner)
     entries = [shard for bucket in written for shard in bucket]
     for kind in recipe.formats:

@@ -287,7 +287,9 @@ class Runner(Options):
     """Where parts are worked on."""
 
     kind: Literal["direct", "dask"] = "direct"
-    workers: int | None = Field(None, gt=0, description="threads (direct) or partitions (dask); default: one a core")
+    workers: int | None = Field(
+        None, gt=0, description="threads (direct) or processes (dask); default: one a core, or those at the address"
+    )
     address: str | None = Field(None, description="of the Dask scheduler; default: a local cluster")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import logging
+import os
 import re
 import zlib
 from collections import Counter
@@ -176,4 +177,6 @@ def _listed(source: CommonCrawlSource, listing: str) -> Iterator[str]:
         elif not source.base:
             raise InputError(f"{where}: its paths are relative: set `base` (https://data.commoncrawl.org/, a folder)")
         else:
-            yield f"{source.base.rstrip('/')}/{line}"
+            # A worker's working folder may be another one.
+            base = source.base if "://" in source.base or "::" in source.base else os.path.abspath(source.base)
+            yield f"{base.rstrip('/')}/{line}"
