@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from hostile import send, serve
 from PIL import Image
 
 from vlmdata.download import download_part
@@ -130,13 +131,34 @@ def test_a_place_that_is_not_in_the_sources_folder_gives_nothing(tmp_path, path,
     assert image["length"] is None
 
 
-def test_one_stored_image_serves_all_rows_of_its_url(tmp_path):
+def test_one_stored_image_serves_all_rows_of_its_url_and_source(tmp_path):
     (url,) = packed(tmp_path, encoded())
     failed = stored_url("wds", "t.tar", Stored(status="timeout", error="late"))
-    rows = [row("https://h/a", "list"), row("https://h/a", fetch_url=failed), row("https://h/a", fetch_url=url)]
+    rows = [row("https://h/a"), row("https://h/a", fetch_url=failed), row("https://h/a", fetch_url=url)]
     images, _ = download(tmp_path, rows, {"wds": tmp_path / "root"})
     assert [image["download_status"] for image in images] == ["success"] * 3
     assert {image["stored_key"] for image in images} == {rows[0]["uid"]}
+
+
+@pytest.mark.parametrize("tars_first", [True, False])
+def test_a_tar_says_nothing_of_another_sources_url(tmp_path, tars_first):
+    """Neither its pixels nor its failures: the other row is asked for at its host, whose words on consent count."""
+    (url,) = packed(tmp_path, encoded())
+    failed = stored_url("wds", "t.tar", Stored(status="timeout", error="late"))
+    theirs = send(encoded("PNG"), X_Robots_Tag="noai")
+    with serve({"/a": theirs, "/b": send(encoded("PNG"))}) as site:
+        tars = [row(site.url("/a"), fetch_url=url), row(site.url("/b"), fetch_url=failed)]
+        listed = [row(site.url(path), "laion") for path in ("/a", "/b")]
+        rows = [*tars, *listed] if tars_first else [*listed, *tars]
+        images, _ = download(tmp_path, rows, {"wds": tmp_path / "root"}, allow_hosts=[site.host])
+        asked = [path for path, _ in site.seen if path in ("/a", "/b")]
+    found = {(r["source"], r["url"][-1]): image for r, image in zip(rows, images, strict=True)}
+    assert {key: image["download_status"] for key, image in found.items()} == {
+        ("wds", "a"): "success", ("wds", "b"): "timeout", ("laion", "a"): "noai", ("laion", "b"): "success",
+    }  # fmt: skip
+    assert found["laion", "a"]["consent"]["noai"] == "deny"
+    assert found["laion", "b"]["consent"]["robots"] == "allow"
+    assert sorted(asked) == ["/a", "/b"]
 
 
 def test_what_is_written_is_read_again():

@@ -33,7 +33,8 @@ def download_part(
 ) -> tuple[pa.Table, pa.Table]:
     """Get the images of one part of `pairs`.
 
-    pairs: rows of the `pairs` schema; a URL's rows share one request and one stored image.
+    pairs: rows of the `pairs` schema; a URL's rows share one request and one stored image, but what a source holds
+        already (`stored.py`) serves that source's rows alone.
     tar: the local file to write: `<stored_key>.jpg` for each image got, in the order of `pairs`, no times in it.
         `stored_key` is the uid of the URL's first row that was asked for.
     stored_tar: what stands in the column of that name.

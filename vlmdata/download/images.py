@@ -4,7 +4,7 @@ import hashlib
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from vlmdata.download.consent import refusal
 from vlmdata.download.known import KNOWN, Known
 from vlmdata.download.optout import LISTED, OptOut
 from vlmdata.download.seams import MISMATCH, NO_HASH, Job, run
-from vlmdata.download.stored import find, is_local
+from vlmdata.download.stored import Stored, find, is_local
 from vlmdata.download.video import in_order
 from vlmdata.errors import DataError, MachineError
 from vlmdata.recipe import Consent, Download
@@ -37,7 +37,9 @@ def download(
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
     refused = _refused(pairs, consent, optout, known)
-    jobs = _jobs(pairs, refused, roots)
+    stored = [find(source, url, roots) for source, url in _rows(pairs, "source", "fetch_url")]
+    keys = _keys(pairs, stored)
+    jobs = _jobs(pairs, refused, keys, stored)
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
             if jobs:
@@ -45,7 +47,12 @@ def download(
             _write_tar(list(jobs.values()), spool, tar)
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error
-    return _images(pairs, refused, jobs, stored_tar), _observations(pairs, refused, jobs)
+    of_rows = [jobs[key] if no is None else None for no, key in zip(refused, keys, strict=True)]
+    return _images(pairs, refused, of_rows, stored_tar), _observations(pairs, of_rows)
+
+
+def _rows(pairs: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(pairs[name].to_pylist() for name in names), strict=True)
 
 
 def _refused(pairs: pa.Table, consent: Consent, optout: OptOut, known: Known) -> list[tuple[str, str] | None]:
@@ -65,23 +72,28 @@ def _refused(pairs: pa.Table, consent: Consent, optout: OptOut, known: Known) ->
     return refused
 
 
-def _jobs(pairs: pa.Table, refused: list[tuple[str, str] | None], roots: dict[str, str]) -> dict[_Key, Job]:
-    """Key -> job, in the order of `pairs`, for the URLs of which at least one pair is not refused."""
+def _keys(pairs: pa.Table, stored: list[Stored | None]) -> list[_Key]:
+    """For each pair the key of its job, which the rows of one URL share; but what a source holds already, and what is
+    no web address, serves that source's rows alone: a tar does not say what another's URL shows, nor that it may be
+    taken from there."""
+    urls = list(_rows(pairs, "url", "source"))
+    held = {row for row, its in zip(urls, stored, strict=True) if its is not None}
+    return [(url, source if is_local(url) or (url, source) in held else None) for url, source in urls]
+
+
+def _jobs(
+    pairs: pa.Table, refused: list[tuple[str, str] | None], keys: list[_Key], stored: list[Stored | None]
+) -> dict[_Key, Job]:
+    """Key -> job, in the order of `pairs`, for the keys of which at least one pair is not refused."""
     jobs: dict[_Key, Job] = {}
-    columns = (pairs[name].to_pylist() for name in ("uid", "url", "source", "fetch_url", "expected_hash"))
-    for no, uid, url, source, fetch_url, expected in zip(refused, *columns, strict=True):
+    rows = _rows(pairs, "uid", "url", "source", "fetch_url", "expected_hash")
+    for no, key, its, (uid, url, source, fetch_url, expected) in zip(refused, keys, stored, rows, strict=True):
         if no is None:
-            job = jobs.setdefault(_key(url, source), Job(url, fetch_url or url, uid, url.startswith(f"{source}:/")))
+            job = jobs.setdefault(key, Job(url, fetch_url or url, uid, url.startswith(f"{source}:/")))
             job.expected.add(_expected(uid, expected))
-            stored = find(source, fetch_url, roots)
-            if stored is not None and (job.stored is None or job.stored.status != "success"):
-                job.fetch_url, job.stored = fetch_url, stored  # what one of a URL's rows brings serves them all
+            if its is not None and (job.stored is None or job.stored.status != "success"):
+                job.fetch_url, job.stored = fetch_url, its  # what one of the rows brings serves them all
     return jobs
-
-
-def _key(url: str, source: str) -> _Key:
-    """The rows that share a job: those of one URL; where that is no web address, those of one source."""
-    return url, source if is_local(url) else None
 
 
 def _expected(uid: str, text: str | None) -> str:
@@ -108,13 +120,12 @@ def _write_tar(jobs: list[Job], spool: IO[bytes], path: str | os.PathLike[str]) 
                 tar.addfile(member, spool)
 
 
-def _images(pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: dict[_Key, Job], stored_tar: str) -> pa.Table:
-    told = (pairs[name].to_pylist() for name in ("uid", "url", "source", "expected_hash"))
+def _images(
+    pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: list[Job | None], stored_tar: str
+) -> pa.Table:
     rows = [
-        {"download_status": no[0], "error": no[1]}
-        if no
-        else _row(jobs[_key(url, source)], _expected(uid, expected), stored_tar)
-        for no, uid, url, source, expected in zip(refused, *told, strict=True)
+        _row(job, _expected(uid, expected), stored_tar) if no is None else {"download_status": no[0], "error": no[1]}
+        for no, job, (uid, expected) in zip(refused, jobs, _rows(pairs, "uid", "expected_hash"), strict=True)
     ]
     schema = table_schema("images")
     columns = [pairs["uid"].combine_chunks()]
@@ -122,7 +133,8 @@ def _images(pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: dict[_
     return pa.table(columns, schema=schema)
 
 
-def _row(job: Job, expected: str, stored_tar: str) -> dict[str, Any]:
+def _row(job: Job | None, expected: str, stored_tar: str) -> dict[str, Any]:
+    assert job is not None
     assert job.answer is not None
     status, error = job.status, job.error
     if status != "optout" and job.digests and not job.fits(expected):
@@ -145,11 +157,10 @@ def _row(job: Job, expected: str, stored_tar: str) -> dict[str, Any]:
     return row
 
 
-def _observations(pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: dict[_Key, Job]) -> pa.Table:
+def _observations(pairs: pa.Table, jobs: list[Job | None]) -> pa.Table:
     """When each row's image was asked for; null for what was not."""
-    keys = map(_key, pairs["url"].to_pylist(), pairs["source"].to_pylist())
-    answers = [None if no else jobs[key].answer for no, key in zip(refused, keys, strict=True)]
+    times = [job.answer.fetched_at if job and job.answer else None for job in jobs]
     schema = table_schema("observations")
-    fetched = pa.array([answer.fetched_at if answer else None for answer in answers], schema.field("fetched_at").type)
+    fetched = pa.array(times, schema.field("fetched_at").type)
     crawled = pa.nulls(pairs.num_rows, schema.field("crawled_at").type)
     return pa.table([pairs["uid"].combine_chunks(), crawled, fetched], schema=schema)
