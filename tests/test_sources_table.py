@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import re
+import tracemalloc
 from pathlib import Path
 
 import fsspec
@@ -22,6 +23,7 @@ from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import TableSource
 from vlmdata.sources import clean_text, strip_signature
 from vlmdata.sources.columns import clean_texts, strip_signatures
+from vlmdata.sources.table import READERS
 from vlmdata.sources.urls import web_url
 
 PAIRS = [("https://example.org/1.jpg", 'a "quoted", line'), ("https://example.org/2.jpg", "zwei\nZeilen")]
@@ -336,6 +338,92 @@ def test_what_is_left_aside_is_told(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "1 rows with too few fields" in told
     assert "1 rows without a URL or a caption" in told
     assert "1 values of 'n' do not fit the column and are null" in told
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [("n,url,TEXT", "{},http://a/{},t,"), ("url,TEXT,n", "http://a/{},t"), ("url,TEXT", "http://a/{},t")],
+)
+def test_rows_of_another_length_than_the_header_are_all_read_in_their_order(
+    header: str, row: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 150_000
+    text = "".join(f"{row.format(n, n)}\n" for n in range(count))
+    (tmp_path / "a.csv").write_text(f"{header}\n{text}x\n")
+    table = source(tmp_path / "a.csv")
+    found = [url for batch in sources.read(table, ".") for url in batch["url"].to_pylist()]
+    assert len(found) == count
+    assert (found[0], found[-1]) == ("http://a/0", f"http://a/{count - 1}")
+    assert found[count // 2] == f"http://a/{count // 2}"
+    assert "1 rows with too few fields" in caplog.text
+
+
+@pytest.mark.parametrize("lines", [20, 2_000_000])
+def test_a_quote_that_is_not_closed_does_not_swallow_the_rows_behind_it(lines: int, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('url,TEXT\nhttp://a/1,one\nhttp://a/2,"two\n' + "u,three\n" * lines)
+    with pytest.raises(DataError, match=r"a\.csv: a (quote .* is not closed|row is longer)"):
+        list(sources.read(source(tmp_path / "a.csv"), "."))
+
+
+def test_long_rows_make_short_batches(tmp_path: Path) -> None:
+    """A batch ends at some megabytes, and the types are learnt from no more."""
+    many, long = 20, "x" * 1_000_000
+    columns = {
+        "url": [f"http://a/{n}" for n in range(many)],
+        "TEXT": ["t"] * many,
+        "n": [1] * many,
+        "pad": [long] * many,
+    }
+    each = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    texts = {
+        "a.json": json.dumps(each), "b.json": json.dumps(columns), "c.jsonl": "\n".join(map(json.dumps, each)),
+        "d.csv": "\n".join([",".join(columns), *(",".join(map(str, row.values())) for row in each)]),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet", use_dictionary=False)
+    for name in (*texts, "e.parquet"):
+        table = source(tmp_path / name, keep=["n", "pad"])
+        batches = list(sources.read(table, "."))
+        assert sum(batch.num_rows for batch in batches) == many, name
+        assert max(batch.nbytes for batch in batches) < 10_000_000, name
+        assert [len(pad) for batch in batches for pad in batch["source_pad"].to_pylist()] == [len(long)] * many, name
+        assert str(sources.signals(table).field("source_pad").type) == "string", name
+
+
+def test_json_types_are_learnt_without_holding_what_they_are_learnt_from(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", compresslevel=1) as file:
+        for n in range(30):
+            file.write(json.dumps({"url": f"http://a/{n}", "TEXT": "t", "pad": "x" * 4_000_000}) + "\n")
+    tracemalloc.start()
+    sources.check(source(tmp_path / "a.jsonl.gz"))
+    batches = sum(batch.num_rows for batch in sources.read(source(tmp_path / "a.jsonl.gz"), "."))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batches == 30
+    assert peak < 60_000_000
+
+
+def test_a_file_is_looked_at_once_for_all_who_ask_for_its_columns_and_again_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+    columns, batches = READERS["jsonl"]
+    monkeypatch.setitem(READERS, "jsonl", (lambda file: looked.append(file) or columns(file), batches))
+    path = written("jsonl", tmp_path)
+    for _ in range(3):
+        rows(path)
+    assert len(looked) == 1
+    path.write_text('{"url": "http://a/1", "TEXT": "t", "more": 1}\n')
+    assert rows(path, keep=["more"])[0]["source_more"] == 1
+
+
+def test_more_columns_than_a_table_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,TEXT" + ",x" * 20_000 + "\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({str(n): n for n in range(20_000)}))
+    for name in ("a.csv", "a.jsonl"):
+        with pytest.raises(DataError, match="more than 10,000 columns"):
+            sources.check(source(tmp_path / name))
 
 
 def test_further_columns_become_signals_with_types(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,11 +17,12 @@ from vlmdata.sources.formats import (
     File,
     csv_batches,
     csv_columns,
-    find,
     list_batches,
     list_columns,
     parquet_batches,
     parquet_columns,
+    reading,
+    table_files,
 )
 from vlmdata.sources.hub import hub_batches, hub_columns
 from vlmdata.sources.jsontext import json_batches, json_columns, line_batches, line_columns
@@ -29,7 +30,7 @@ from vlmdata.sources.presets import PRESETS, Preset
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 _MAPPED = ("url", "caption", "source_id", "page_url", "license", "context", "lang_hint", "expected_hash")
 _TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 READERS: dict[str, tuple[Callable[[File], pa.Schema], Callable[[File, list[str]], Iterator[pa.RecordBatch]]]] = {
@@ -102,8 +103,8 @@ def _inputs(source: TableSource) -> list[_Input]:
         return [_Input(source.hf, partial(hub_columns, source), partial(hub_batches, source))]
     assert source.path is not None
     preset = _preset(source)
-    files = find(source.name, "path", source.path)
-    captions = find(source.name, "captions", source.captions) if source.captions else []
+    files = table_files(source.name, "path", source.path)
+    captions = table_files(source.name, "captions", source.captions) if source.captions else []
     if captions and (len(captions) != len(files) or {file.form for file in files + captions} != {"list"}):
         raise InputError(
             f"sources.{source.name}.captions: {len(captions)} files for {len(files)} of path: each .txt list of URLs "
@@ -114,9 +115,21 @@ def _inputs(source: TableSource) -> list[_Input]:
     for place, file in enumerate(files):
         beside = captions[place] if captions else None
         file = replace(file, header=header, quotes=not preset.header, captions=beside)
-        columns, batches = READERS[file.form]
-        inputs.append(_Input(file.path, partial(columns, file), partial(batches, file)))
+        batches = READERS[file.form][1]
+        inputs.append(_Input(file.shown, partial(_columns, file), partial(batches, file)))
     return inputs
+
+
+def _columns(file: File) -> pa.Schema:
+    """What the first rows tell, read again only when the file has changed: every stage asks for it."""
+    with reading(file):
+        version = file.filesystem.ukey(file.path)
+    return _columns_of(file, version)
+
+
+@lru_cache(1_000)
+def _columns_of(file: File, version: str) -> pa.Schema:
+    return READERS[file.form][0](file)
 
 
 def _preset(source: TableSource) -> Preset:
