@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _LONGEST_URL = 4096
+LONGEST_CAPTION = 2_000  # characters
 _CONTROL_AND_SPACE = "".join(map(chr, range(33)))
 _WITH_HOST = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
