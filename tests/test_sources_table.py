@@ -167,6 +167,24 @@ def test_a_line_without_an_end_is_refused_before_memory_is_full(tmp_path: Path) 
         ("https://x/a?X-Goog-Signature=1&X-Goog-Date=2", "https://x/a"),
         ("HTTP://x/a?access_token=1&q=c%20d&&e", "http://x/a?q=c%20d&&e"),
         ("https://x/a?_nc=1&oh=2&oe=3", "https://x/a?_nc=1"),
+        (
+            "https://cdn.discordapp.com/attachments/1/2/a.png?ex=65a&is=65b&hm=c0&w=9",
+            "https://cdn.discordapp.com/attachments/1/2/a.png?w=9",
+        ),
+        (
+            "https://x/maps/api/staticmap?center=1,2&key=AIzaSy0&size=9x9",
+            "https://x/maps/api/staticmap?center=1,2&size=9x9",
+        ),
+        ("https://x/a?key=%41IzaSy0", "https://x/a"),
+        (
+            "https://x/a?q-sign-algorithm=sha1&q-ak=A&q-sign-time=1;2&q-key-time=1;2&q-header-list=&q-url-param-list=&q-signature=f&x=1",
+            "https://x/a?x=1",
+        ),
+        ("https://x/a?AccessKeyId=A&Expires=1&Signature=s&v=2", "https://x/a?v=2"),
+        ("https://x/a;jsessionid=0A1.n1/b;v=2?c=1", "https://x/a/b;v=2?c=1"),
+        ("https://x/a;JSESSIONID=0A1", "https://x/a"),
+        ("https://x/a?auth_key=1-0-0-f", "https://x/a"),
+        ("https://x/a?sign=1&access_key=2&client_secret=3&auth=4&authorization=5&pwd=6&b=7", "https://x/a?b=7"),
     ],
 )
 def test_what_gives_access_leaves_the_url(url: str, plain: str) -> None:
@@ -177,7 +195,17 @@ def test_what_gives_access_leaves_the_url(url: str, plain: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://x/a?expires=3&se=4&sp=5", "https://x/a@b.jpg", "pics:/a?b#c", "https://x/a?q=token"]
+    "url",
+    [
+        "https://x/a?ex=1&is=2",
+        "https://x/a?hm=1",
+        "https://x/a?key=value&AccessKeyId=1",
+        "https://x/a;v=1/b?design=2",
+        "https://x/a?expires=3&se=4&sp=5",
+        "https://x/a@b.jpg",
+        "pics:/a?b#c",
+        "https://x/a?q=token",
+    ],
 )
 def test_a_url_without_a_signature_stays_as_it_is(url: str) -> None:
     assert strip_signature(url) == (url, None)
@@ -472,6 +500,22 @@ def test_columns_of_pairs_come_from_the_columns_that_the_recipe_names(tmp_path: 
     ]
 
 
+def test_no_column_of_pairs_keeps_what_gives_access(tmp_path: Path) -> None:
+    secret = "https://u:5ecret@x/y?token=5ecret&a=1"
+    names = ("page_url", "license", "source_id", "context")
+    columns = {
+        "url": [secret, "http://a/1"],
+        "TEXT": [secret, "see https://x/#1 there"],
+        **{n: [secret, None] for n in names},
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    first, second = rows(tmp_path / "a.parquet", **{name: name for name in names})
+    assert [first.pop(name) for name in ("url", "caption", *names)] == ["https://x/y?a=1"] * 6
+    assert first.pop("fetch_url") == secret
+    assert "5ecret" not in str(first)
+    assert second["caption"] == "see https://x/#1 there"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -498,7 +542,8 @@ def test_a_table_is_somewhere() -> None:
 _URL_PIECES = re.split(
     "(?<=.) ",
     "http:// HTTPS:// x: a.b/c ? & @ # [ ] sig token = %58-Amz-Signature X-Amz-Date oh oe Expires Signature é ſig "
-    "Key-Pair-Id \u212a sv  ",
+    "Key-Pair-Id \u212a \u2100 sv "
+    "key key= AIza %41Iza %41 hm ex is ; ;jsessionid= ;%6asessionid / AccessKeyId sign \n  ",
 )
 
 

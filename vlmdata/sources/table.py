@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -80,8 +80,10 @@ def signals(source: TableSource) -> pa.Schema:
     return pa.schema([(name, kind) for name, (_, kind) in kept.items()])
 
 
-def read(source: TableSource, scratch: str) -> Iterator[pa.RecordBatch]:
+def read(source: TableSource, scratch: str, verbatim: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in the order of their paths. Memory does not grow with the tables.
+
+    verbatim: columns of `pairs` whose text stays as it is, but for its secrets: a file's name may have two blanks.
 
     What is left aside is counted and logged: rows without a URL or a caption, values that do not fit their column,
     and by the formats what is no row. Raises InputError for a file without the columns, DataError for one that is
@@ -93,7 +95,7 @@ def read(source: TableSource, scratch: str) -> Iterator[pa.RecordBatch]:
     for entry in _inputs(source):
         layout = _layout(source, entry.name, entry.columns())
         for batch in entry.batches(layout.names):
-            yield _pairs(source, layout, batch, schema, lost)
+            yield _pairs(source, layout, batch, schema, lost, verbatim)
     for what, count in lost.items():
         log.warning("%s: %d %s", source.name, count, what)
 
@@ -190,10 +192,16 @@ def _missing(source: TableSource, option: str, name: str, column: str, schema: p
 
 
 def _pairs(
-    source: TableSource, layout: _Layout, batch: pa.RecordBatch, schema: pa.Schema, lost: Counter[str]
+    source: TableSource,
+    layout: _Layout,
+    batch: pa.RecordBatch,
+    schema: pa.Schema,
+    lost: Counter[str],
+    verbatim: Collection[str],
 ) -> pa.RecordBatch:
     """A batch of the file's columns as rows of `schema`; `lost` counts what could not be kept."""
-    text = {target: clean_texts(as_text(batch.column(name))) for target, name in layout.mapped.items()}
+    text = {target: as_text(batch.column(name)) for target, name in layout.mapped.items()}
+    text = {target: column if target in verbatim else clean_texts(column) for target, column in text.items()}
     whole = pc.and_(_some(text["url"]), _some(text["caption"]))
     rows = pc.sum(whole.cast(pa.int64())).as_py() or 0
     if rows < batch.num_rows:
@@ -201,6 +209,8 @@ def _pairs(
         batch = batch.filter(whole)
         text = {target: column.filter(whole) for target, column in text.items()}
     known = {target: or_null(column) for target, column in text.items()}
+    for target in known.keys() - {"url", "page_url"}:
+        known[target] = _without_secrets(known[target])
     known["url"], known["fetch_url"] = strip_signatures(text["url"])
     if "page_url" in known:
         pages = known["page_url"]
@@ -227,6 +237,12 @@ def _pairs(
         else:
             columns.append(known[column.name] if column.name in known else pa.nulls(rows, column.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _without_secrets(texts: pa.Array) -> pa.Array:
+    """Texts that may be a URL, without what gives access; one with a blank in it is a sentence and stays."""
+    sentence = pc.match_substring(texts, " ")
+    return pc.if_else(pc.fill_null(sentence, False), texts, strip_signatures(texts)[0])
 
 
 def _some(texts: pa.Array) -> pa.Array:
