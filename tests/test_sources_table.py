@@ -15,14 +15,19 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile import serve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmdata import sources
+from vlmdata.dataset import Dataset
+from vlmdata.download import lists
+from vlmdata.download.optout import parse
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import TableSource
-from vlmdata.sources import clean_text, strip_signature
+from vlmdata.recipe import CommonCrawlSource, TableSource
+from vlmdata.sources import clean_text, commoncrawl, strip_signature
 from vlmdata.sources.columns import clean_texts, strip_signatures
+from vlmdata.sources.files import find, literal
 from vlmdata.sources.table import READERS
 from vlmdata.sources.urls import web_url
 
@@ -268,6 +273,55 @@ def test_any_fsspec_url_is_read() -> None:
         assert [row["caption"] for row in rows("memory://lists/*.csv.gz")] == ["one"]
     finally:
         memory.rm("/lists", recursive=True)
+
+
+def test_a_url_with_a_query_is_one_file_whose_form_its_path_tells(tmp_path: Path) -> None:
+    bodies = {name: written(name.partition(".")[2], tmp_path).read_bytes() for name in ("l.csv", "l.parquet")}
+    routes = {
+        f"/{name}?download=true&Signature=5ecret": lambda wire, body=body: wire.answer(body)
+        for name, body in bodies.items()
+    }
+    with serve(routes | {"/shut.csv?Signature=5ecret": lambda wire: wire.answer(b"", "403 Forbidden")}) as site:
+        for path in list(routes):
+            assert len(rows(site.url(path))) == 2
+        for wrong, reason in {
+            "/l.html": "told by its end",
+            "/no.csv": "cannot be read",
+            "/shut.csv": "cannot be read",
+        }.items():
+            with pytest.raises((InputError, DataError), match=reason) as caught:
+                rows(site.url(f"{wrong}?Signature=5ecret"))
+            assert "5ecret" not in str(caught.value)
+
+
+def test_a_list_at_a_signed_url_is_found_by_every_reader_of_lists(tmp_path: Path) -> None:
+    """The opt-out lists and Common Crawl's listings, too."""
+    optout = "/optout.csv?Signature=5ecret"
+    listing = "/warc.paths.gz?Signature=5ecret"
+    with serve(
+        {
+            optout: lambda wire: wire.answer(b"https://x.example/a.jpg,takedown\n"),
+            listing: lambda wire: wire.answer(gzip.compress(b"https://x.example/a.warc.gz\n")),
+        }
+    ) as site:
+        crawl = CommonCrawlSource(kind="commoncrawl", paths=[site.url(listing)], format="warc")
+        assert commoncrawl.files(crawl) == ["https://x.example/a.warc.gz"]
+        found = lists.find([site.url(optout)], "consent.optout")
+        with pytest.raises(InputError, match=r"optout\.csv, line 1: 2 values") as caught:
+            lists.prepare(Dataset(str(tmp_path)), "optout", found, parse, lists.digest(found))
+        gone = lists.find([site.url("/gone.csv?Signature=5ecret")], "consent.optout")
+        with pytest.raises(InputError, match=r"gone\.csv: cannot be read") as absent:
+            lists.digest(gone)
+        assert "5ecret" not in f"{caught.value} {absent.value}"
+
+
+@pytest.mark.parametrize("name", ["[12]", "a*b?[!c]", "**", "[[x]"])
+def test_a_literal_path_means_itself_whatever_signs_it_has(name: str, tmp_path: Path) -> None:
+    for folder in (name, "1", "aXbYd"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.csv").write_text("")
+    path = str(tmp_path / name / "a.csv")
+    assert [found for _, found in find(literal(path), "x")] == [path]
 
 
 @pytest.mark.parametrize(
