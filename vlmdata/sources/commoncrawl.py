@@ -16,6 +16,7 @@ import pyarrow as pa
 from vlmdata.errors import DataError, InputError, MachineError
 from vlmdata.recipe import CommonCrawlSource
 from vlmdata.sources import BATCH_ROWS, DAMAGES, strip_signature, warc, wat
+from vlmdata.sources.files import find, name_of
 from vlmdata.sources.found import Found, batch
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def files(source: CommonCrawlSource) -> list[str]:
     found: set[str] = set()
     for path in source.paths:
         matches = _matches(source, path)
-        if path.lower().endswith(_LISTINGS):
+        if name_of(path).endswith(_LISTINGS):
             matches = [line for listing in matches for line in _listed(source, listing)]
         found.update(matches)
     if not found:
@@ -138,21 +139,8 @@ def _filesystem(source: CommonCrawlSource, path: str) -> tuple[Any, str]:
 
 def _matches(source: CommonCrawlSource, pattern: str) -> list[str]:
     """The files that a path or glob of the recipe means, with their protocol."""
-    filesystem, path = _filesystem(source, pattern)
-    shown = strip_signature(pattern)[0]
-    if pattern.startswith(("http://", "https://")):
-        return [pattern]  # a web server lists nothing; `?` begins a query there
-    try:
-        matches = [match for match in filesystem.glob(path) if not filesystem.isdir(match)]
-        if not matches and filesystem.exists(path) and not filesystem.isdir(path):
-            matches = [path]  # a file whose name has a glob's signs in it
-    except OSError as error:
-        raise InputError(f"sources.{source.name}.paths: {shown!r} cannot be reached: {error}") from error
-    if not matches:
-        raise InputError(
-            f"sources.{source.name}.paths: {shown!r} matches no file (for a folder, write folder/*.warc.gz)"
-        )
-    return matches if "://" not in pattern else [filesystem.unstrip_protocol(match) for match in matches]
+    found = find(pattern, f"sources.{source.name}.paths")
+    return [path if "://" not in pattern else filesystem.unstrip_protocol(path) for filesystem, path in found]
 
 
 def _listed(source: CommonCrawlSource, listing: str) -> Iterator[str]:
