@@ -6,6 +6,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import Field, create_model
 
+from vlmdata import recipe
 from vlmdata.jobs import job_key
 from vlmdata.plan import Plan, make_plan
 from vlmdata.recipe import Download, LiteHeads, Options, Recipe, TrainJob, apply_setting
@@ -120,6 +121,37 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
     }  # fmt: skip
     must = {name for name, about in kind.model_fields.items() if about.is_required()}
     assert must <= set(kind.model_validate(given).keyed()), "what has no default stays"
+
+
+# Keys leave these out. Whoever changes one raises the VERSION of the module whose values it changes, then this.
+DEFAULTS: dict[type[Options], dict[str, Any]] = {
+    recipe.CrawlSource: {"sitemaps": False, "agent": "vlmdata", "max_page_bytes": 10_000_000},
+    recipe.CommonCrawlSource: {"base": "", "agent": "vlmdata"},
+    recipe.VideoSource: {
+        "column": "path", "caption": "caption", "frames": "scene", "seconds": 2.0, "threshold": 10.0,
+        "max_seconds": 14_400, "max_bytes": 20_000_000_000, "max_pixels": 36_000_000,
+    },
+    recipe.TableSource: {"split": "train"},
+    recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
+    recipe.NsfwSignal: {"batch": 16},
+    recipe.ClipSignal: {"model": "lite", "batch": 32},
+    recipe.PerceptualDedup: {"distance": 4},
+    recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
+    recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},
+    recipe.Shards: {"formats": ["webdataset", "parquet"], "samples": 10_000, "seed": 0, "splits": {"train": 1.0}},
+    recipe.LiteHeads: {"hidden": 512, "dropout": 0.6, "temperature": 1.5, "share": 0.35, "context": 0.4},
+    recipe.TrainJob: {
+        "objective": "contrastive", "model": "tiny", "heads": LiteHeads(), "steps": 200, "batch": 64, "accumulate": 1,
+        "lr": 0.001, "warmup": 10, "weight_decay": 0.1, "clip_norm": 1.0, "crop": 1.0, "seed": 0, "workers": 1,
+        "threads": 1, "precision": "fp32", "save_every": 100, "keep": 2, "eval_every": 100, "train_split": "train",
+        "test_split": "test",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_default_does_not_change_unseen(kind: type[Options]) -> None:
+    assert {name: kind.model_fields[name].default for name in DEFAULTS[kind]} == DEFAULTS[kind]
 
 
 def test_a_job_is_the_same_with_its_defaults_written_down_and_another_with_other_heads() -> None:

@@ -37,9 +37,9 @@ class Options(BaseModel):
 
         What is at its default is left out, so that a later version's new option leaves the tables of those who do not
         use it as they are, and a default that is written down is the same as one that is not. A default that CHANGES
-        therefore keeps its old key: whoever changes one raises the VERSION of the module whose tables it changes. What
-        has no default always stays, the kind with it. JSON's mappings have no order here: where one matters, the
-        caller adds it.
+        therefore keeps its old key: whoever changes one raises the VERSION of the module whose tables it changes
+        (tests/test_plan.py notices). What has no default always stays, the kind with it. A key knows no order of a
+        mapping's entries: where it matters, the caller adds it.
         """
         return self.model_dump(mode="json", exclude_defaults=True, exclude={*self.unkeyed, *apart})
 
