@@ -14,7 +14,6 @@ from test_consent_run import run
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, MachineError
-from vlmdata.lock import lock
 from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.recipe import Recipe, Runner
 

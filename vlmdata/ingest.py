@@ -34,9 +34,8 @@ _NOTHING = pa.schema([])
 
 def source_key(source: Source, version: int, brings: pa.Schema) -> str:
     """The key of what a source yields; `version` is its module's, `brings` the signals of its own."""
-    options = source.model_dump(mode="json", exclude=set(source.unkeyed))
     columns = [[[column.name, str(column.type)] for column in brings]] if brings else []
-    return make_key("found", _FOUND_VERSION, [version, options, *columns], [])
+    return make_key("found", _FOUND_VERSION, [version, source.keyed(), *columns], [])
 
 
 def raw_schema(source: Source) -> pa.Schema:

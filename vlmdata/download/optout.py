@@ -1,10 +1,11 @@
 """Takedown and opt-out lists: URLs, domains and hashes of images that are neither asked for nor stored.
 
-The lists are no part of the key of `images`, since a download is an observation: nothing that is stored is fetched
-again when a list changes. They are applied twice. The download asks for nothing that a list names, and refuses bytes
-by their hash. The selection, whose key has the lists' content in it, holds every pair against the lists of today, so
-that a pair that was downloaded before it was listed is rejected in the next snapshot, and no request is made. A pair
-that was refused and is no longer listed stays refused until somebody asks for it again (`--retry optout`).
+The lists, like `consent.respect`, are no part of the key of `images`, since a download is an observation: nothing that
+is stored is fetched again when they change. They are applied twice. The download asks for nothing that a list names,
+and refuses bytes by their hash. The selection, whose key has the lists' content in it, holds every pair against the
+lists of today (and what pages and hosts were heard to say against `respect`: `select.denials`), so that a pair that was
+downloaded before it was listed is rejected in the next snapshot, and no request is made. A pair that was refused and is
+no longer listed stays refused until somebody asks for it again (`--retry optout`).
 """
 
 import hashlib
