@@ -14,7 +14,6 @@ from test_consent_run import run
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, MachineError
-from vlmdata.lock import lock
 from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.recipe import Recipe, Runner
 
@@ -87,7 +86,7 @@ def where(number: int) -> list[Any]:
 
 def test_without_an_address_a_cluster_is_started_and_ended(tmp_path: Path) -> None:
     dataset = Dataset(str(tmp_path / "d"))
-    found = run_parts(dataset, "stage", where, [0, 1, 3, 4], Runner(kind="dask", workers=2))
+    found = run_parts(dataset, "stage", where, [0, 1, 3, 4], Runner(kind="dask", workers=1))
     assert [number for number, _ in found] == [0, 1, 3, 4]
     assert os.getpid() not in {pid for _, pid in found}
     for _, pid in found:
