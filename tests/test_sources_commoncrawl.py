@@ -297,7 +297,7 @@ def test_a_warc_that_wget_wrote_of_a_site(tmp_path):
     assert "damaged places" not in counts
 
 
-def test_files_are_named_by_paths_globs_and_listings(tmp_path):
+def test_files_are_named_by_paths_globs_and_listings(tmp_path, monkeypatch):
     for name in ("b.warc.gz", "a.warc.gz", "c [1].warc", "crawl-data/d.warc.gz"):
         write(tmp_path / "with [signs]" / name, pack([response(PAGE, HTML)]))
     folder = tmp_path / "with [signs]"
@@ -311,6 +311,8 @@ def test_files_are_named_by_paths_globs_and_listings(tmp_path):
     assert files(f"{bracketed}/*.gz", f"{folder}/c [1].warc", f"{folder}/a.warc.gz") == [
         "a.warc.gz", "b.warc.gz", "c [1].warc"]  # fmt: skip
     assert files(str(listing), base=f"{folder}/") == ["crawl-data/d.warc.gz", "https://x.org/e.warc.gz"]
+    monkeypatch.chdir(tmp_path)  # a worker is elsewhere
+    assert files("warc.paths.gz", base="with [signs]") == ["crawl-data/d.warc.gz", "https://x.org/e.warc.gz"]
     assert files("https://x.org/y.warc.gz?a=1") == ["https://x.org/y.warc.gz?a=1"]
     with pytest.raises(InputError, match="set `base`"):
         files(str(listing))
