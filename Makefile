@@ -54,11 +54,11 @@ lint: $(STAMP)
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
 
-bench: setup
+bench: setup peers
 	@for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit 1; done
 
 clean:
-	rm -rf $(VENV) runs .cache build *.egg-info
+	rm -rf $(VENV) runs/demo runs/lite .cache build *.egg-info
 
 pins: $(STAMP)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header \

@@ -78,7 +78,10 @@ def curate(
         _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
         latest = dataset.latest()
-        if latest is None or not made_from(latest, run.plan, run.tables.values()):
+        lost = latest and snapshot.missing_file(dataset, latest)
+        if lost:
+            log.warning("%s is gone: a new snapshot is published", lost)
+        if latest is None or lost or not made_from(latest, run.plan, run.tables.values()):
             wanted = [stage for stage in ("shards", "jobs", "report") if stage in run.stages]
             if wanted and "select" not in run.stages:
                 raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")

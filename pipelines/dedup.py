@@ -6,13 +6,16 @@ Only hashes and vectors travel here, never images.
 import functools
 import logging
 from collections.abc import Mapping
-from typing import Any
+from contextlib import ExitStack
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset, Table, noted, part_name
+from vlmdata.errors import DataError
 from vlmdata.plan import Plan
 
 progress = logging.getLogger("vlmdata.progress")
@@ -26,8 +29,9 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
         read, columns = dedup.reads(method)
         told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
         progress.info("dedup: %s", method.kind, extra=told)
-        uids, values = _gather(dataset, tables[read], columns, in_force)
-        groups = dedup.groups(method, uids, values)
+        with dataset.spool() as folder:
+            values = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
+            groups = dedup.groups(method, values.pop("uid"), values)
         # A snapshot that is out relies on the groups of its own layers, which stay.
         name = part_name(number, tables["pairs"].layer)
         parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], name, groups, {}))
@@ -38,19 +42,40 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
 
 
 def _gather(
-    dataset: Dataset, table: Table, columns: list[str], in_force: Mapping[str, pa.BooleanArray]
-) -> tuple[pa.ChunkedArray, dict[str, Any]]:
-    """The uids and values of all rows in force that have every value; vectors as one array [n, d]."""
-    chunks = []
-    for part in table.parts:
-        rows = dataset.read_part(part, ["uid", *columns])
-        rows = rows.filter(in_force[part.name]) if part.name in in_force else rows
-        chunks.append(rows.filter(functools.reduce(pc.and_, [rows[name].is_valid() for name in columns])))
-    rows = pa.concat_tables(chunks)
-    return rows["uid"], {name: _values(rows[name]) for name in columns}
+    dataset: Dataset, table: Table, columns: list[str], in_force: Mapping[str, pa.BooleanArray], folder: Path
+) -> dict[str, np.ndarray]:
+    """The columns of all rows in force that have every value, each mapped from a file in `folder`.
+
+    Memory is bounded by a part: what of the files is in memory is the system's to decide.
+    """
+    like: dict[str, np.ndarray] = {}
+    rows = 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in columns}
+        for part in table.parts:
+            found = dataset.read_part(part, columns)
+            found = found.filter(in_force[part.name]) if part.name in in_force else found
+            found = found.filter(functools.reduce(pc.and_, [found[name].is_valid() for name in columns]))
+            values = {name: _values(found[name]) for name in columns}
+            if not rows:
+                like = values
+            elif found.num_rows and any(values[name].shape[1:] != like[name].shape[1:] for name in columns):
+                raise DataError(f"{part.path}: its vectors have another length than those of the parts before")
+            for name in columns:
+                values[name].astype(like[name].dtype, casting="safe", copy=False).tofile(files[name])
+            rows += found.num_rows
+    if not rows:  # an empty file cannot be mapped
+        return like
+    return {
+        name: np.memmap(folder / name, first.dtype, "r", shape=(rows, *first.shape[1:])) for name, first in like.items()
+    }
 
 
-def _values(column: pa.ChunkedArray) -> Any:
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    """[n] numbers or, of texts of one length, bytes (S32, S64); of vectors [n, d]."""
     if pa.types.is_nested(column.type):
-        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return column.combine_chunks() if pa.types.is_string(column.type) else column.to_numpy()
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), -1 if len(column) else 1)
+    if pa.types.is_string(column.type):
+        return column.to_numpy().astype(np.bytes_)
+    return column.to_numpy()

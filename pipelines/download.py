@@ -114,7 +114,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     retried = layers.retried(pairs)
     named = list_files(plan.recipe, "optout")
     work = _Work(
-        dataset.url,
+        dataset.absolute,
         plan.images,
         plan.recipe.download,
         plan.recipe.consent,

@@ -49,7 +49,7 @@ def run(dataset: Dataset, source: Source, key: str, runner: Runner) -> Table:
     """
     module = by_file(source)
     files = list(enumerate(module.files(source)))
-    results = run_parts(dataset, "ingest", _Work(dataset.url, key, source), files, runner)
+    results = run_parts(dataset, "ingest", _Work(dataset.absolute, key, source), files, runner)
     counts: Counter[str] = Counter()
     for result in results:
         counts.update(result["counts"])

@@ -57,7 +57,7 @@ def run(plan: Plan, dataset: Dataset, images: Table) -> Table:
     Tells how many pairs were refused or are rejected, without their URLs.
     """
     key = plan.tables["known"]
-    work = _Work(dataset.url, key, prepare(plan, dataset), plan.recipe.consent.known_distance)
+    work = _Work(dataset.absolute, key, prepare(plan, dataset), plan.recipe.consent.known_distance)
     results = run_parts(dataset, "known", work, list(images.parts), plan.recipe.runner)
     table = Table(
         "known", key, tuple(part_from(result["part"]) for result in results), {f"images/{images.key}": images.sha256}

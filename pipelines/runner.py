@@ -7,7 +7,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import apache_beam as beam
@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from vlmdata import errors
 from vlmdata.dataset import Dataset
+from vlmdata.errors import MachineError
 from vlmdata.recipe import Runner
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,10 @@ def run_parts(
     """
     if not elements:
         return []
+    dataset.guard()
     results = f"work/{stage}-{uuid.uuid4().hex}.json"
     total = len(elements)
-    with (
-        _progress(stage, total),
-        beam.Pipeline(_beam_runner(runner), options=_options(runner, total)) as pipeline,
-    ):
+    with _progress(stage, total), _pipeline(runner, total) as pipeline:
         (
             pipeline
             | "parts" >> beam.Create(list(enumerate(elements)))
@@ -44,10 +43,11 @@ def run_parts(
             | "key" >> beam.Map(lambda element: (element[0], element[1]))
             | "spread" >> beam.GroupByKey()
             | "single" >> beam.FlatMap(lambda group: [(group[0], value) for value in group[1]])
-            | stage >> beam.Map(_attempt, work=work, dataset=dataset.url, stage=stage)
+            | stage >> beam.Map(_attempt, work=work, guard=dataset.guard, stage=stage)
             | "gather" >> beam.combiners.ToList()
-            | "record" >> beam.Map(_record, dataset=dataset.url, path=results)
+            | "record" >> beam.Map(_record, dataset=dataset.absolute, path=results)
         )
+    dataset.guard()
     outcomes = sorted(json.loads(dataset.read_bytes(results)))
     dataset.remove("work")
     for place, outcome in outcomes:
@@ -59,10 +59,13 @@ def run_parts(
     return [outcome["result"] for _, outcome in outcomes]
 
 
-def _attempt(element: tuple[int, Any], work: Callable[[Any], Any], dataset: str, stage: str) -> tuple[int, Any]:
+def _attempt(
+    element: tuple[int, Any], work: Callable[[Any], Any], guard: Callable[[], None], stage: str
+) -> tuple[int, Any]:
     """An error is a value here: engines differ in what they make of an exception, and other parts should go on."""
     place, argument = element
     try:
+        guard()
         outcome = {"result": work(argument)}
     except errors.VlmdataError as error:
         outcome = {"error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
@@ -117,35 +120,68 @@ def _progress(stage: str, total: int) -> Iterator[None]:
         thread.join()
 
 
-def _beam_runner(runner: Runner) -> Any:
-    if runner.kind == "dask":
-        import dask
+@contextmanager
+def _pipeline(runner: Runner, parts: int) -> Iterator[beam.Pipeline]:
+    """A pipeline that is run when the block ends, on an engine that is ended with it."""
+    if runner.kind == "direct":
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-        # Its scheduler tells of every connection; what goes wrong reaches us as an exception.
-        dask.config.set({"logging.distributed": "critical"})
-        from apache_beam.runners.dask.dask_runner import DaskRunner
+        # Threads: decoding, models and DuckDB release the GIL, and processes would import everything again a stage.
+        flags = ["--direct_running_mode=multi_threading", f"--direct_num_workers={_cores(runner)}"]
+        with beam.Pipeline(FnApiRunner(), options=PipelineOptions(flags)) as pipeline:
+            yield pipeline
+        return
+    import dask
 
-        return DaskRunner()
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    # Its scheduler tells of every connection; what goes wrong reaches us as an exception.
+    dask.config.set({"logging.distributed": "critical"})
+    from apache_beam.runners.dask.dask_runner import DaskRunner
+    from dask.distributed import LocalCluster
 
-    return FnApiRunner()
+    with ExitStack() as stack:
+        address = runner.address
+        if address is None:
+            local = LocalCluster(n_workers=_cores(runner), threads_per_worker=1, dashboard_address="127.0.0.1:0")
+            address = stack.enter_context(local).scheduler_address
+        at_once = max(sum(_threads(address)), runner.workers or 1)
+        # Its default puts 128 parts on one worker.
+        flags = [f"--dask_npartitions={max(1, min(parts, 4 * at_once))}", f"--dask_client_address={address}"]
+        pipeline = beam.Pipeline(DaskRunner(), options=PipelineOptions(flags))
+        yield pipeline
+        result: Any = pipeline.run()
+        stack.enter_context(result.client)  # Beam leaves it open
+        result.wait_until_finish()
 
 
 def processes(runner: Runner) -> int:
-    """How many processes work on parts at once, at most; the in-process runner's threads are one."""
-    return 1 if runner.kind == "direct" else _workers(runner)
+    """How many processes work on parts at once, at most; the in-process runner's threads are one.
+
+    Of a cluster at an address those that are there now count, or `workers` of the recipe if more may come. Raises
+    MachineError where it has none, and does not say.
+    """
+    if runner.kind == "direct":
+        return 1
+    if runner.address is None:
+        return _cores(runner)
+    there = len(_threads(runner.address))
+    if not there and runner.workers is None:
+        raise MachineError(
+            f"runner.address: the Dask cluster at {runner.address} has no workers now: start them, or set "
+            "runner.workers to how many will come, since they share what a host may be asked"
+        )
+    return max(there, runner.workers or 1)
 
 
-def _workers(runner: Runner) -> int:
+def _threads(address: str) -> list[int]:
+    """Of each worker of a Dask cluster. Raises MachineError where its scheduler does not answer."""
+    from dask.distributed import Client
+
+    try:
+        with Client(address) as client:
+            return list(client.nthreads().values())
+    except (OSError, ValueError) as error:
+        raise MachineError(f"runner.address: no Dask scheduler answers at {address}: {error}") from error
+
+
+def _cores(runner: Runner) -> int:
     return runner.workers or os.cpu_count() or 1
-
-
-def _options(runner: Runner, parts: int) -> PipelineOptions:
-    workers = _workers(runner)
-    if runner.kind == "dask":
-        flags = [f"--dask_npartitions={max(1, min(parts, 4 * workers))}"]  # its default puts 128 parts on one worker
-        if runner.address:
-            flags.append(f"--dask_client_address={runner.address}")
-        return PipelineOptions(flags)
-    # Threads: decoding, models and DuckDB release the GIL, and processes would import everything again a stage.
-    return PipelineOptions(["--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"])

@@ -12,7 +12,7 @@ from vlmdata.download import lists, optout
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, judge_part, settle
+from vlmdata.select import Choice, denials, judge_part, settle
 
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
@@ -31,10 +31,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Judge:
+    """consent: where among an element's parts those of `pairs` and `images` are, which hold what was said."""
+
     dataset: str
     key: str
     choice: Choice
     optout: str
+    respect: tuple[str, ...]
+    consent: tuple[int, int]
 
     def __call__(self, element: _Element) -> dict[str, Any]:
         parts, in_force = element
@@ -42,7 +46,12 @@ class _Judge:
         wide = wide_part(dataset, parts, in_force)
         lists_now = optout.OptOut(lists.load(self.dataset, self.optout))
         listed = lists_now.rows(*(wide[name].to_pylist() for name in ("url", "page_url", "sha256")))
-        rows = judge_part(wide, self.choice, listed)
+        page, host = (
+            dataset.read_part(parts[place], [column])[column]
+            for place, column in zip(self.consent, ("page_consent", "consent"), strict=True)
+        )
+        denied = denials(page, host, self.respect)
+        rows = judge_part(wide, self.choice, listed, denied if in_force is None else denied.filter(in_force))
         return asdict(dataset.write_part("judged", self.key, parts[0].name, rows, {}))
 
 
@@ -91,7 +100,8 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     ]
     named = list_files(plan.recipe, "optout")
     folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
-    judge = _Judge(dataset.url, plan.select, choice, folder)
+    places = scalar.index("pairs"), scalar.index("images")
+    judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
     duplicates = None
@@ -111,7 +121,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             for number, rows in enumerate(verdicts)
         ]
     elements = list(zip(by_part, verdict_parts, strict=True))
-    results = run_parts(dataset, "select", _Write(dataset.url, str(number)), elements, plan.recipe.runner)
+    results = run_parts(dataset, "select", _Write(dataset.absolute, str(number)), elements, plan.recipe.runner)
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
     about = {"select": plan.select, "funnel": funnel, "splits": splits}

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from vlmdata import shards
 from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
+from vlmdata.errors import MachineError
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.pipelines.select import Selection
 from vlmdata.plan import Plan
@@ -81,17 +82,36 @@ def run(
     """Write the shards of snapshot `number`; its manifest's entries (path, bytes, sha256, rows, split, format)."""
     recipe: Shards = plan.recipe.shards
     columns = columns_of(plan)
-    into = shards.buckets(selection.splits, recipe.samples)
+    into = shards.buckets(selection.splits, recipe.samples, _image_bytes(dataset, selection))
     work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
     elements = [
         (*parts, selection.in_force.get(parts[1].name))
         for parts in zip(selection.samples.parts, tables["pairs"].parts, tables["images"].parts, strict=True)
     ]
-    scatter = _Scatter(dataset.url, work, columns, into)
+    scatter = _Scatter(dataset.absolute, work, columns, into)
     scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)
-    gather = _Gather(dataset.url, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), scattered)
+    gather = _Gather(
+        dataset.absolute, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), scattered
+    )
     written = run_parts(dataset, "shards", gather, list(enumerate(into)), plan.recipe.runner)
-    return [shard for bucket in written for shard in bucket]
+    entries = [shard for bucket in written for shard in bucket]
+    for kind in recipe.formats:
+        for split, count in selection.splits.items():
+            found = sum(entry["rows"] for entry in entries if (entry["format"], entry["split"]) == (kind, split))
+            if found != count:
+                raise MachineError(f"shards: {count} samples are kept for {split!r}, {found} were written as {kind}")
+    return entries
+
+
+def _image_bytes(dataset: Dataset, selection: Selection) -> float:
+    """Of a kept image, on average."""
+    total = count = 0
+    for part in selection.samples.parts:
+        rows = dataset.read_part(part, ["kept", "length"])
+        kept = rows.filter(rows["kept"])
+        total += pc.sum(kept["length"]).as_py() or 0
+        count += kept.num_rows
+    return total / max(count, 1)
 
 
 def columns_of(plan: Plan) -> pa.Schema:

@@ -1,13 +1,14 @@
 """The stage `signals`: every signal of the recipe for every part, images decoded once."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vlmdata.catalog import wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
-from vlmdata.signals import first_measured, measure_part
+from vlmdata.recipe import ClipSignal
+from vlmdata.signals import clip, first_measured, measure_part
 
 # The parts that rules may read: pairs, images and, where sources bring any, source_signals; what is measured already.
 _Element = tuple[list[Part], dict[str, list[Part]]]
@@ -68,7 +69,8 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Tab
         (list(known), {name: parts[known[0].name] for name, parts in reusable.items() if known[0].name in parts})
         for known in zip(*(table.parts for table in read), strict=True)
     ]
-    results = run_parts(dataset, "signals", _Work(dataset.url, plan.signals), elements, plan.recipe.runner)
+    work = _Work(dataset.absolute, tuple(_found_anywhere(signal) for signal in plan.signals))
+    results = run_parts(dataset, "signals", work, elements, plan.recipe.runner)
     inputs = noted(read)
     measured = {}
     for signal in plan.signals:
@@ -78,6 +80,14 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Tab
             measured[name] = Table(name, signal.key, parts, inputs, about)
             dataset.write_table(measured[name])
     return measured
+
+
+def _found_anywhere(signal: SignalPlan) -> SignalPlan:
+    """With the paths of its model, where they are relative, as workers find them."""
+    options = signal.measurement.options
+    if not isinstance(options, ClipSignal):
+        return signal
+    return replace(signal, measurement=replace(signal.measurement, options=clip.absolute(options)))
 
 
 def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, list[Part]]]:

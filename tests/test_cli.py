@@ -72,7 +72,14 @@ def test_what_is_not_there_is_said(run):
 
 def test_a_wrong_option_is_the_users_error(run, tmp_path):
     recipe = str(write_recipe(tmp_path))
-    wrong = [("--stages", "ingst"), ("--set", "x"), ("--limit", "0"), ("--runner", "drect"), ("--nonsense",)]
+    wrong = [
+        ("--stages", "ingst"),
+        ("--stages", ""),
+        ("--set", "x"),
+        ("--limit", "0"),
+        ("--runner", "drect"),
+        ("--nonsense",),
+    ]
     for arguments in [("run", recipe, *options) for options in wrong] + [("nonsense",), ("run",)]:
         code, _, err = run(*arguments)
         assert code == 2, arguments

@@ -215,13 +215,50 @@ def test_listed_bytes_are_not_stored(tmp_path: Path, data: Dataset) -> None:
         (gzip.compress(b"example.org\n" * 999, mtime=0)[:40], "a.txt.gz", "a.txt.gz"),
         (b"example.org\n", "a.txt.gz", "a.txt.gz"),
         ("x" * 20_000, "a.txt", "line 1"),
+        ("https://x.example/a.jpg,takedown 2024\n", "a.csv", "line 1: 2 values.*name the columns"),
+        ('# ours\n\n"https://x.example/a.jpg","takedown, 2024"\n', "a.csv", "line 3: 2 values"),
+        ("https://x.example/a.jpg\ttakedown\n", "a.tsv", "line 1: 2 values"),
+        ("https://x.example/a.jpg\ttakedown\n", "a.TSV.gz", "line 1: 2 values"),
+        ("image/url,reason\nhttps://x.example/a.jpg,takedown\n", "a.csv", "line 1: 2 values"),
+        ("x.example\ny.example,me\n", "a.csv", "line 2: 2 values"),
+        ("url,why\nhttps://x.example/a,b.jpg,me\n", "a.csv", "line 2: 3 values.*quote"),
+        ("why,url\nme\n", "a.csv", "line 2: nothing stands in the columns url"),
+        (
+            'url,why\n"https://x.example/a.jpg,me\nhttps://x.example/b.jpg,me\n',
+            "a.csv",
+            "after line 1: .*unexpected end",
+        ),
+        ('url,why\n"https://x.example/a.jpg\nhttps://x.example/b.jpg",me\n', "a.csv", "line 3: .*white space"),
+        ("https://x.example/a.jpg takedown 2024\n", "a.txt", "line 1: .*white space"),
+        ('"https://x.example/a.jpg"\n', "a.txt", "line 1: no URL"),
+        ("url\nhttps://[x/a.jpg\n", "a.csv", "line 2: no URL"),
     ],
 )
 def test_a_line_that_is_no_entry_stops_the_run_and_is_named(
     data: Dataset, text: str | bytes, name: str, words: str
 ) -> None:
+    if name.endswith(".gz") and isinstance(text, str):
+        text = gzip.compress(text.encode())
     with pytest.raises(InputError, match=words):
         opted_out(data, text, name=name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("https://x.example/a,b.jpg\n", "a.txt"),
+        ('"https://x.example/a,b.jpg"\n', "a.csv"),
+        ("https://x.example/a,b.jpg\n", "a.tsv"),
+        ('# asked for, by mail\n\nwhy,URL ,x\n"me, too","https://x.example/a,b.jpg"\n#,no,entry\n,,\n', "a.csv"),
+        ('why\tUrl\n"me"\thttps://x.example/a,b.jpg\t\t\n', "a.tsv.gz"),
+        ('# a list\nurl,why\n"https://x.example/a,b.jpg",me\n', "a.txt"),
+        ('\ufeffURL\r\n"http://x.example/a,b.jpg"\r\n', "a.csv"),
+    ],
+)
+def test_a_list_is_obeyed_in_every_form_that_it_may_have(data: Dataset, text: str, name: str) -> None:
+    out = opted_out(data, gzip.compress(text.encode()) if name.endswith(".gz") else text, name=name)
+    assert out.refuses("https://x.example/a,b.jpg")
+    assert not out.refuses("https://x.example/a")
 
 
 def test_a_list_that_is_not_there_is_an_error(tmp_path: Path) -> None:

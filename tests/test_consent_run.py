@@ -15,7 +15,7 @@ from hostile import Site, send, serve
 from PIL import Image
 from test_consent import blurred
 
-from vlmdata import card, ingest, snapshot, sources
+from vlmdata import card, ingest, layers, snapshot, sources
 from vlmdata.catalog import connect
 from vlmdata.dataset import Dataset
 from vlmdata.pipelines import dedup, download, known, select, shards, signals
@@ -62,7 +62,7 @@ def run(wanted: Recipe) -> tuple[Dataset, dict[str, str | None]]:
         key = plan.found[source.name]
         found.append(dataset.read_table("found", key) or ingest.read_source(dataset, source, key))
     pairs = dataset.read_table("pairs", plan.pairs) or ingest.unite(dataset, found, plan.pairs, wanted.parts.rows, None)
-    images = dataset.read_table("images", plan.images) or download.run(plan, dataset, pairs)
+    images = dataset.current_table("images", plan.images, [pairs]) or download.run(plan, dataset, pairs)
     tables = {"pairs": pairs, "images": images}
     if "known" in plan.tables:
         tables["known"] = known.run(plan, dataset, images)
@@ -129,6 +129,57 @@ def test_lists_that_change_are_applied_without_asking_anybody_again(
     _, reasons = run(recipe(tmp_path, site, **out))
     assert rejected(reasons) == {"0.png"}
     assert len(site.seen) == asked
+
+
+def test_what_is_respected_changes_and_nobody_is_asked_again(tmp_path: Path) -> None:
+    """Pictures whose hosts, and one whose page, say no; rows of a retry among them."""
+    headers = {"/0.png": {}, "/1.png": {"X_Robots_Tag": "noml"}, "/2.png": {"X_Robots_Tag": "noai"}}
+    routes = {path: send(PICTURES[path], **said) for path, said in headers.items()}
+    routes |= {"/robots.txt": send(b"User-agent: *\nDisallow: /3.png\n"), "/3.png": send(PICTURES["/3.png"])}
+    page = b"<meta name=robots content=noml><img src=/4.png alt='the picture /4.png'><img src=/5.png alt='gone /5.png'>"
+    routes |= {"/page": send(page, Content_Type="text/html"), "/4.png": send(PICTURES["/4.png"])}
+    with serve(routes) as site:
+        urls = [f"{site.url(path)},the picture {path}" for path in (*headers, "/3.png")]
+
+        def wanted(*respect: str, **download: Any) -> Recipe:
+            data = recipe(tmp_path, site, respect=list(respect)).model_dump(mode="json")
+            (tmp_path / "list.csv").write_text("\n".join(["url,caption", *urls, ""]))
+            data["sources"].append({"kind": "crawl", "start": [site.url("/page")]})
+            data["download"] |= download
+            return Recipe.model_validate(data)
+
+        first = wanted("noai")
+        _, reasons = run(first)
+        assert reasons == {
+            "0.png": None, "1.png": None, "2.png": "consent: noai", "3.png": None, "4.png": None,
+            "5.png": "download: 4xx",
+        }  # fmt: skip
+        asked = len(site.seen)
+        others = {"contact": "me@h.example", "timeout": 3, "deadline": 9, "retries": 1, "max_bytes": 10_000_000}
+        dataset, reasons = run(wanted("robots", "noai", "noml", **others))
+        assert reasons == {
+            "0.png": None, "1.png": "consent: noml", "2.png": "consent: noai", "3.png": "consent: robots",
+            "4.png": "consent: noml", "5.png": "consent: noml",
+        }  # fmt: skip
+        report = Path(dataset.path("snapshots/000002/report.html")).read_text()
+        assert report.count("data:image/webp") == 1, "who says no is not shown"
+        # What is respected no more comes back where it was stored; what was refused then stays refused.
+        dataset, reasons = run(wanted())
+        assert reasons == {
+            "0.png": None, "1.png": None, "2.png": "consent: noai", "3.png": None, "4.png": None,
+            "5.png": "download: 4xx",
+        }  # fmt: skip
+        assert len(site.seen) == asked
+        # Until it is asked for again: the rows that are in force are judged by what was said to them.
+        plan = make_plan(wanted())
+        pairs, images = dataset.read_table("pairs", plan.pairs), dataset.read_table("images", plan.images)
+        assert pairs is not None
+        assert images is not None
+        layers.retry(dataset, [pairs], images, ["noai"], 5)
+        for respect, of_two in (((), None), (("noml", "noai"), "consent: noai")):
+            _, reasons = run(wanted(*respect))
+            assert (reasons["2.png"], reasons["1.png"]) == (of_two, "consent: noml" if respect else None)
+        assert [path for path in site.paths()[asked:] if path.endswith(".png")] == ["/2.png"]
 
 
 def test_what_is_known_before_the_download_is_told_and_never_stored(

@@ -1,7 +1,10 @@
 """Pairs from several sources: united, ordered, cut; the same whatever order they were found in."""
 
 import hashlib
+import io
 import itertools
+import json
+import tarfile
 
 import pyarrow as pa
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from vlmdata.dataset import Dataset, Table
 from vlmdata.errors import InputError
 from vlmdata.ingest import FOUND, read_source, unite
-from vlmdata.recipe import FolderSource
+from vlmdata.recipe import FolderSource, TableSource, WebdatasetSource
 from vlmdata.sources import signal_column, unite_signals
 
 
@@ -39,6 +42,28 @@ def found_with(dataset, name, rows, columns):
 
 def rows_of(dataset, table):
     return [row for part in table.parts for row in dataset.read_part(part).to_pylist()]
+
+
+@pytest.mark.parametrize("kind", ["table", "folder", "webdataset"])
+def test_no_source_gives_a_caption_longer_than_the_rest(dataset, tmp_path, kind):
+    words = " ".join(["wörter"] * 1_000)
+    if kind == "table":
+        (tmp_path / "a.jsonl").write_text(json.dumps({"url": "http://a/1", "caption": words}))
+        source = TableSource(kind="table", path=str(tmp_path / "a.jsonl"))
+    elif kind == "folder":
+        (tmp_path / "a.jpg").write_bytes(b"")
+        (tmp_path / "a.txt").write_text(words)
+        source = FolderSource(kind="folder", path=str(tmp_path))
+    else:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, data in (("a.jpg", b"x"), ("a.txt", words.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        source = WebdatasetSource(kind="webdataset", path=str(tmp_path / "a.tar"))
+    [row] = rows_of(dataset, read_source(dataset, source, "k"))
+    assert row["caption"] == " ".join(["wörter"] * 285)  # 1,994 characters
+    assert row["uid"] == hashlib.blake2b(f"{row['url']}\0{row['caption']}".encode(), digest_size=16).hexdigest()
 
 
 def test_equal_pairs_are_one_row_with_the_first_sources_columns(dataset):

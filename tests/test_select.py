@@ -1,5 +1,6 @@
 """Every pair ends with one verdict, and the first thing that rejects it is its reason."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from vlmdata.recipe import Shards
 from vlmdata.rules import check_order, check_rule
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, judge_part, settle
+from vlmdata.select import Choice, denials, judge_part, settle
 
 COLUMNS = pa.schema(
     [("uid", pa.string()), ("caption", pa.string()), ("download_status", pa.string()), ("sha256", pa.string()),
@@ -82,6 +83,40 @@ def test_reasons_come_in_their_order(tmp_path):
         ("consent: robots", 1), ("download: 4xx", 1), ("wide", 2), ("aligned: not measured", 1), ("aligned", 1),
     ]  # fmt: skip
     assert funnel[-1]["left"] == 1
+
+
+def said(*words):
+    """A consent column: for each row the words that said no; None where nothing was asked."""
+    kind = table_schema("images").field("consent").type
+    return pa.chunked_array([[None if w is None else dict.fromkeys(w, "deny") | {"tdm": "allow"} for w in words]], kind)
+
+
+def test_what_was_said_is_held_against_what_is_respected_today():
+    page = said((), ("noml",), None, ("noai", "noml"), ("noml",), ())
+    host = said((), (), ("robots",), None, ("noai",), ("noai", "noml"))
+    heard = [denials(page, host, respect).to_pylist() for respect in ([], ["noml"], ["noml", "robots", "noai", "tdm"])]
+    assert heard == [
+        [None] * 6,
+        [None, "noml", None, "noml", "noml", "noml"],
+        [None, "noml", "robots", "noai", "noml", "noai"],  # the page comes first: then nobody would have been asked
+    ]
+
+
+def test_a_word_comes_before_lists_and_failures_and_never_lifts_a_refusal(tmp_path):
+    statuses = ["success", "4xx", "noai", "success", "optout", "dns"]
+    rows = [row(f"{place:02d}", status) for place, status in enumerate(statuses)]
+    table = pa.Table.from_pylist(rows, COLUMNS).append_column("known", pa.array([None, None, True, True, False, None]))
+    denied = pa.chunked_array([["noml", "robots", "noml"], ["noml", "tdm", None]])
+    listed = np.array([False, True, True, False, False, True])
+    judged = judge_part(table, choice(), listed, denied)
+    assert judged["reason"].to_pylist() == [
+        f"consent: {w}" for w in ("noml", "robots", "noai", "noml", "optout", "optout")
+    ]
+    _, funnel, _ = settle(pads.dataset(judged), None, [6], choice(), Shards(), tmp_path)
+    assert [step["reason"] for step in funnel if step["rejected"]] == [
+        "consent: robots", "consent: noai", "consent: noml", "consent: optout",
+    ]  # fmt: skip
+    assert judge_part(table, choice())["reason"].to_pylist()[:2] == [None, "download: 4xx"]
 
 
 def test_the_survivor_is_chosen_among_those_that_pass(tmp_path):

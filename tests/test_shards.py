@@ -1,6 +1,7 @@
 """Shards: deterministic bytes, one type a key, and names that nothing of others gets into."""
 
 import json
+import math
 import tarfile
 
 import pyarrow as pa
@@ -48,7 +49,7 @@ def image(offset, length):
 
 
 def write(tmp_path, rows, order):
-    into = buckets({"train": rows.num_rows}, 2)
+    into = buckets({"train": rows.num_rows}, 2, 1000)
     paths = []
     for number, chosen in enumerate(order):
         path = tmp_path / f"{number}.arrow"
@@ -86,17 +87,24 @@ def test_a_tar_is_webdataset_with_one_type_a_key(tmp_path):
     assert table["uid"].to_pylist() == [f"{n:032x}" for n in range(3)]
     assert table["jpg"].to_pylist() == [sample["jpg"] for sample in samples]
     assert table.schema.field("clip_score").type == pa.float32()
+    assert table.schema.field("jpg").type == pa.binary()
 
 
-def test_a_number_that_is_missing_in_a_kept_row_is_refused_with_the_count(tmp_path):
-    rows = kept(3, score=lambda n: None if n else 0.5)
-    with pytest.raises(DataError, match="'clip_score' is null in 2 kept pairs"):
+@pytest.mark.parametrize("gap", [None, math.nan])
+def test_a_number_that_is_missing_in_a_kept_row_is_refused_with_the_count(tmp_path, gap):
+    rows = kept(3, score=lambda n: gap if n else 0.5)
+    with pytest.raises(DataError, match="'clip_score' is null or NaN in 2 kept pairs"):
         write(tmp_path, rows, [[0, 1, 2]])
 
 
 def test_buckets_never_span_splits():
-    assert buckets({"train": 5, "test": 1, "none": 0}, 4000) == [["train-0000000"], ["test-0000000"]]
-    assert buckets({"train": 25_000}, 4000)[0] == ["train-0000000", "train-0000001"]
+    assert buckets({"train": 5, "test": 1, "none": 0}, 4000, 1e4) == [["train-0000000"], ["test-0000000"]]
+    assert buckets({"train": 25_000}, 4000, 1e4)[0] == ["train-0000000", "train-0000001"]
+
+
+def test_buckets_of_large_images_hold_fewer_shards():
+    assert buckets({"train": 10_000}, 1000, 500_000)[0] == ["train-0000000", "train-0000001"]
+    assert buckets({"train": 10_000}, 10_000, 500_000) == [["train-0000000"]]
 
 
 def test_an_unknown_column_is_refused():

@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pytest
+from hostile import send, serve
 from made_warc import DATE, pack, record, response, wat, write
 
 from vlmdata import sources
@@ -353,3 +354,32 @@ def test_the_format_that_a_recipe_got_wrong_is_asked_about(tmp_path, caplog):
         commoncrawl.report(source, counts)
     commoncrawl.report(source, Counter({"pages": 3, "files cut off": 1}))
     assert "files cut off: 1" in caplog.text
+
+
+def test_a_file_on_the_web_is_known_by_what_its_server_says():
+    source = CommonCrawlSource(kind="commoncrawl", paths=["http://h.example/x.warc.gz"], format="warc")
+    answers = [(b"one", "a", DATE), (b"one", "a", DATE), (b"four", "a", DATE), (b"one", "b", DATE), (b"one", "a", "no")]
+    told = []
+    with serve({}) as site:
+        url = site.url("/x.warc.gz?token=5ecret")
+        for body, tag, date in answers:
+            site.routes["*"] = send(body, ETag=tag, Last_Modified=date)
+            told.append(commoncrawl.identity(source, url))
+        assert told[0] == told[1]
+        assert len(set(told)) == 4
+        site.routes["*"] = send(b"one", ETag="a", Last_Modified=DATE)
+        assert commoncrawl.identity(source, url.replace("5ecret", "0ther")) == told[0], "a signature is no content"
+        for status, error, words in (
+            ("404 Not Found", DataError, "there is no file"),
+            ("503 Service Unavailable", MachineError, "cannot be reached: the server answered 503"),
+        ):
+            site.routes["*"] = send(b"", status)
+            with pytest.raises(error, match=words) as raised:
+                commoncrawl.identity(source, url)
+            assert "5ecret" not in str(raised.value)
+        with pytest.raises(MachineError, match=r"x\.warc\.gz: cannot be fetched: the server answered 503") as raised:
+            list(commoncrawl.read_file(source, url, Counter()))
+        assert "5ecret" not in str(raised.value)
+    with pytest.raises(MachineError, match="cannot be reached: Client") as raised:
+        commoncrawl.identity(source, url)
+    assert "5ecret" not in str(raised.value)

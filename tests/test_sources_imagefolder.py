@@ -11,6 +11,7 @@ from PIL import Image
 from vlmdata import sources
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import FolderSource
+from vlmdata.sources.folder import local_path
 
 
 def picture(path: Path) -> None:
@@ -48,6 +49,18 @@ def test_metadata_files_of_every_format_in_the_folder_and_below(tmp_path: Path) 
     ]
     assert {row["source"] for row in found} == {"pics"}
     assert told(rows(root, limit=3)) == told(found)[:3]
+
+
+def test_names_of_folders_and_files_are_what_they_are(tmp_path: Path) -> None:
+    """A folder's name is no pattern, and blanks in a file's name are its own."""
+    for folder in ("[12]", "1"):
+        picture(tmp_path / folder / "a  b .png")
+        line = {"file_name": "a  b .png", "text": f"in  {folder}"}
+        (tmp_path / folder / "metadata.jsonl").write_text(json.dumps(line))
+    found = told(rows(tmp_path))
+    assert [caption for _, caption in found] == ["in 1", "in [12]"]
+    for (url, _), folder in zip(found, ("1", "[12]"), strict=True):
+        assert local_path(str(url), str(tmp_path)) == str(tmp_path / folder / "a  b .png")
 
 
 def test_metadata_without_its_columns_is_refused_with_the_file(tmp_path: Path) -> None:

@@ -98,6 +98,20 @@ def test_context_is_the_text_on_both_sides_without_scripts() -> None:
     assert all(word in {*words.split(), "before", "after"} for word in context.split()), "words are cut nowhere"
 
 
+@pytest.mark.parametrize(
+    ("html", "context"),
+    [
+        ("<p>A <b>big</b> <i>one</i>, <u>word</u>. <em>(so</em>)<div>x<br>y<img src=a alt=b>z<li>o<li>p",
+         "A big one, word. (so) x y z o p"),
+        ("<p>" + "漢" * 300 + "<img src=a alt=b>" + "字" * 300, "漢" * 150 + " " + "字" * 150),
+        ("one<img src=x><img src=a alt=b><img src=y>two", "one two"),
+        ("<img src=a alt=b>", None),
+    ],
+)  # fmt: skip
+def test_context_is_plain_text(html: str, context: str | None) -> None:
+    assert image(html).context == context
+
+
 def test_language_and_license_are_the_pages_own_words() -> None:
     found = page('<html lang=" de-AT "><body><a rel="license nofollow" href="/l?sig=1">x</a></html>')
     assert (found.lang, found.license) == ("de-AT", "https://example.org/l")

@@ -8,20 +8,27 @@ import io
 import json
 import lzma
 import re
+import tracemalloc
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile import serve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmdata import sources
+from vlmdata.dataset import Dataset
+from vlmdata.download import lists
+from vlmdata.download.optout import parse
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import TableSource
-from vlmdata.sources import clean_text, strip_signature
+from vlmdata.recipe import CommonCrawlSource, TableSource
+from vlmdata.sources import clean_text, commoncrawl, strip_signature
 from vlmdata.sources.columns import clean_texts, strip_signatures
+from vlmdata.sources.files import find, literal
+from vlmdata.sources.table import READERS
 from vlmdata.sources.urls import web_url
 
 PAIRS = [("https://example.org/1.jpg", 'a "quoted", line'), ("https://example.org/2.jpg", "zwei\nZeilen")]
@@ -165,6 +172,24 @@ def test_a_line_without_an_end_is_refused_before_memory_is_full(tmp_path: Path) 
         ("https://x/a?X-Goog-Signature=1&X-Goog-Date=2", "https://x/a"),
         ("HTTP://x/a?access_token=1&q=c%20d&&e", "http://x/a?q=c%20d&&e"),
         ("https://x/a?_nc=1&oh=2&oe=3", "https://x/a?_nc=1"),
+        (
+            "https://cdn.discordapp.com/attachments/1/2/a.png?ex=65a&is=65b&hm=c0&w=9",
+            "https://cdn.discordapp.com/attachments/1/2/a.png?w=9",
+        ),
+        (
+            "https://x/maps/api/staticmap?center=1,2&key=AIzaSy0&size=9x9",
+            "https://x/maps/api/staticmap?center=1,2&size=9x9",
+        ),
+        ("https://x/a?key=%41IzaSy0", "https://x/a"),
+        (
+            "https://x/a?q-sign-algorithm=sha1&q-ak=A&q-sign-time=1;2&q-key-time=1;2&q-header-list=&q-url-param-list=&q-signature=f&x=1",
+            "https://x/a?x=1",
+        ),
+        ("https://x/a?AccessKeyId=A&Expires=1&Signature=s&v=2", "https://x/a?v=2"),
+        ("https://x/a;jsessionid=0A1.n1/b;v=2?c=1", "https://x/a/b;v=2?c=1"),
+        ("https://x/a;JSESSIONID=0A1", "https://x/a"),
+        ("https://x/a?auth_key=1-0-0-f", "https://x/a"),
+        ("https://x/a?sign=1&access_key=2&client_secret=3&auth=4&authorization=5&pwd=6&b=7", "https://x/a?b=7"),
     ],
 )
 def test_what_gives_access_leaves_the_url(url: str, plain: str) -> None:
@@ -175,7 +200,17 @@ def test_what_gives_access_leaves_the_url(url: str, plain: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://x/a?expires=3&se=4&sp=5", "https://x/a@b.jpg", "pics:/a?b#c", "https://x/a?q=token"]
+    "url",
+    [
+        "https://x/a?ex=1&is=2",
+        "https://x/a?hm=1",
+        "https://x/a?key=value&AccessKeyId=1",
+        "https://x/a;v=1/b?design=2",
+        "https://x/a?expires=3&se=4&sp=5",
+        "https://x/a@b.jpg",
+        "pics:/a?b#c",
+        "https://x/a?q=token",
+    ],
 )
 def test_a_url_without_a_signature_stays_as_it_is(url: str) -> None:
     assert strip_signature(url) == (url, None)
@@ -238,6 +273,55 @@ def test_any_fsspec_url_is_read() -> None:
         assert [row["caption"] for row in rows("memory://lists/*.csv.gz")] == ["one"]
     finally:
         memory.rm("/lists", recursive=True)
+
+
+def test_a_url_with_a_query_is_one_file_whose_form_its_path_tells(tmp_path: Path) -> None:
+    bodies = {name: written(name.partition(".")[2], tmp_path).read_bytes() for name in ("l.csv", "l.parquet")}
+    routes = {
+        f"/{name}?download=true&Signature=5ecret": lambda wire, body=body: wire.answer(body)
+        for name, body in bodies.items()
+    }
+    with serve(routes | {"/shut.csv?Signature=5ecret": lambda wire: wire.answer(b"", "403 Forbidden")}) as site:
+        for path in list(routes):
+            assert len(rows(site.url(path))) == 2
+        for wrong, reason in {
+            "/l.html": "told by its end",
+            "/no.csv": "cannot be read",
+            "/shut.csv": "cannot be read",
+        }.items():
+            with pytest.raises((InputError, DataError), match=reason) as caught:
+                rows(site.url(f"{wrong}?Signature=5ecret"))
+            assert "5ecret" not in str(caught.value)
+
+
+def test_a_list_at_a_signed_url_is_found_by_every_reader_of_lists(tmp_path: Path) -> None:
+    """The opt-out lists and Common Crawl's listings, too."""
+    optout = "/optout.csv?Signature=5ecret"
+    listing = "/warc.paths.gz?Signature=5ecret"
+    with serve(
+        {
+            optout: lambda wire: wire.answer(b"https://x.example/a.jpg,takedown\n"),
+            listing: lambda wire: wire.answer(gzip.compress(b"https://x.example/a.warc.gz\n")),
+        }
+    ) as site:
+        crawl = CommonCrawlSource(kind="commoncrawl", paths=[site.url(listing)], format="warc")
+        assert commoncrawl.files(crawl) == ["https://x.example/a.warc.gz"]
+        found = lists.find([site.url(optout)], "consent.optout")
+        with pytest.raises(InputError, match=r"optout\.csv, line 1: 2 values") as caught:
+            lists.prepare(Dataset(str(tmp_path)), "optout", found, parse, lists.digest(found))
+        gone = lists.find([site.url("/gone.csv?Signature=5ecret")], "consent.optout")
+        with pytest.raises(InputError, match=r"gone\.csv: cannot be read") as absent:
+            lists.digest(gone)
+        assert "5ecret" not in f"{caught.value} {absent.value}"
+
+
+@pytest.mark.parametrize("name", ["[12]", "a*b?[!c]", "**", "[[x]"])
+def test_a_literal_path_means_itself_whatever_signs_it_has(name: str, tmp_path: Path) -> None:
+    for folder in (name, "1", "aXbYd"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.csv").write_text("")
+    path = str(tmp_path / name / "a.csv")
+    assert [found for _, found in find(literal(path), "x")] == [path]
 
 
 @pytest.mark.parametrize(
@@ -338,6 +422,92 @@ def test_what_is_left_aside_is_told(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "1 values of 'n' do not fit the column and are null" in told
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [("n,url,TEXT", "{},http://a/{},t,"), ("url,TEXT,n", "http://a/{},t"), ("url,TEXT", "http://a/{},t")],
+)
+def test_rows_of_another_length_than_the_header_are_all_read_in_their_order(
+    header: str, row: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 150_000
+    text = "".join(f"{row.format(n, n)}\n" for n in range(count))
+    (tmp_path / "a.csv").write_text(f"{header}\n{text}x\n")
+    table = source(tmp_path / "a.csv")
+    found = [url for batch in sources.read(table, ".") for url in batch["url"].to_pylist()]
+    assert len(found) == count
+    assert (found[0], found[-1]) == ("http://a/0", f"http://a/{count - 1}")
+    assert found[count // 2] == f"http://a/{count // 2}"
+    assert "1 rows with too few fields" in caplog.text
+
+
+@pytest.mark.parametrize("lines", [20, 2_000_000])
+def test_a_quote_that_is_not_closed_does_not_swallow_the_rows_behind_it(lines: int, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('url,TEXT\nhttp://a/1,one\nhttp://a/2,"two\n' + "u,three\n" * lines)
+    with pytest.raises(DataError, match=r"a\.csv: a (quote .* is not closed|row is longer)"):
+        list(sources.read(source(tmp_path / "a.csv"), "."))
+
+
+def test_long_rows_make_short_batches(tmp_path: Path) -> None:
+    """A batch ends at some megabytes, and the types are learnt from no more."""
+    many, long = 20, "x" * 1_000_000
+    columns = {
+        "url": [f"http://a/{n}" for n in range(many)],
+        "TEXT": ["t"] * many,
+        "n": [1] * many,
+        "pad": [long] * many,
+    }
+    each = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    texts = {
+        "a.json": json.dumps(each), "b.json": json.dumps(columns), "c.jsonl": "\n".join(map(json.dumps, each)),
+        "d.csv": "\n".join([",".join(columns), *(",".join(map(str, row.values())) for row in each)]),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet", use_dictionary=False)
+    for name in (*texts, "e.parquet"):
+        table = source(tmp_path / name, keep=["n", "pad"])
+        batches = list(sources.read(table, "."))
+        assert sum(batch.num_rows for batch in batches) == many, name
+        assert max(batch.nbytes for batch in batches) < 10_000_000, name
+        assert [len(pad) for batch in batches for pad in batch["source_pad"].to_pylist()] == [len(long)] * many, name
+        assert str(sources.signals(table).field("source_pad").type) == "string", name
+
+
+def test_json_types_are_learnt_without_holding_what_they_are_learnt_from(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", compresslevel=1) as file:
+        for n in range(30):
+            file.write(json.dumps({"url": f"http://a/{n}", "TEXT": "t", "pad": "x" * 4_000_000}) + "\n")
+    tracemalloc.start()
+    sources.check(source(tmp_path / "a.jsonl.gz"))
+    batches = sum(batch.num_rows for batch in sources.read(source(tmp_path / "a.jsonl.gz"), "."))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batches == 30
+    assert peak < 60_000_000
+
+
+def test_a_file_is_looked_at_once_for_all_who_ask_for_its_columns_and_again_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+    columns, batches = READERS["jsonl"]
+    monkeypatch.setitem(READERS, "jsonl", (lambda file: looked.append(file) or columns(file), batches))
+    path = written("jsonl", tmp_path)
+    for _ in range(3):
+        rows(path)
+    assert len(looked) == 1
+    path.write_text('{"url": "http://a/1", "TEXT": "t", "more": 1}\n')
+    assert rows(path, keep=["more"])[0]["source_more"] == 1
+
+
+def test_more_columns_than_a_table_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,TEXT" + ",x" * 20_000 + "\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({str(n): n for n in range(20_000)}))
+    for name in ("a.csv", "a.jsonl"):
+        with pytest.raises(DataError, match="more than 10,000 columns"):
+            sources.check(source(tmp_path / name))
+
+
 def test_further_columns_become_signals_with_types(tmp_path: Path) -> None:
     """Parquet's own types; those of text formats by their first rows or by the recipe. No value is null."""
     table = {
@@ -384,6 +554,22 @@ def test_columns_of_pairs_come_from_the_columns_that_the_recipe_names(tmp_path: 
     ]
 
 
+def test_no_column_of_pairs_keeps_what_gives_access(tmp_path: Path) -> None:
+    secret = "https://u:5ecret@x/y?token=5ecret&a=1"
+    names = ("page_url", "license", "source_id", "context")
+    columns = {
+        "url": [secret, "http://a/1"],
+        "TEXT": [secret, "see https://x/#1 there"],
+        **{n: [secret, None] for n in names},
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    first, second = rows(tmp_path / "a.parquet", **{name: name for name in names})
+    assert [first.pop(name) for name in ("url", "caption", *names)] == ["https://x/y?a=1"] * 6
+    assert first.pop("fetch_url") == secret
+    assert "5ecret" not in str(first)
+    assert second["caption"] == "see https://x/#1 there"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -410,7 +596,8 @@ def test_a_table_is_somewhere() -> None:
 _URL_PIECES = re.split(
     "(?<=.) ",
     "http:// HTTPS:// x: a.b/c ? & @ # [ ] sig token = %58-Amz-Signature X-Amz-Date oh oe Expires Signature é ſig "
-    "Key-Pair-Id \u212a sv  ",
+    "Key-Pair-Id \u212a \u2100 sv "
+    "key key= AIza %41Iza %41 hm ex is ; ;jsessionid= ;%6asessionid / AccessKeyId sign \n  ",
 )
 
 

@@ -42,6 +42,15 @@ def test_the_short_way_gives_what_the_long_way_does(link, base):
     assert linked_url(link, base) == web_url(link, base)
 
 
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    "link",
+    ["/..", "/./a", "a/../b", "a/.", "../a", "a//b", "//x/y", "/a//b", "a?b=/../c", "a;", "a:b", "/a:b", "", "?", "a?"],
+)
+def test_dots_slashes_and_empty_parts_are_no_exception(link, base):
+    assert linked_url(link, base) == web_url(link, base)
+
+
 @pytest.mark.parametrize("length", [1_999, 2_000, 4_060, 4_096, 4_097])
 @pytest.mark.parametrize("start", ["", "/", "https://example.org/"])
 def test_long_links_are_no_exception(length, start):

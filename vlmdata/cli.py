@@ -63,10 +63,11 @@ def run(
     from vlmdata.layers import nothing_failed
     from vlmdata.plan import STAGES, check_parts, check_writable, done_already, make_plan, tables_there
     from vlmdata.select import FAILURES
+    from vlmdata.snapshot import missing_file
 
     settings = [*(set_ or []), *([f"runner.kind={runner}"] if runner else [])]
     parsed = recipes.load(recipe, settings)
-    chosen = [name.strip() for name in stages.split(",")] if stages else list(STAGES)
+    chosen = [name.strip() for name in stages.split(",")] if stages is not None else list(STAGES)
     for name in chosen:
         if name not in STAGES:
             raise InputError(f"--stages: there is no stage {name!r}{recipes.nearest(name, STAGES)}")
@@ -87,7 +88,7 @@ def run(
     latest = done_already(plan, dataset)
     if latest is not None and not stages and not classes and not missing(parsed, dataset, latest["number"]):
         folder = f"snapshots/{latest['number']:06d}"
-        if dataset.exists(f"{folder}/report.html"):
+        if dataset.exists(f"{folder}/report.html") and missing_file(dataset, latest) is None:
             _say("nothing to do: the snapshot in force is just what this recipe asks for")
             print(dataset.path(folder))
             return

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import decimal
 import json
 import logging
 import math
@@ -298,6 +299,8 @@ def _json_value(value: Any) -> Any:
         return None
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
+    if isinstance(value, decimal.Decimal):  # DuckDB's sum of whole numbers is one
+        return int(value) if value == value.to_integral_value() else float(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return value.hex() if isinstance(value, bytes) else str(value)

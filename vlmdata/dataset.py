@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,16 +111,30 @@ def part_name(number: int, layer: int = FIRST_LAYER) -> str:
     return f"{layer:06d}-{number:07d}"
 
 
+def unguarded() -> None:
+    """Nobody else's lock is in the way."""
+
+
 class Dataset:
-    """The files below one folder or URL. All paths are relative to it, with `/`."""
+    """The files below one folder or URL. All paths are relative to it, with `/`.
+
+    guard: raises RefusedError when the run's lock has been lost; `lock` sets it, and it can be pickled. Nothing is
+    recorded as done, published or removed before it is asked.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.guard: Callable[[], None] = unguarded
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise InputError(f"dataset {url!r}: {error}") from error
         self.local = getattr(self.fs, "protocol", "") in ("file", ("file", "local"))
+
+    @property
+    def absolute(self) -> str:
+        """What opens the same dataset in a process with another working folder."""
+        return self.root if self.local else self.url
 
     def path(self, relative: str) -> str:
         return f"{self.root.rstrip('/')}/{relative}" if relative else self.root
@@ -209,6 +223,7 @@ class Dataset:
         return _sha256(self.open(relative))
 
     def remove(self, relative: str) -> None:
+        self.guard()
         if self.exists(relative):
             self.fs.rm(self.path(relative), recursive=True)
 
@@ -271,17 +286,23 @@ class Dataset:
 
     def write_table(self, table: Table) -> None:
         """Write a table's manifest: the stage is done. Only the driver does it."""
+        self.guard()
         self.write_json(
             f"{table_folder(table.table, table.key)}/manifest.json",
             {"format_version": FORMAT_VERSION, **asdict(table)},
         )
 
     def read_table(self, table: str, key: str) -> Table | None:
-        """A table as its manifest lists it, or None when the stage never ended."""
+        """A table as its manifest lists it, or None when the stage never ended. Raises DataError for a damaged one."""
         relative = f"{table_folder(table, key)}/manifest.json"
         if not self.exists(relative):
             return None
-        return _table(self.read_json(relative))
+        try:
+            return _table(self.read_json(relative))
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.path(relative)}: not a table's manifest; `vlmdata verify` lists what is damaged"
+            ) from error
 
     def current_table(self, table: str, key: str, inputs: Iterable[Table]) -> Table | None:
         """A table whose stage ended, unless one of the tables that it notes as made from is among `inputs` and has
@@ -294,11 +315,14 @@ class Dataset:
 
     def tables_named(self, table: str) -> list[Table]:
         """The table under every key whose stage ended, in the order of the keys."""
+        return [found for key in self.keys_of(table) if (found := self.read_table(table, key))]
+
+    def keys_of(self, table: str) -> list[str]:
+        """The keys under which a table has been begun, in order."""
         folder = f"tables/{table}"
         if not self.exists(folder):
             return []
-        keys = sorted(path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(self.path(folder), detail=False))
-        return [found for key in keys if (found := self.read_table(table, key))]
+        return sorted(path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(self.path(folder), detail=False))
 
     # Snapshots
 
@@ -313,6 +337,7 @@ class Dataset:
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write a snapshot's manifest, then switch `latest.json` to it."""
+        self.guard()
         self.write_json(f"{snapshot_folder(manifest['number'])}/manifest.json", manifest)
         self.write_json("latest.json", {"snapshot": manifest["number"]})
 

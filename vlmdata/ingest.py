@@ -15,6 +15,7 @@ from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, 
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals
+from vlmdata.sources.urls import LONGEST_CAPTION, shorten
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -33,9 +34,8 @@ _NOTHING = pa.schema([])
 
 def source_key(source: Source, version: int, brings: pa.Schema) -> str:
     """The key of what a source yields; `version` is its module's, `brings` the signals of its own."""
-    options = source.model_dump(mode="json", exclude=set(source.unkeyed))
     columns = [[[column.name, str(column.type)] for column in brings]] if brings else []
-    return make_key("found", _FOUND_VERSION, [version, options, *columns], [])
+    return make_key("found", _FOUND_VERSION, [version, source.keyed(), *columns], [])
 
 
 def raw_schema(source: Source) -> pa.Schema:
@@ -132,8 +132,15 @@ def unite(
 
 
 def with_uid(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
-    """A source's rows with their uids, in the source's `raw_schema`."""
+    """A source's rows with their uids, in the source's `raw_schema`. No caption has more than LONGEST_CAPTION
+    characters, whatever the source: a longer one is cut at a space."""
     rows = pa.table(batch)
+    captions = batch["caption"]
+    long = pc.greater(pc.utf8_length(captions), LONGEST_CAPTION)
+    if pc.any(long).as_py():
+        cut = [shorten(caption, LONGEST_CAPTION) for caption in captions.filter(long).to_pylist()]
+        captions = pc.replace_with_mask(captions, long, pa.array(cut, captions.type))
+        rows = rows.set_column(rows.schema.get_field_index("caption"), "caption", captions)
     # BLAKE2b has no vectorised form in Arrow or DuckDB; it takes a microsecond a row.
     uids = [
         hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()

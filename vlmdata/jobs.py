@@ -21,7 +21,7 @@ VERSION = 1
 
 def job_key(job: Job) -> str:
     """16 hex digits: which job it is, whatever its name."""
-    return make_key("job", VERSION, job.model_dump(mode="json"), [])
+    return make_key("job", VERSION, job.keyed(), [])
 
 
 def missing(recipe: Recipe, dataset: Dataset, number: int) -> list[Job]:

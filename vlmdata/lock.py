@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from vlmdata.dataset import Dataset, new_id
-from vlmdata.errors import DataError, RefusedError
+from vlmdata.dataset import Dataset, new_id, unguarded
+from vlmdata.errors import DataError, MachineError, RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ RUN_VARIABLE = "VLMDATA_RUN"
 def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
     """Hold the dataset while the block runs; yields the lock's content, to which the holder may add.
 
-    A lock whose process is gone (same machine) or whose heartbeat is older than two minutes (another machine) is
-    taken over. Raises RefusedError when another run holds it.
+    A lock whose process is gone (same machine) or whose heartbeat is older than two minutes (another machine: it was
+    suspended, or its disk hung) is taken over. Whoever has lost it so is told by the dataset's `guard`.
+    Raises RefusedError when another run holds it.
     """
     process = psutil.Process()
     content: dict[str, Any] = {
@@ -40,17 +42,19 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
     }
     _claim(dataset, content)
     dataset.clean_spool()
+    dataset.guard = _Guard(dataset.absolute, content["owner"])
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_SECONDS):
             content["heartbeat"] = time.time()
             try:
-                if not _ours(dataset, content):
-                    log.error("%s: another run has taken this dataset's lock", dataset.root)
-                    return
+                dataset.guard()
                 dataset.write_json("lock.json", content)
-            except OSError as error:  # the run itself will say what is wrong with the disk
+            except RefusedError as error:
+                log.error("%s", error)
+                return
+            except (OSError, MachineError) as error:  # the run itself will say what is wrong with the disk
                 log.warning("the lock's heartbeat could not be written: %s", error)
 
     thread = threading.Thread(target=beat, name="lock-heartbeat", daemon=True)
@@ -60,8 +64,28 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
     finally:
         done.set()
         thread.join()
+        dataset.guard = unguarded
         if _ours(dataset, content):
             dataset.remove("lock.json")
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """Raises RefusedError when the lock is no longer the owner's; workers in other processes ask it too."""
+
+    dataset: str
+    owner: str
+
+    def __call__(self) -> None:
+        dataset = Dataset(self.dataset)
+        holder = _read(dataset)
+        if holder is None:
+            raise RefusedError(f"{dataset.root}: this run's lock is gone, so it stops; start it again to go on")
+        if holder["owner"] != self.owner:
+            raise RefusedError(
+                f"{dataset.root}: {holder['what']} (process {holder['pid']} on {holder['host']}) has taken over this "
+                f"run's lock, since its heartbeat had stopped for {STALE_SECONDS:.0f} s; this run stops"
+            )
 
 
 def _claim(dataset: Dataset, content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,11 +92,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     brings = sources.unite_signals(brought)
     pairs = make_key("pairs", ingest.VERSION, [recipe.parts.rows, limit], list(found.values()))
     download = importlib.import_module("vlmdata.download")
-    parameters = [
-        recipe.download.model_dump(mode="json", exclude={"concurrency", "per_host", "host_rate", "stop_share"}),
-        recipe.consent.model_dump(mode="json", include={"respect"}),  # not the lists: see download/optout.py
-    ]
-    images = make_key("images", download.VERSION, parameters, [pairs])
+    images = make_key("images", download.VERSION, recipe.download.keyed(), [pairs])  # no consent: download/optout.py
     tables = {"pairs": pairs, **({"source_signals": pairs} if brings else {}), "images": images}
     columns = _scalars(_without_fetch_url(table_schema("pairs")), brings, table_schema("images"))
     listed = {name: lists.digest(list_files(recipe, name)) for name in ("optout", "known")}
@@ -116,7 +113,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
                     f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
                     "`signals` must name what makes it"
                 )
-        options = [method.model_dump(mode="json") for method in recipe.dedup]
+        options = [method.keyed() for method in recipe.dedup]
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables["duplicates"] = duplicates
@@ -126,14 +123,15 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         "select",
         select.VERSION,
         [
-            recipe.select.model_dump(mode="json"),
+            recipe.select.keyed(),
             [d.kind for d in recipe.dedup],
             list(recipe.select.rules),
+            sorted(set(recipe.consent.respect)),
             *([listed["optout"]] if listed["optout"] else []),
         ],
         [tables[name] for name in sorted(tables)],
     )
-    written = make_key("shards", shards.VERSION, recipe.shards.model_dump(mode="json"), [chosen])
+    written = make_key("shards", shards.VERSION, [recipe.shards.keyed(), list(recipe.shards.splits)], [chosen])
     return Plan(
         recipe,
         limit,
@@ -176,7 +174,7 @@ def _plan_signals(
         waiting.remove(options)
         module = signals.family(options.kind)
         schemas = module.schemas(options)
-        values = options.model_dump(mode="json", exclude={"after"})
+        values = options.keyed("after")
         inputs = [tables["pairs"], *([tables["images"]] if module.IMAGES else [])]
         stage = f"signal/{signal_name(options)}"
         base = make_key(stage, module.VERSION, [values, module.identity(options)], inputs)
@@ -230,10 +228,14 @@ def check_writable(dataset: Dataset) -> None:
     folder = Path(dataset.root)
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
         raise InputError(
-            f"dataset {dataset.url}: {folder} cannot be written; choose another folder or change its permissions"
-        )
+            f"dataset {dataset.url}: {folder} cannot be written ({error.strerror}); "
+            "choose another folder or change its permissions"
+        ) from error
 
 
 def check_parts(plan: Plan, dataset: Dataset) -> None:

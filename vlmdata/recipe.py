@@ -30,7 +30,18 @@ class Options(BaseModel):
     """Options that refuse what they do not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    unkeyed: ClassVar[frozenset[str]] = frozenset()  # options of a source that are no part of its key
+    unkeyed: ClassVar[frozenset[str]] = frozenset()  # options that are no part of the key
+
+    def keyed(self, *apart: str) -> dict[str, Any]:
+        """What of these options goes into a table's key: all but `unkeyed` and `apart`, as JSON has it.
+
+        What is at its default is left out, so that a later version's new option leaves the tables of those who do not
+        use it as they are, and a default that is written down is the same as one that is not. A default that CHANGES
+        therefore keeps its old key: whoever changes one raises the VERSION of the module whose tables it changes
+        (tests/test_plan.py notices). What has no default always stays, the kind with it. A key knows no order of a
+        mapping's entries: where it matters, the caller adds it.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={*self.unkeyed, *apart})
 
 
 class CrawlSource(Options):
@@ -198,6 +209,13 @@ class Download(Options):
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 
+    # These decide whether and how fast an image comes, not what is stored of it: `--retry` asks again for what failed
+    # under other ones. The agent is no such option: what robots.txt and headers said, they said to that name.
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"timeout", "deadline", "retries", "max_bytes", "allow_hosts", "contact"}
+        | {"concurrency", "per_host", "host_rate", "stop_share"}
+    )
+
 
 class TextSignal(Options):
     kind: Literal["text"]
@@ -287,7 +305,9 @@ class Runner(Options):
     """Where parts are worked on."""
 
     kind: Literal["direct", "dask"] = "direct"
-    workers: int | None = Field(None, gt=0, description="threads (direct) or partitions (dask); default: one a core")
+    workers: int | None = Field(
+        None, gt=0, description="threads (direct) or processes (dask); default: one a core, or those at the address"
+    )
     address: str | None = Field(None, description="of the Dask scheduler; default: a local cluster")
 
 

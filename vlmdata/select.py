@@ -3,7 +3,7 @@
 Every pair ends with one verdict. The order of reasons: consent, download, rules in order, duplicates by method.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +40,25 @@ class Choice:
     survivor: tuple[Order, ...]
 
 
-def judge_part(rows: pa.Table, choice: Choice, listed: np.ndarray | None = None) -> pa.Table:
+def denials(page: pa.ChunkedArray, host: pa.ChunkedArray, respect: Iterable[str]) -> pa.ChunkedArray:
+    """string [n]: the first word by which the page says no to each row's use, else the host, of the words in `respect`;
+    null where neither does. page, host: the columns `page_consent` and `consent`, as what was said was stored."""
+    words = [word for word in CONSENT_STATUSES if word in respect]
+    first = pa.chunked_array([pa.nulls(len(page), pa.string())])
+    for said in (host, page):
+        for word in reversed(words):
+            first = pc.if_else(pc.fill_null(pc.equal(pc.struct_field(said, word), "deny"), False), word, first)
+    return first
+
+
+def judge_part(
+    rows: pa.Table, choice: Choice, listed: np.ndarray | None = None, denied: pa.ChunkedArray | None = None
+) -> pa.Table:
     """The verdict on each row of a part as far as the row alone decides it.
 
-    rows: all scalar columns of the part. listed: bool [n], which rows an opt-out list names today, whatever was
-    downloaded before; the column `known`, where it is there, says the same of lists of known images.
+    rows: all scalar columns of the part. What the download refused stays refused; what it did not is judged as consent
+    is today. denied: string [n], see `denials`. listed: bool [n], which rows an opt-out list names; the column `known`,
+    where it is there, says the same of lists of known images.
     Returns uid, reason (string, null where nothing rejects the row), sha256, and the values of the survivor's terms
     (term_0, …).
     """
@@ -55,10 +69,12 @@ def judge_part(rows: pa.Table, choice: Choice, listed: np.ndarray | None = None)
         pc.binary_join_element_wise("consent", status, ": "),
         pc.binary_join_element_wise("download", status, ": "),
     )
-    no = [pa.array(listed)] if listed is not None else []
-    no += [rows["known"]] if "known" in rows.column_names else []
-    for column in no:
-        reason = pc.if_else(pc.and_(pc.fill_null(column, False), pc.invert(consent)), "consent: optout", reason)
+    no = [] if denied is None else [(denied.is_valid(), pc.binary_join_element_wise("consent", denied, ": "))]
+    no += [] if listed is None else [(pa.array(listed), "consent: optout")]
+    no += [(pc.fill_null(rows["known"], False), "consent: optout")] if "known" in rows.column_names else []
+    for said, words in no:
+        reason = pc.if_else(pc.and_(said, pc.invert(consent)), words, reason)
+        consent = pc.or_(consent, said)
     values = evaluate(rows, choice.rules)
     for name, expression in choice.rules.items():
         value = values[name]

@@ -18,14 +18,18 @@ import pyarrow.parquet as pq
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import Shards, nearest
+from vlmdata.rules import nan_to_null
 
-VERSION = 1
-# So many samples are in memory at once in the second pass (or one shard, where shards are larger).
+VERSION = 2
+# So many samples, and about so many bytes of images, are in memory at once in the second pass (or one shard, where
+# shards are larger).
 BUCKET_SAMPLES = 10_000
+BUCKET_BYTES = 1_000_000_000
 ALWAYS = ("uid", "url", "source", "license", "captions")
 SCATTERED = pa.schema(
-    [("shard", pa.string()), ("index", pa.int32()), ("uid", pa.string()), ("jpg", pa.binary()), ("txt", pa.string()),
-     ("json", pa.string())]
+    [("shard", pa.string()), ("index", pa.int32()), ("uid", pa.string()),
+     ("jpg", pa.large_binary()),  # more than 2 GiB in one part's bucket, or in one shard, are possible
+     ("txt", pa.string()), ("json", pa.string())]
 )  # fmt: skip
 
 
@@ -46,9 +50,12 @@ def json_columns(shards: Shards, rule_columns: Iterable[str], columns: pa.Schema
     return pa.schema(fields + [field for field in columns if field.name in more])
 
 
-def buckets(split_counts: dict[str, int], samples: int) -> list[list[str]]:
-    """The shards' names in buckets of about BUCKET_SAMPLES samples, one shard at least; no bucket spans two splits."""
-    together = max(1, BUCKET_SAMPLES // samples)
+def buckets(split_counts: dict[str, int], samples: int, image_bytes: float) -> list[list[str]]:
+    """The shards' names in buckets of about BUCKET_SAMPLES samples and BUCKET_BYTES, one shard at least.
+
+    image_bytes: of one image, on average. No bucket spans two splits.
+    """
+    together = max(1, min(BUCKET_SAMPLES // samples, int(BUCKET_BYTES // (samples * max(image_bytes, 1)))))
     result = []
     for split, count in split_counts.items():
         names = [f"{split}-{number:07d}" for number in range(-(-count // samples))]
@@ -73,12 +80,13 @@ def scatter(
         for offset, length in zip(kept["offset"].to_pylist(), kept["length"].to_pylist(), strict=True)
     ]
     rows = pa.table(
-        [kept["shard"], kept["index"], kept["uid"], pa.array(images, pa.binary()), kept["caption"], documents],
+        [kept["shard"], kept["index"], kept["uid"], pa.array(images, pa.large_binary()), kept["caption"], documents],
         schema=SCATTERED,
     ).combine_chunks()
     with pa.ipc.new_file(path, SCATTERED) as writer:
         for number in range(len(into)):
             chosen = rows.filter(pa.array(bucket == number)).combine_chunks().to_batches()
+            assert len(chosen) <= 1, "the second pass reads one batch a bucket"
             writer.write_batch(chosen[0] if chosen else pa.RecordBatch.from_pylist([], SCATTERED))
 
 
@@ -112,19 +120,20 @@ def write_parquet(rows: pa.Table, columns: pa.Schema, path: Path) -> None:
     documents = [json.loads(text) for text in rows["json"].to_pylist()]
     table = pa.Table.from_pylist(documents, columns)
     table = table.append_column("jpg", rows["jpg"]).append_column("txt", rows["txt"])
-    pq.write_table(table.combine_chunks(), path, compression="zstd", row_group_size=1000)
+    # Without Arrow's own schema a reader takes `jpg` for what it is in Parquet, whatever the width of its offsets here.
+    pq.write_table(table.combine_chunks(), path, compression="zstd", row_group_size=1000, store_schema=False)
 
 
 def _documents(kept: pa.Table, columns: pa.Schema) -> pa.Array:
     """Each sample's JSON: every key with one type; null text is '', any other null is refused."""
-    table = kept.select(columns.names)
+    table = nan_to_null(kept.select(columns.names))
     for place, field in enumerate(columns):
         if pa.types.is_string(field.type):
             table = table.set_column(place, field, pc.fill_null(table[field.name], ""))
         missing = table[field.name].null_count
         if missing:
             raise DataError(
-                f"column {field.name!r} is null in {missing} kept pairs, but a shard's samples need a value: "
+                f"column {field.name!r} is null or NaN in {missing} kept pairs, but a shard's samples need a value: "
                 f"add a rule such as `{field.name} is not null`, or leave it out of shards.columns"
             )
     return pa.array([json.dumps(row, ensure_ascii=False, allow_nan=False) for row in table.to_pylist()], pa.string())

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 
 from vlmdata import schemas
-from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder
+from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder, table_folder
 from vlmdata.errors import DataError
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.sources import strip_signature
@@ -54,6 +54,10 @@ def manifest(
     return content
 
 
+# Tables of the dataset that belong to no snapshot alone.
+APART = ("observations", "found", "jobs", "metrics")
+
+
 def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Every file that a snapshot relies on: (path from the dataset, sha256)."""
     for table in content["tables"].values():
@@ -65,16 +69,29 @@ def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[
         yield part["path"], part["sha256"]
     for file in [*content["shards"], *content["documents"]]:
         yield file["path"], file["sha256"]
-    for name in ("observations", "found", "jobs", "metrics"):
-        for table in dataset.tables_named(name):
-            for part in table.parts:
-                yield part.path, part.sha256
+    for name in APART:
+        for key in dataset.keys_of(name):
+            if _state(dataset, name, key) is None:
+                table = dataset.read_table(name, key)
+                assert table is not None
+                for part in table.parts:
+                    yield part.path, part.sha256
+
+
+def missing_file(dataset: Dataset, content: dict[str, Any]) -> str | None:
+    """The first of a snapshot's shards and documents that is not there, or None. Nothing is read."""
+    files = [*content["shards"], *content["documents"]]
+    return next((file["path"] for file in files if not dataset.exists(file["path"])), None)
 
 
 def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
     """Hash every file of every snapshot; yield (path, expected, found) for each difference, each file once."""
     seen: set[str] = set()
     newest = dataset.read_json("latest.json")["snapshot"] if dataset.exists("latest.json") else 0
+    for name in APART:
+        for key in dataset.keys_of(name):
+            if _state(dataset, name, key) == "damaged":  # where it is missing the stage has not ended
+                yield f"{table_folder(name, key)}/manifest.json", "a manifest", "damaged"
     for number in range(1, newest + 1):
         try:
             content = dataset.snapshot(number)
@@ -83,6 +100,11 @@ def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
             found = "missing" if isinstance(error, FileNotFoundError) else "damaged"
             yield f"{snapshot_folder(number)}/manifest.json", "a manifest", found
             continue
+        for name, table in content["tables"].items():
+            path = f"{table_folder(name, table['key'])}/manifest.json"
+            if path not in seen and (state := _state(dataset, name, table["key"])):
+                yield path, "a manifest", state
+            seen.add(path)
         for path, expected in expected_files(dataset, content):
             if path in seen:
                 continue
@@ -102,6 +124,14 @@ def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
         relative = f"{folder}/{path.rsplit('/', 1)[1]}"
         if relative not in named:
             dataset.remove(relative)
+
+
+def _state(dataset: Dataset, table: str, key: str) -> str | None:
+    """None for a table's manifest that can be read, else `missing` or `damaged`."""
+    try:
+        return None if dataset.read_table(table, key) else "missing"
+    except DataError:
+        return "damaged"
 
 
 def _without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:

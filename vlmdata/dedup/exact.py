@@ -23,9 +23,13 @@ def edges(options: recipe.ExactDedup, values: Mapping[str, np.ndarray | pa.Array
 def pairs(sha256: np.ndarray | pa.Array | pa.ChunkedArray) -> Edges:
     """Edges from the first row of each sha256 to the others of it, similarity 1. Rows with null have none.
 
-    sha256: hex as Arrow string or as numpy bytes.
+    sha256: hex as Arrow string or as numpy bytes, which may be mapped from a file.
     """
-    column = pa.chunked_array(sha256) if isinstance(sha256, pa.ChunkedArray | list) else pa.array(sha256)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+    if isinstance(sha256, np.ndarray):
+        # Arrow would copy all, and cannot have more than 2 GB of bytes in one array unless their length is fixed
+        width = pa.binary(sha256.dtype.itemsize)
+        buffers = [None, pa.py_buffer(np.ascontiguousarray(sha256).view(np.uint8))]
+        column = pa.FixedSizeBinaryArray.from_buffers(width, len(sha256), buffers)
+    else:
+        column = sha256.combine_chunks() if isinstance(sha256, pa.ChunkedArray) else sha256
     return stars(pc.fill_null(column.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False))

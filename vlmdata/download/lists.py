@@ -13,19 +13,24 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import fsspec
 import numpy as np
+from aiohttp import ClientError
 
 from vlmdata.dataset import Dataset, make_key
 from vlmdata.errors import InputError
+from vlmdata.sources import files
+from vlmdata.sources.urls import strip_signature
 
-VERSION = 1
+VERSION = 2
 _AT_ONCE = 1 << 20  # entries that are hashed before they go to the disk
 _LONGEST_LINE = 16_384  # characters
 _HEX = {"md5": 32, "sha1": 40, "sha256": 64, "pdq": 64, "phash": 16}  # digits
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_HEADER = "the first line has to name the columns (url, domain, sha256; of known images md5, sha1, pdq, phash)"
 File = tuple[Any, str]
 Parse = Callable[[str, str], list[tuple[str, bytes]]]
 
@@ -56,31 +61,19 @@ class Lists:
 def find(patterns: Sequence[str], where: str) -> list[File]:
     """The files of paths and globs, any fsspec URL. Raises InputError: a list that is not there would be obeyed by
     nobody."""
-    files: list[File] = []
-    for pattern in patterns:
-        try:
-            filesystem, path = fsspec.core.url_to_fs(pattern)
-            paths = sorted(p for p in filesystem.glob(path) if not filesystem.isdir(p))
-            if not paths and filesystem.exists(path) and not filesystem.isdir(path):
-                paths = [path]  # a file whose name has a glob's signs in it
-        except (ImportError, ValueError, OSError) as error:
-            raise InputError(f"{where}: {pattern!r} cannot be reached: {error}") from error
-        if not paths:
-            raise InputError(f"{where}: {pattern!r} matches no file (for a folder, write folder/*.csv)")
-        files += [(filesystem, path) for path in paths]
-    return files
+    return [file for pattern in patterns for file in files.find(pattern, where)]
 
 
-def digest(files: Sequence[File]) -> str:
+def digest(found: Sequence[File]) -> str:
     """What the files hold, whatever they are called and in whatever order; nothing for no file."""
-    found = set()
-    for filesystem, path in files:
+    digests = set()
+    for filesystem, path in found:
         with _opened(filesystem, path) as file:
-            found.add(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashlib.sha256("".join(sorted(found)).encode()).hexdigest() if found else ""
+            digests.add(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if digests else ""
 
 
-def prepare(dataset: Dataset, name: str, files: Sequence[File], parse: Parse, content: str) -> str:
+def prepare(dataset: Dataset, name: str, found: Sequence[File], parse: Parse, content: str) -> str:
     """Make the compact files of some lists, once for each content, and return their folder in the dataset.
 
     name: `optout` or `known`. parse: (kind, text) -> entries; see `entries`. content: the `digest` of the files.
@@ -91,7 +84,7 @@ def prepare(dataset: Dataset, name: str, files: Sequence[File], parse: Parse, co
         return folder
     dataset.remove(f"work_lists/{name}")
     with dataset.spool() as spool:
-        counts = _write(files, parse, spool)
+        counts = _write(found, parse, spool)
         for kind in counts:
             dataset.commit(spool / f"{kind}.bin", f"{folder}/{kind}.bin")
     dataset.write_json(f"{folder}/done.json", counts)
@@ -126,11 +119,11 @@ def hex_entry(kind: str, text: str) -> bytes | None:
     return bytes.fromhex(text if kind == "pdq" else text[:16])
 
 
-def _write(files: Sequence[File], parse: Parse, spool: Path) -> dict[str, int]:
+def _write(found: Sequence[File], parse: Parse, spool: Path) -> dict[str, int]:
     """Hash every entry, then sort each kind and drop what is there twice; kind -> how many."""
     raw: dict[str, IO[bytes]] = {}
     try:
-        for filesystem, path in files:
+        for filesystem, path in found:
             held: dict[str, list[bytes]] = {}
             for count, (kind, entry) in enumerate(_entries(filesystem, path, parse)):
                 held.setdefault(kind, []).append(entry)
@@ -162,63 +155,95 @@ def _spill(held: dict[str, list[bytes]], raw: dict[str, IO[bytes]], spool: Path)
 
 
 def _entries(filesystem: Any, path: str, parse: Parse) -> Iterator[tuple[str, bytes]]:
-    """The entries of one file: a line each, or in the columns that its first line names. `#` begins a comment."""
+    """The entries of one file: a line each, or in the columns that its first line names. `#` begins a comment.
+
+    Raises InputError for every line that would be obeyed in part or not at all.
+    """
+    shown = strip_signature(path)[0]
+    number = 0
+    columns: dict[int, str] = {}
+    width = 1
     with _opened(filesystem, path) as file, _text(path, file) as lines:
-        number = 0
         try:
-            first = next(lines, "")
-            header = _header(first, path)
-            if header is None:
-                for number, line in enumerate(_chain(first, lines), 1):
-                    yield from _parsed(path, number, "", line, parse)
-                return
-            columns, delimiter = header
-            rows = csv.reader(lines, delimiter=delimiter)
-            for row in rows:
-                number = rows.line_num + 1
-                if row and row[0].lstrip().startswith("#"):
+            for number, row in _rows(path, lines):
+                while row and not row[-1].strip():
+                    row.pop()
+                if not row or row[0].lstrip().startswith("#"):
                     continue
-                for place, kind in columns.items():
-                    if place < len(row):
-                        yield from _parsed(path, number, kind, row[place], parse)
+                if not columns:
+                    columns, width = _columns(row), len(row)
+                    if columns:
+                        continue
+                    columns, width = {0: ""}, 1
+                if len(row) > width:
+                    needed = "quote a value that holds the delimiter" if columns != {0: ""} else _HEADER
+                    raise InputError(f"{shown}, line {number}: {len(row)} values, not {width}: {needed}")
+                named = [(kind, row[place]) for place, kind in columns.items() if place < len(row)]
+                if not any(text.strip() for _, text in named):
+                    raise InputError(f"{shown}, line {number}: nothing stands in the columns {_listed(columns)}")
+                for kind, text in named:
+                    yield from _parsed(shown, number, kind, text, parse)
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: after line {number}: not UTF-8; save the list as UTF-8") from error
-        except (csv.Error, EOFError, zlib.error, OSError) as error:
-            raise InputError(f"{path}: after line {number}: cannot be read: {error}") from error
+            raise InputError(f"{shown}: after line {number}: not UTF-8; save the list as UTF-8") from error
+        except (csv.Error, EOFError, zlib.error, OSError, ClientError) as error:
+            raise InputError(f"{shown}: after line {number}: cannot be read: {_said(error, path)}") from error
 
 
-def _parsed(path: str, number: int, kind: str, text: str, parse: Parse) -> list[tuple[str, bytes]]:
+def _rows(path: str, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, fields) of each row; a line is one field, but in a CSV, a TSV, and below a first line
+    that names columns."""
+    delimiter = _DELIMITERS.get(PurePosixPath(files.name_of(path).removesuffix(".gz")).suffix)
+    number = 1
+    for first in lines:
+        if first.strip() and not first.lstrip().startswith("#"):
+            break
+        number += 1
+    else:
+        return
+    rest = chain([first], lines)
+    if delimiter is None and not _columns(first.split(",")):
+        yield from ((place, [line]) for place, line in enumerate(rest, number))
+        return
+    # strict: a quote that is not closed would swallow what is behind it
+    reader = csv.reader(rest, delimiter=delimiter or ",", strict=True)
+    for row in reader:
+        yield number - 1 + reader.line_num, row
+
+
+def _columns(row: Sequence[str]) -> dict[int, str]:
+    """Place -> kind of the columns that a first line names; nothing where it names none."""
+    names = [name.strip().strip('"').lower() for name in row]
+    return {place: name for place, name in enumerate(names) if name in {"url", "domain", *_HEX}}
+
+
+def _listed(columns: Mapping[int, str]) -> str:
+    return ", ".join(dict.fromkeys(columns.values()))
+
+
+def _parsed(shown: str, number: int, kind: str, text: str, parse: Parse) -> list[tuple[str, bytes]]:
     text = text.strip()
-    if not text or (not kind and text.startswith("#")):
+    if not text:
         return []
     try:
         if len(text) > _LONGEST_LINE:
             raise ValueError(f"more than {_LONGEST_LINE} characters")
         return parse(kind, text)
     except ValueError as error:
-        raise InputError(f"{path}, line {number}: {error}: a list is taken as a whole; mend the line") from error
-
-
-def _header(line: str, path: str) -> tuple[dict[int, str], str] | None:
-    """Place -> kind of the columns that the first line names, and the delimiter; None where it names none."""
-    delimiter = "\t" if re.search(r"\.tsv(\.gz)?$", path, re.IGNORECASE) else ","
-    names = [name.strip().strip('"').lower() for name in line.split(delimiter)]
-    columns = {place: name for place, name in enumerate(names) if name in {"url", "domain", *_HEX}}
-    return (columns, delimiter) if columns else None
-
-
-def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+        raise InputError(f"{shown}, line {number}: {error}: a list is taken as a whole; mend the line") from error
 
 
 def _opened(filesystem: Any, path: str) -> Any:
     try:
         return filesystem.open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ClientError) as error:
+        raise InputError(f"{strip_signature(path)[0]}: cannot be read: {_said(error, path)}") from error
+
+
+def _said(error: Exception, path: str) -> str:
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return said.replace(path, strip_signature(path)[0])
 
 
 def _text(path: str, file: IO[bytes]) -> IO[str]:
-    plain: Any = gzip.GzipFile(fileobj=file) if path.lower().endswith(".gz") else file
+    plain: Any = gzip.GzipFile(fileobj=file) if files.name_of(path).endswith(".gz") else file
     return io.TextIOWrapper(plain, "utf-8-sig", newline="")

@@ -1,10 +1,11 @@
 """Takedown and opt-out lists: URLs, domains and hashes of images that are neither asked for nor stored.
 
-The lists are no part of the key of `images`, since a download is an observation: nothing that is stored is fetched
-again when a list changes. They are applied twice. The download asks for nothing that a list names, and refuses bytes
-by their hash. The selection, whose key has the lists' content in it, holds every pair against the lists of today, so
-that a pair that was downloaded before it was listed is rejected in the next snapshot, and no request is made. A pair
-that was refused and is no longer listed stays refused until somebody asks for it again (`--retry optout`).
+The lists, like `consent.respect`, are no part of the key of `images`, since a download is an observation: nothing that
+is stored is fetched again when they change. They are applied twice. The download asks for nothing that a list names,
+and refuses bytes by their hash. The selection, whose key has the lists' content in it, holds every pair against the
+lists of today (and what pages and hosts were heard to say against `respect`: `select.denials`), so that a pair that was
+downloaded before it was listed is rejected in the next snapshot, and no request is made. A pair that was refused and is
+no longer listed stays refused until somebody asks for it again (`--retry optout`).
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from vlmdata.sources.urls import one_spelling, strip_signature, web_url
 
 LISTED = "on an opt-out list"
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class OptOut:
@@ -68,7 +70,12 @@ def parse(kind: str, text: str) -> list[tuple[str, bytes]]:
         if entry:
             return [("sha256", entry)]
     if kind == "url" or (not kind and "/" in text):
-        return [("url", _bytes(url_form(text)))]
+        if re.search(r"[\r\n]" if kind else r"\s", text):
+            raise ValueError("a URL with white space in it: write one entry a line, and %20 for a blank")
+        form = _web_form(text)
+        if form is None and (_SCHEME.match(text) or not _ANY_SCHEME.match(text)):
+            raise ValueError("no URL that anybody could ask for")
+        return [("url", _bytes(form or text))]
     if kind in ("", "domain"):
         domain = domain_form(text)
         if domain:
@@ -82,13 +89,18 @@ def url_form(url: str) -> str:
     """The form in which URLs are compared: without scheme, signature, fragment and default port, host in lower case,
     percent-encodings in one form. http and https are one: who opts out means the image, not the protocol. The URL of a
     local file stays as it is."""
+    return _web_form(url) or url.strip()
+
+
+def _web_form(url: str) -> str | None:
+    """The form of a URL of the web; None for what is none."""
     url = url.strip()
     if url.startswith("//"):
         url = f"https:{url}"
-    elif not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url) or re.match(r"[^/:]+\.[^/:]+:\d", url):
+    elif not _ANY_SCHEME.match(url) or re.match(r"[^/:]+\.[^/:]+:\d", url):
         url = f"https://{url}"  # example.org/a.jpg
     form = web_url(strip_signature(url)[0])
-    return _SCHEME.sub("", one_spelling(form), count=1) if form else url
+    return _SCHEME.sub("", one_spelling(form), count=1) if form else None
 
 
 def domain_form(text: str) -> str | None:

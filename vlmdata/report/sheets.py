@@ -191,8 +191,8 @@ def _rows(
 
 def _thumbnails(dataset: Dataset, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
     """uid -> data: URL; each tar is opened once and read from front to back, at the chosen images' places only."""
-    # Whoever opted out, and what is known to be illegal, is not shown either.
-    stored = [row for row in rows.values() if row["length"] and row["reason"] != "consent: optout"]
+    # Whoever said no, perhaps after it was stored, and what is known to be illegal, is not shown either.
+    stored = [row for row in rows.values() if row["length"] and not (row["reason"] or "").startswith("consent: ")]
     stored.sort(key=lambda row: (row["stored_tar"], row["offset"]))
     pictures: dict[str, str] = {}
     for path, inside in itertools.groupby(stored, key=lambda row: row["stored_tar"]):

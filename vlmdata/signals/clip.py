@@ -74,6 +74,16 @@ def identity(options: recipe.ClipSignal) -> dict[str, str]:
     return found
 
 
+def absolute(options: recipe.ClipSignal) -> recipe.ClipSignal:
+    """The same model, with paths that a worker finds from another working folder."""
+    directory = None if options.model == "lite" else _directory(options)
+    if directory:
+        return options.model_copy(update={"model": f"local-dir:{directory.resolve()}"})
+    if options.pretrained and Path(options.pretrained).is_file():
+        return options.model_copy(update={"pretrained": str(Path(options.pretrained).resolve())})
+    return options
+
+
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.ClipSignal) -> dict[str, pa.Table]:
     """The tables `clip` and `embeddings_clip` of some rows; reads uid, caption and the images.
 

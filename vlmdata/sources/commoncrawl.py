@@ -3,6 +3,7 @@
 import gzip
 import io
 import logging
+import os
 import re
 import zlib
 from collections import Counter
@@ -11,10 +12,12 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from fsspec.utils import tokenize
 
 from vlmdata.errors import DataError, InputError, MachineError
 from vlmdata.recipe import CommonCrawlSource
 from vlmdata.sources import BATCH_ROWS, DAMAGES, strip_signature, warc, wat
+from vlmdata.sources.files import find, name_of
 from vlmdata.sources.found import Found, batch
 
 log = logging.getLogger(__name__)
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 _LISTINGS = (".paths.gz", ".paths")
 _LARGEST_LISTING = 100_000_000  # bytes, unpacked; a month of Common Crawl has 90,000 lines of 140
+_WEB = ("http://", "https://")
+_WEB_IDENTITY = ("size", "ETag", "Content-MD5", "Digest", "Last-Modified")
 _REMOTE = re.compile(r"(?:https?|s3a?|gc?s|az|abfs|hdfs|memory)://")
 
 
@@ -38,7 +43,7 @@ def files(source: CommonCrawlSource) -> list[str]:
     found: set[str] = set()
     for path in source.paths:
         matches = _matches(source, path)
-        if path.lower().endswith(_LISTINGS):
+        if name_of(path).endswith(_LISTINGS):
             matches = [line for listing in matches for line in _listed(source, listing)]
         found.update(matches)
     if not found:
@@ -47,14 +52,26 @@ def files(source: CommonCrawlSource) -> list[str]:
 
 
 def identity(source: CommonCrawlSource, file: str) -> str:
-    """A hash that changes when the file does: of its size and time, or of what its server says of them."""
+    """A hash of what the filesystem says of a file; of a web server, whom a request asks, its length, ETag, digests and
+    Last-Modified. A server that says none of these, or the same of another file, is not seen through.
+
+    Raises DataError where there is no such file, MachineError where nobody can say.
+    """
     filesystem, path = _filesystem(source, file)
+    shown = strip_signature(file)[0]
     try:
-        return filesystem.ukey(path)
-    except FileNotFoundError as error:
-        raise DataError(f"sources.{source.name}: there is no file {strip_signature(file)[0]!r}") from error
+        if not file.startswith(_WEB):
+            return filesystem.ukey(path)
+        said = filesystem.info(path)  # its ukey is of the URL alone
+        return tokenize(shown, [said.get(name) for name in _WEB_IDENTITY])
     except OSError as error:
-        raise MachineError(f"sources.{source.name}: {strip_signature(file)[0]}: cannot be reached: {error}") from error
+        missing = isinstance(error, FileNotFoundError)
+        if file.startswith(_WEB):  # there this error is every failure's
+            missing = getattr(error.__cause__, "status", None) in (404, 410)
+        if missing:
+            raise DataError(f"sources.{source.name}: there is no file {shown!r}") from error
+        why = _why(error, file)
+        raise MachineError(f"sources.{source.name}: {shown}: cannot be reached: {why}") from error
 
 
 def read_file(source: CommonCrawlSource, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
@@ -100,7 +117,7 @@ class _Fetched:
 
     def __init__(self, source: CommonCrawlSource, name: str, filesystem: Any, path: str) -> None:
         self.where = f"sources.{source.name}: {strip_signature(name)[0]}"
-        self.filesystem, self.path = filesystem, path
+        self.name, self.filesystem, self.path = name, filesystem, path
 
     def __enter__(self) -> Any:
         self.file = self._told(self.filesystem.open, self.path, "rb")
@@ -125,7 +142,16 @@ class _Fetched:
         try:
             return work(*arguments)
         except Exception as error:  # every filesystem has errors of its own
-            raise MachineError(f"{self.where}: cannot be fetched: {error or type(error).__name__}") from error
+            raise MachineError(f"{self.where}: cannot be fetched: {_why(error, self.name)}") from error
+
+
+def _why(error: Exception, file: str) -> str:
+    """A failure in words; of a file on the web without the library's own, which repeat the URL with its signature."""
+    if not file.startswith(_WEB):
+        return str(error) or type(error).__name__
+    cause = error.__cause__ or error
+    status = getattr(cause, "status", None)
+    return f"the server answered {status}" if status else type(cause).__name__
 
 
 def _filesystem(source: CommonCrawlSource, path: str) -> tuple[Any, str]:
@@ -137,21 +163,8 @@ def _filesystem(source: CommonCrawlSource, path: str) -> tuple[Any, str]:
 
 def _matches(source: CommonCrawlSource, pattern: str) -> list[str]:
     """The files that a path or glob of the recipe means, with their protocol."""
-    filesystem, path = _filesystem(source, pattern)
-    shown = strip_signature(pattern)[0]
-    if pattern.startswith(("http://", "https://")):
-        return [pattern]  # a web server lists nothing; `?` begins a query there
-    try:
-        matches = [match for match in filesystem.glob(path) if not filesystem.isdir(match)]
-        if not matches and filesystem.exists(path) and not filesystem.isdir(path):
-            matches = [path]  # a file whose name has a glob's signs in it
-    except OSError as error:
-        raise InputError(f"sources.{source.name}.paths: {shown!r} cannot be reached: {error}") from error
-    if not matches:
-        raise InputError(
-            f"sources.{source.name}.paths: {shown!r} matches no file (for a folder, write folder/*.warc.gz)"
-        )
-    return matches if "://" not in pattern else [filesystem.unstrip_protocol(match) for match in matches]
+    found = find(pattern, f"sources.{source.name}.paths")
+    return [path if "://" not in pattern else filesystem.unstrip_protocol(path) for filesystem, path in found]
 
 
 def _listed(source: CommonCrawlSource, listing: str) -> Iterator[str]:
@@ -176,4 +189,6 @@ def _listed(source: CommonCrawlSource, listing: str) -> Iterator[str]:
         elif not source.base:
             raise InputError(f"{where}: its paths are relative: set `base` (https://data.commoncrawl.org/, a folder)")
         else:
-            yield f"{source.base.rstrip('/')}/{line}"
+            # A worker's working folder may be another one.
+            base = source.base if "://" in source.base or "::" in source.base else os.path.abspath(source.base)
+            yield f"{base.rstrip('/')}/{line}"

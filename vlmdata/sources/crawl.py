@@ -44,7 +44,7 @@ def read(source: CrawlSource, scratch: str) -> Iterator[pa.RecordBatch]:
     if source.contact is None and not all(is_loopback(url) for url in source.start):
         log.warning("sources.%s: no `contact`: nobody there can tell you of a problem with this crawl", source.name)
     options, path = Path(scratch) / f"{source.name}.json", Path(scratch) / f"{source.name}.frontier"
-    crawl = json.dumps([VERSION, source.model_dump(mode="json", exclude=set(source.unkeyed))])
+    crawl = json.dumps([VERSION, source.keyed()])
     version = importlib.metadata.version("vlmdata")
     options.write_text(json.dumps({"source": source.model_dump(mode="json"), "crawl": crawl, "version": version}))
     if path.exists():

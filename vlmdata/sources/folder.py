@@ -21,7 +21,7 @@ from vlmdata.sources.urls import clean_text, shorten, strip_signature
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _LARGEST_TEXT = 1_000_000  # bytes of a .json or .txt file
 CONTEXT = 300

@@ -16,18 +16,20 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeVar
 
-import fsspec
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from aiohttp import ClientError
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.sources import BATCH_ROWS
 from vlmdata.sources.columns import guess
+from vlmdata.sources.files import find, name_of
+from vlmdata.sources.urls import strip_signature
 
+Row = TypeVar("Row")
 log = logging.getLogger(__name__)
 
 FORMATS = {
@@ -41,8 +43,10 @@ FORMATS = {
 }
 PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 LONGEST = 8_000_000  # bytes of one row or value
+MOST_COLUMNS = 10_000
 FIRST_ROWS = 1_000  # these tell what there is
-_HELD_ROWS = 100_000
+BATCH_BYTES = LONGEST  # of text, at which a batch ends whatever rows it has; one row more may be in it
+_END = "\0"  # a line that no file has: its NULs are taken out
 
 
 @dataclass(frozen=True)
@@ -60,36 +64,30 @@ class File:
     captions: "File | None" = field(default=None)
 
     def __str__(self) -> str:
-        return f"sources.{self.source}: {self.path}"
+        return f"sources.{self.source}: {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The path without what gives access to it."""
+        return strip_signature(self.path)[0]
 
 
-def find(source: str, option: str, url: str) -> list[File]:
+def table_files(source: str, option: str, url: str) -> list[File]:
     """The files that a path, glob or fsspec URL means, sorted. Raises InputError."""
     where = f"sources.{source}.{option}"
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        paths = sorted(p for p in filesystem.glob(path) if not filesystem.isdir(p))
-        if not paths and filesystem.exists(path):
-            paths = [] if filesystem.isdir(path) else [path]  # a file whose name has a glob's signs in it
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{where}: {url!r}: {error}") from error
-    except OSError as error:
-        raise InputError(f"{where}: {url!r} cannot be reached: {error}") from error
-    if not paths:
-        raise InputError(f"{where}: {url!r} matches no file (for a folder, write folder/*.parquet)")
     files = []
-    for path in paths:
+    for filesystem, path in find(url, where):
         form, packed = _form(path)
         if form is None:
             ends = f"{' '.join(FORMATS)}, then {' '.join(PACKED)} or nothing"
-            raise InputError(f"{where}: {path}: what it holds is told by its end: {ends}")
+            raise InputError(f"{where}: {strip_signature(path)[0]}: what it holds is told by its end: {ends}")
         files.append(File(source, filesystem, path, form, packed))
     return files
 
 
 def _form(path: str) -> tuple[str | None, str | None]:
     """(format, compression) by the name's end."""
-    name = path.lower()
+    name = name_of(path)
     packed = next((codec for end, codec in PACKED.items() if name.endswith(end)), None)
     name = name.rpartition(".")[0] if packed else name
     return next((form for end, form in FORMATS.items() if name.endswith(end)), None), packed
@@ -101,8 +99,9 @@ def reading(file: File) -> Iterator[ExitStack]:
     try:
         with ExitStack() as stack:
             yield stack
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, csv.Error, ClientError) as error:
+        said = str(error).replace(file.path, file.shown)
+        raise DataError(f"{file}: cannot be read: {said or type(error).__name__}") from error
 
 
 def unpacked(file: File, stack: ExitStack) -> Any:
@@ -135,27 +134,6 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-class Text(io.RawIOBase):
-    """A stream's bytes as UTF-8 without NUL or a byte-order mark; what is none is replaced by U+FFFD."""
-
-    def __init__(self, file: Any) -> None:
-        self.decoder = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
-        self.rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.rest:
-            text = self.decoder.read(1 << 18)
-            if not text:
-                return 0
-            self.rest = text.encode().replace(b"\0", b"")
-        data, self.rest = self.rest[: len(buffer)], self.rest[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
-
-
 def lines(file: File, stack: ExitStack) -> Iterator[str]:
     """The file's lines, with their ends. Raises DataError for one that does not end."""
     text = io.TextIOWrapper(unpacked(file, stack), "utf-8-sig", errors="replace", newline="")
@@ -163,6 +141,36 @@ def lines(file: File, stack: ExitStack) -> Iterator[str]:
         if len(line) == LONGEST:
             raise DataError(f"{file}: a line is longer than {LONGEST:,} characters")
         yield line
+
+
+def batched(rows: Iterator[tuple[Row, int]]) -> Iterator[list[Row]]:
+    """Rows, each with its size in characters, as lists that end at BATCH_ROWS rows or BATCH_BYTES."""
+    held: list[Row] = []
+    size = 0
+    for row, its in rows:
+        held.append(row)
+        size += its
+        if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def first_of(rows: Iterator[tuple[Row, int]]) -> Iterator[Row]:
+    """The first of rows that have their size with them: FIRST_ROWS, or fewer where these are BATCH_BYTES."""
+    size = 0
+    for row, its in islice(rows, FIRST_ROWS):
+        yield row
+        size += its
+        if size >= BATCH_BYTES:
+            return
+
+
+def not_too_many(file: File, columns: int) -> None:
+    """Raises DataError for more columns than a table has."""
+    if columns > MOST_COLUMNS:
+        raise DataError(f"{file}: more than {MOST_COLUMNS:,} columns: this is no table")
 
 
 # Parquet
@@ -175,7 +183,30 @@ def parquet_columns(file: File) -> pa.Schema:
 
 def parquet_batches(file: File, names: list[str]) -> Iterator[pa.RecordBatch]:
     with reading(file) as stack:
-        yield from _parquet(file, stack).iter_batches(BATCH_ROWS, columns=names, use_threads=False)
+        parquet = _parquet(file, stack)
+        for batch in parquet.iter_batches(_rows_at_once(parquet, names), columns=names, use_threads=False):
+            yield from sliced(batch)
+
+
+def _rows_at_once(file: pq.ParquetFile, names: list[str]) -> int:
+    """How many rows to decode together, by what a row of these columns has in the row group with the largest."""
+    largest = 1
+    for place in range(file.num_row_groups):
+        group = file.metadata.row_group(place)
+        columns = (group.column(column) for column in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.partition(".")[0] in names)
+        largest = max(largest, size // max(1, group.num_rows))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // largest))
+
+
+def sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in halves until each has BATCH_BYTES at most, or one row."""
+    if batch.num_rows <= 1 or batch.nbytes <= BATCH_BYTES:
+        yield batch
+        return
+    half = batch.num_rows // 2
+    yield from sliced(batch.slice(0, half))
+    yield from sliced(batch.slice(half))
 
 
 def _parquet(file: File, stack: ExitStack) -> pq.ParquetFile:
@@ -191,91 +222,72 @@ def _parquet(file: File, stack: ExitStack) -> pq.ParquetFile:
 
 
 def csv_columns(file: File) -> pa.Schema:
-    names, _ = _header(file)
-    return told_by_first_rows(csv_batches(file, names), names)
+    with reading(file) as stack:
+        names, rows = _named_rows(file, stack)
+        not_too_many(file, len(names))
+        first = list(first_of(rows))
+    columns = [[row[place] if place < len(row) else None for row in first] for place in range(len(names))]
+    return pa.schema(
+        [(name, guess(pa.array(column, pa.string()))) for name, column in zip(names, columns, strict=True)]
+    )
 
 
 def csv_batches(file: File, names: list[str]) -> Iterator[pa.RecordBatch]:
-    """Rows with too many fields keep the first ones; those that lack one that is asked for are left aside, and told."""
-    header, skip = _header(file)
-    if not header:
-        return
-    places = [header.index(name) for name in names]
-    odd: list[str] = []
+    """Rows with too many fields keep the first ones; those that lack one that is asked for are left aside, and told.
+
+    Read by the `csv` module: Arrow's reader is twice as fast and holds every row of an odd length until it meets
+    another one.
+    """
     short = 0
-
-    def hold(row: Any) -> str:
-        nonlocal short
-        if len(odd) < _HELD_ROWS:
-            odd.append(row.text)
-        else:
-            short += 1
-        return "skip"
-
-    delimiter = "," if file.form == "csv" else "\t"
     with reading(file) as stack:
-        reader = pacsv.open_csv(
-            pa.PythonFile(Text(unpacked(file, stack)), "r"),
-            pacsv.ReadOptions(
-                use_threads=False,
-                block_size=LONGEST,
-                column_names=[str(place) for place in range(len(header))],
-                skip_rows_after_names=skip,
-            ),
-            pacsv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if file.quotes else False,
-                newlines_in_values=file.quotes,
-                invalid_row_handler=hold,
-            ),
-            pacsv.ConvertOptions(
-                column_types={str(place): pa.string() for place in places},
-                include_columns=[str(place) for place in places],
-            ),
-        )
-        for block in reader:
-            for start in range(0, block.num_rows, BATCH_ROWS):
-                batch = block.slice(start, BATCH_ROWS)
-                yield pa.RecordBatch.from_arrays(batch.columns, names)
-            found, lacking = _first_fields(odd, delimiter, file.quotes, places, names)
-            short += lacking
-            yield from found
-        found, lacking = _first_fields(odd, delimiter, file.quotes, places, names)
-        short += lacking
-        yield from found
+        header, rows = _named_rows(file, stack)
+        places = [header.index(name) for name in names] if header else []
+        for held in batched(rows):
+            whole = [row for row in held if len(row) > max(places, default=0)]
+            short += len(held) - len(whole)
+            if whole:
+                columns = [pa.array([row[place] for row in whole], pa.string()) for place in places]
+                yield pa.RecordBatch.from_arrays(columns, names)
     if short:
         log.warning("%s: %d rows with too few fields are left aside", file, short)
 
 
-def _first_fields(
-    odd: list[str], delimiter: str, quotes: bool, places: list[int], names: list[str]
-) -> tuple[list[pa.RecordBatch], int]:
-    """Rows whose number of fields is not the header's: those that have what is asked for, and how many have not."""
-    rows = list(_fields(odd, delimiter, quotes))
-    odd.clear()
-    whole = [[row[place] for place in places] for row in rows if len(row) > max(places, default=0)]
-    batches = []
-    for start in range(0, len(whole), BATCH_ROWS):
-        columns = zip(*whole[start : start + BATCH_ROWS], strict=True)
-        batches.append(pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in columns], names))
-    return batches, len(rows) - len(whole)
+def _named_rows(file: File, stack: ExitStack) -> tuple[list[str], Iterator[tuple[list[str], int]]]:
+    """The names of the columns, and the rows below them."""
+    rows = _fields(file, stack)
+    first = next(rows, None)
+    if first is None:
+        return [], rows
+    if not file.header or set(file.header) <= set(first[0]):  # the second: somebody has put the names on top
+        return first[0], rows
+    return list(file.header), chain([first], rows)
 
 
-def _header(file: File) -> tuple[list[str], int]:
-    """The names of the columns, and how many rows at the beginning hold them."""
+def _fields(file: File, stack: ExitStack) -> Iterator[tuple[list[str], int]]:
+    """Each row's fields and how many characters it has; blank lines are no rows.
+
+    Raises DataError for a row that does not end: what is behind a quote that is never closed would be lost in it.
+    """
     csv.field_size_limit(LONGEST)
-    with reading(file) as stack:
-        head = (line.replace("\0", "") for line in lines(file, stack))
-        first = next(_fields(head, "," if file.form == "csv" else "\t", file.quotes), [])
-    if not file.header:
-        return first, 1
-    if set(file.header) <= set(first):  # somebody has put the names on top
-        return first, 1
-    return list(file.header) if first else [], 0
+    size = 0
 
+    def counted() -> Iterator[str]:
+        nonlocal size
+        for line in lines(file, stack):
+            size += len(line)
+            if size > LONGEST:
+                raise DataError(f"{file}: a row is longer than {LONGEST:,} characters")
+            yield line.replace("\0", "")
+        yield _END
 
-def _fields(text: Any, delimiter: str, quotes: bool) -> Iterator[list[str]]:
-    return csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
+    delimiter = "," if file.form == "csv" else "\t"
+    for row in csv.reader(counted(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if file.quotes else csv.QUOTE_NONE):
+        if row == [_END]:
+            return
+        if row:
+            yield row, size
+        size = 0
+    raise DataError(f"{file}: a quote in its last row is not closed: from there on the rows would be one")
 
 
 # Plain lists
@@ -285,8 +297,8 @@ def list_columns(file: File) -> pa.Schema:
     """URL and caption. Raises InputError for a list of URLs without captions."""
     if file.captions is None:
         with reading(file) as stack:
-            first = [line for line in islice(lines(file, stack), FIRST_ROWS) if line.strip()]
-        if first and not any("\t" in line for line in first):
+            kinds = {"\t" in line for line in islice(lines(file, stack), FIRST_ROWS) if line.strip()}
+        if kinds == {False}:
             raise InputError(
                 f"{file} is a list of URLs alone, and a pair needs a caption: write `URL<TAB>caption` on each line, or "
                 "name the file with a caption a line: `captions: captions.txt`"
@@ -303,7 +315,7 @@ def list_batches(file: File, names: list[str]) -> Iterator[pa.RecordBatch]:
             rows = ((url, caption) for url, _, caption in (line.partition("\t") for line in urls) if url.strip())
         else:
             rows = _beside(file, urls, lines(file.captions, stack))
-        while held := list(islice(rows, BATCH_ROWS)):
+        for held in batched((row, len(row[0]) + len(row[1])) for row in rows):
             columns = [pa.array([text.replace("\0", "") for text in column]) for column in zip(*held, strict=True)]
             yield pa.RecordBatch.from_arrays(columns, ["url", "caption"]).select(names)
 
@@ -316,10 +328,3 @@ def _beside(file: File, urls: Iterator[str], captions: Iterator[str]) -> Iterato
         yield url, caption
     if next(captions, None) is not None:
         raise DataError(f"{file} has fewer lines than {file.captions}")
-
-
-def told_by_first_rows(batches: Iterator[pa.RecordBatch], names: list[str]) -> pa.Schema:
-    """The schema of a text format: the types that its first rows look like."""
-    first = next(batches, None)
-    kinds = [guess(first.column(place).slice(0, FIRST_ROWS)) if first else pa.string() for place in range(len(names))]
-    return pa.schema(list(zip(names, kinds, strict=True)))

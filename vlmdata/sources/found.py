@@ -1,6 +1,7 @@
 """What a page of an archive was found to hold, and pages as Arrow batches."""
 
 import datetime
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -8,16 +9,19 @@ import pyarrow as pa
 from vlmdata.schemas import CONSENT
 from vlmdata.sources import ROWS
 
+# An image's url, fetch_url, caption, caption_from and context: an Image, or a plain tuple where there are very many.
+Values = tuple[str, str | None, str, str, str | None]
+
 
 class Found(NamedTuple):
-    """A page with its captioned images, each (url, fetch_url, caption, caption_from, context)."""
+    """A page with its captioned images."""
 
     page_url: str
     lang: str | None
     license: str | None
     consent: dict[str, str | None]
     crawled_at: datetime.datetime | None
-    images: list[tuple[str, str | None, str, str, str | None]]
+    images: Sequence[Values]
 
 
 def batch(source: str, found: list[Found]) -> pa.RecordBatch:

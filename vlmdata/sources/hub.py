@@ -14,6 +14,7 @@ import pyarrow as pa
 from vlmdata.errors import InputError, MachineError
 from vlmdata.recipe import TableSource, nearest
 from vlmdata.sources import BATCH_ROWS
+from vlmdata.sources.formats import sliced
 
 
 def hub_columns(source: TableSource) -> pa.Schema:
@@ -26,7 +27,8 @@ def hub_columns(source: TableSource) -> pa.Schema:
 def hub_batches(source: TableSource, names: list[str]) -> Iterator[pa.RecordBatch]:
     with _reading(source):
         for table in _open(source).select_columns(names).with_format("arrow").iter(BATCH_ROWS):
-            yield from table.select(names).combine_chunks().to_batches()
+            for batch in table.select(names).combine_chunks().to_batches():
+                yield from sliced(batch)
 
 
 def _open(source: TableSource) -> Any:

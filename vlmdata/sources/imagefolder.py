@@ -13,6 +13,7 @@ from vlmdata.download.stored import local_url
 from vlmdata.errors import InputError
 from vlmdata.recipe import FolderSource, TableSource
 from vlmdata.sources import ROWS, table
+from vlmdata.sources.files import literal
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _CAPTIONS = ("text", "caption")
@@ -41,7 +42,7 @@ def read(source: FolderSource, path: str, scratch: str) -> Iterator[pa.RecordBat
     """
     listed = _table(source, path)
     folder = os.path.dirname(path)
-    for batch in table.read(listed, scratch):
+    for batch in table.read(listed, scratch, verbatim=("url",)):
         names = [posixpath.normpath(posixpath.join(folder, name)) for name in batch["url"].to_pylist()]
         known = {
             "url": pa.array([local_url(source.name, name) for name in names], pa.string()),
@@ -54,7 +55,7 @@ def _table(source: FolderSource, path: str) -> TableSource:
     """The metadata file as a list whose URLs are the files' names."""
     whole = os.path.join(source.path, path)
     for caption in _CAPTIONS:
-        listed = TableSource(kind="table", name=source.name, path=whole, url="file_name", caption=caption)
+        listed = TableSource(kind="table", name=source.name, path=literal(whole), url="file_name", caption=caption)
         try:
             table.check(listed)
             return listed

@@ -9,26 +9,27 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.sources import BATCH_ROWS
 from vlmdata.sources.columns import from_python, guess
-from vlmdata.sources.formats import FIRST_ROWS, LONGEST, File, lines, reading, unpacked
+from vlmdata.sources.formats import LONGEST, File, batched, first_of, lines, not_too_many, reading, unpacked
 
 log = logging.getLogger(__name__)
 
 _SPACE = " \t\r\n"
 _CHUNK = 1 << 16
+_LONGEST_NUMBER = 400  # characters
+_END = object()
 
 
 def line_columns(file: File) -> pa.Schema:
     with reading(file) as stack:
-        return _told([row for row in islice(_line_rows(file, stack, None), FIRST_ROWS) if row is not None])
+        return _told(file, first_of(_line_rows(file, stack, None)))
 
 
 def line_batches(file: File, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -43,11 +44,7 @@ def json_columns(file: File) -> pa.Schema:
     if shape == "lines":
         return line_columns(file)
     with reading(file) as stack:
-        if shape == "rows":
-            rows = islice(_Scanner(file, stack).member(where), FIRST_ROWS)
-            return _told([row for row in rows if isinstance(row, dict)])
-        columns = {name: list(islice(_Scanner(file, stack).member(name), FIRST_ROWS)) for name in where}
-        return pa.schema([(name, _kind(values)) for name, values in columns.items()])
+        return _told(file, first_of(_member_rows(file, stack, where) if shape == "rows" else _zip(file, stack, where)))
 
 
 def json_batches(file: File, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -56,22 +53,14 @@ def json_batches(file: File, names: list[str]) -> Iterator[pa.RecordBatch]:
         yield from line_batches(file, names)
         return
     with reading(file) as stack:
-        if shape == "rows":
-            objects = (row if isinstance(row, dict) else None for row in _Scanner(file, stack).member(where))
-            yield from _batches(file, (row and [row.get(name) for name in names] for row in objects), names)
-            return
-        # a reader a column, since one list stands behind the other
-        columns = [_Scanner(file, stack).member(name) for name in names]
-        while any(held := [list(islice(column, BATCH_ROWS)) for column in columns]):
-            if len({len(column) for column in held}) > 1:
-                raise DataError(f"{file}: its lists {', '.join(names)} are not of one length")
-            yield pa.RecordBatch.from_arrays([from_python(column) for column in held], names)
+        rows = _member_rows(file, stack, where) if shape == "rows" else _zip(file, stack, names)
+        yield from _batches(file, ((row and [row.get(name) for name in names], size) for row, size in rows), names)
 
 
-def _batches(file: File, rows: Iterator[Any], names: list[str]) -> Iterator[pa.RecordBatch]:
-    """Rows of values as batches; None stands for what is no object."""
+def _batches(file: File, rows: Iterator[tuple[Any, int]], names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of values with the size of their JSON as batches; None stands for what is no object."""
     broken = 0
-    while held := list(islice(rows, BATCH_ROWS)):
+    for held in batched(rows):
         whole = [row for row in held if row is not None]
         broken += len(held) - len(whole)
         if whole:
@@ -81,8 +70,25 @@ def _batches(file: File, rows: Iterator[Any], names: list[str]) -> Iterator[pa.R
         log.warning("%s: %d rows are not JSON objects and are left aside", file, broken)
 
 
-def _line_rows(file: File, stack: ExitStack, names: list[str] | None) -> Iterator[Any]:
-    """Each line's values of `names`, or its whole object; None for a line that is none."""
+def _member_rows(file: File, stack: ExitStack, name: str | None) -> Iterator[tuple[Any, int]]:
+    """The objects of an array and their sizes in characters; None for an element that is none."""
+    scanner = _Scanner(file, stack)
+    for row in scanner.member(name):
+        yield row if isinstance(row, dict) else None, scanner.size
+
+
+def _zip(file: File, stack: ExitStack, names: list[str]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of lists that are columns: a reader a column, since one list stands behind the other."""
+    scanners = [_Scanner(file, stack) for _ in names]
+    columns = [scanner.member(name) for scanner, name in zip(scanners, names, strict=True)]
+    for values in zip_longest(*columns, fillvalue=_END):
+        if _END in values:
+            raise DataError(f"{file}: its lists {', '.join(names)} are not of one length")
+        yield dict(zip(names, values, strict=True)), sum(scanner.size for scanner in scanners)
+
+
+def _line_rows(file: File, stack: ExitStack, names: list[str] | None) -> Iterator[tuple[Any, int]]:
+    """Each line's values of `names`, or its whole object, and its size; None for a line that is none."""
     fields = [(f"f{place}", Any, None) for place in range(len(names or []))]
     renamed = {f"f{place}": name for place, name in enumerate(names or [])}
     plain = names is not None and not any(json.dumps(name, ensure_ascii=False)[1:-1] != name for name in names)
@@ -96,12 +102,11 @@ def _line_rows(file: File, stack: ExitStack, names: list[str] | None) -> Iterato
             row = decode(line)
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             # stricter than the standard library on half surrogate pairs, NaN and control characters
-            yield _lenient(line, names)
+            yield _lenient(line, names), len(line)
             continue
-        if names is None:
-            yield row
-        else:
-            yield msgspec.structs.astuple(row) if plain else [row.get(name) for name in names]
+        if names is not None:
+            row = msgspec.structs.astuple(row) if plain else [row.get(name) for name in names]
+        yield row, len(line)
 
 
 def _lenient(line: str, names: list[str] | None) -> Any:
@@ -114,13 +119,24 @@ def _lenient(line: str, names: list[str] | None) -> Any:
     return row if names is None else [row.get(name) for name in names]
 
 
-def _told(rows: list[dict[str, Any]]) -> pa.Schema:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.schema([(name, _kind([row.get(name) for row in rows])) for name in names])
+def _told(file: File, rows: Iterator[dict[str, Any] | None]) -> pa.Schema:
+    """The columns of some rows and the types that they look like; no value that is longer than a number is held."""
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in (row or {}).items():
+            found.setdefault(name, []).append(_brief(value))
+        not_too_many(file, len(found))
+    return pa.schema([(name, _kind(values)) for name, values in found.items()])
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        return []
+    return "text" if isinstance(value, str) and len(value) > _LONGEST_NUMBER else value
 
 
 def _kind(values: list[Any]) -> pa.DataType:
-    nested = [isinstance(value, dict | list) for value in values if value is not None]
+    nested = [isinstance(value, list) for value in values if value is not None]
     return pa.list_(pa.null()) if nested and all(nested) else guess(from_python(values))
 
 
@@ -163,6 +179,7 @@ class _Scanner:
         self.text = io.TextIOWrapper(unpacked(file, stack), "utf-8-sig", errors="replace", newline="")
         self.held = ""
         self.at = 0
+        self.size = 0  # characters of the last value
         self.decode = json.JSONDecoder(strict=False).raw_decode
 
     def peek(self) -> str:
@@ -188,7 +205,7 @@ class _Scanner:
             try:
                 value, end = self.decode(self.held, self.at)
                 if end < len(self.held) or not self._more(size):  # a number may go on
-                    self.at = end
+                    self.size, self.at = end - self.at, end
                     return value
                 continue
             except json.JSONDecodeError as error:

@@ -3,14 +3,18 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from vlmdata.sources.metas import open_graph, page_language
 from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 
 _MOST_IMAGES = 5_000
 _LONGEST_CAPTION = 2_000
 _AROUND = 150
+_MOST_WORDS = 50
+_HERE = "\ufdd0"  # where an image stands: a noncharacter, which has no other use in a text
 _DEEPEST = 1_000
 _FEW_TAGS = 20_000
 _MOST_METAS = 500
@@ -22,7 +26,6 @@ _SETS = ("data-srcset", "data-lazy-srcset", "srcset")
 _NOT_SRC = frozenset({*_LAZY, *_SETS})
 # Of a picture's sources those that the download can decode: no SVG, no JPEG XL.
 _DECODED = frozenset({"", "image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/avif"})
-_BLOCKS = "br,p,div,section,article,figcaption,table,tr,td,th,ul,ol,li,dl,dt,dd,pre,blockquote,h1,h2,h3,h4,h5,h6"
 _LICENSES = (
     'a[rel~="license"][href],link[rel~="license"][href],meta[name="dcterms.license" i][content],'
     'meta[name="DC.rights.license" i][content]'
@@ -43,8 +46,7 @@ _AGENT = re.compile(r"[a-z0-9_.*-]+")
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image with a caption. `url` is without signatures; `fetch_url` is the signed form or None."""
 
     url: str
@@ -82,9 +84,9 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     Raises ValueError for a page that is nested more than 1,000 tags deep: parsing one takes quadratic time.
     """
     _check_depth(html)
-    # The markers that tell where in the text an image stands; noncharacters have no other use in a text.
-    tree = LexborHTMLParser(html.replace("\0", "").replace("\ufdd0", " "))
-    first = tree.css_first("base[href]")
+    tree = LexborHTMLParser(html.replace("\0", "").replace(_HERE, " "))
+    head = tree.head
+    first = head.css_first("base[href]") if head is not None else None
     base = (web_url(first.attributes.get("href") or "", url) if first is not None else None) or url
     metas = _metas(tree)
     directives, consent = page_says(metas, headers, agent)
@@ -95,7 +97,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     contexts = _contexts(tree, [node for node, *_ in found])
     root = tree.css_first("html")
     lang = (root.attributes.get("lang") or root.attributes.get("xml:lang") or "").strip() if root is not None else ""
-    title = tree.css_first("head > title")
+    title = head.css_first("title") if head is not None else None
     preview = open_graph(metas, title.text() if title is not None else "", base)
     license_node = tree.css_first(_LICENSES) if "license" in html else None
     stated = license_node.attributes if license_node is not None else {}
@@ -163,35 +165,6 @@ def reservation(values: Iterable[str]) -> str | None:
     return "deny" if "1" in said else "allow" if "0" in said else None
 
 
-def page_language(metas: Sequence[tuple[str, str]], headers: Mapping[str, Sequence[str]]) -> str | None:
-    """The language that Content-Language names, as a header or as a meta, where it is one."""
-    values = [*headers.get("content-language", ()), *(content for name, content in metas if name == "content-language")]
-    return next((lang for value in values if (lang := clean_text(value)) and len(lang) <= 35 and "," not in lang), None)
-
-
-def open_graph(
-    metas: Sequence[tuple[str, str]], title: str, base: str
-) -> tuple[str, str | None, str, str, str | None] | None:
-    """The image that a page names for its previews, as the values of an Image; None without one, or without words.
-
-    title: the page's, for a page that has neither og:image:alt nor og:title. https://ogp.me/
-    """
-    said: dict[str, str] = {}
-    for name, content in metas:
-        if name.startswith(("og:", "twitter:")):
-            said.setdefault(name, content)
-    links = (said.get(name) for name in ("og:image", "og:image:url", "og:image:secure_url", "twitter:image"))
-    url = next((url for link in links if link and link.strip() for url in [web_url(link, base)] if url), None)
-    if url is None:
-        return None
-    words = [(name, said.get(name, "")) for name in ("og:image:alt", "og:title", "twitter:title")]
-    for caption_from, text in (*words, ("page title", title)):
-        if caption := shorten(clean_text(text), _LONGEST_CAPTION):
-            context = shorten(clean_text(said.get("og:description", "")), 2 * _AROUND) or None
-            return (*strip_signature(url), caption, caption_from, context)
-    return None
-
-
 def _metas(tree: LexborHTMLParser) -> list[tuple[str, str]]:
     """(name or property or http-equiv in lower case, content) of a page's metas."""
     metas = []
@@ -203,7 +176,7 @@ def _metas(tree: LexborHTMLParser) -> list[tuple[str, str]]:
 
 
 def _check_depth(html: str) -> None:
-    if html.count("<") <= _FEW_TAGS:
+    if len(html) < 3 * _FEW_TAGS or html.count("<") <= _FEW_TAGS:
         return
     depth = 0
     for match in _TAG.finditer(html):
@@ -308,16 +281,21 @@ def _figure_caption(image: LexborNode, captions: dict[int, str], known: dict[int
         if not own and key in known:
             own = known[key]
             break
-        classes = (node.attrs.get("class") or "").split()
+        said = node.attrs.get("class")
+        classes = said.split() if said else ()
         if "mediaobject" in classes or "informalfigure" in classes:
             own = own or _child_text(node, captions)
         elif node.tag == "figure" or "figure" in classes:
-            title = _NUMBERING.sub("", _child_text(node, captions), count=1)
+            title = _child_text(node, captions)
+            if numbering := _NUMBERING.match(title):
+                title = title[numbering.end() :]
             own = f"{title}: {own}" if title and own and own not in title else title or own
             break
         if not own:
             way.append(key)
         node = node.parent
+    else:
+        way = []  # of an element nearer to the figure it would not be true
     known.update(dict.fromkeys(way, own))
     return own
 
@@ -328,8 +306,9 @@ def _child_text(figure: LexborNode, captions: dict[int, str]) -> str:
     if key not in captions:
         captions[key] = ""
         for place, child in enumerate(figure.iter()):
-            classes = (child.attributes.get("class") or "").split()
-            if child.tag == "figcaption" or "caption" in classes or (child.tag in ("p", "div") and "title" in classes):
+            tag, said = child.tag, child.attrs.get("class") or ""
+            classes = said.split()
+            if tag == "figcaption" or "caption" in classes or (tag in ("p", "div") and "title" in classes):
                 captions[key] = shorten(clean_text(child.text()), _LONGEST_CAPTION)
                 break
             if place > 200:
@@ -342,38 +321,24 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
     if not nodes or tree.body is None:
         return [None] * len(nodes)
     tree.body.strip_tags(["script", "style", "template"], recursive=True)
-    for block in tree.css(_BLOCKS):
-        block.insert_before(" ")
     for node in nodes:
-        node.replace_with("\ufdd0")
-    pieces = [_ends(piece) for piece in tree.body.text().split("\ufdd0")]
-    if len(pieces) != len(nodes) + 1:  # an image outside the body, in a template or in a script: no place is known
+        node.replace_with(_HERE)
+    words = tree.body.text(separator=" ").replace(_HERE, f" {_HERE} ").split()
+    if words.count(_HERE) != len(nodes):  # an image outside the body, in a template or in a script: no place is known
         return [None] * len(nodes)
-    contexts = []
-    for number in range(len(nodes)):
-        before, after = _tail(pieces, number), _head(pieces, number + 1)
+    contexts: list[str | None] = []
+    place = -1
+    for _ in nodes:
+        place = words.index(_HERE, place + 1)
+        before = _joined(words[max(0, place - _MOST_WORDS) : place])
+        if len(before) > _AROUND:
+            before = before[-_AROUND:].partition(" ")[2] or before[-_AROUND:]
+        after = shorten(_joined(words[place + 1 : place + 1 + _MOST_WORDS]), _AROUND)
         contexts.append(f"{before} {after}".strip() or None)
     return contexts
 
 
-def _ends(text: str) -> str:
-    """Clean text, of a long one its first and last words only: no context reaches further."""
-    if len(text) > 2_000:
-        first, last = text.split(None, _AROUND + 1)[: _AROUND + 1], text.rsplit(None, _AROUND + 1)[-_AROUND - 1 :]
-        if len(first) + len(last) > 2 * _AROUND:
-            text = " ".join([*first, *last])
-    return clean_text(text)
-
-
-def _tail(pieces: list[str], last: int) -> str:
-    text, number = "", last
-    while number >= max(0, last - 20) and len(text) < _AROUND:
-        text, number = f"{pieces[number][-_AROUND - 1 :]} {text}".strip(), number - 1
-    return text if len(text) <= _AROUND else text[-_AROUND:].partition(" ")[2]
-
-
-def _head(pieces: list[str], first: int) -> str:
-    text, number = "", first
-    while number < min(len(pieces), first + 20) and len(text) < _AROUND:
-        text, number = f"{text} {pieces[number][: _AROUND + 1]}".strip(), number + 1
-    return shorten(text, _AROUND)
+def _joined(words: list[str]) -> str:
+    """Words as text, without the marks of other images; no space is left before a sign that ends an element's word."""
+    text = " ".join([word for word in words if word != _HERE] if _HERE in words else words)
+    return text.replace(" .", ".").replace(" ,", ",").replace(" )", ")")

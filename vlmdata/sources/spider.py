@@ -205,7 +205,7 @@ class PageSpider(scrapy.Spider):
             "page_consent": consent,
             "crawled_at": round(time.time() * 1000),
         }
-        images = [vars(image) for image in page.images]
+        images = [image._asdict() for image in page.images]
         canonical = page.canonical if page.canonical and self.within(page.canonical) else None
         self.frontier.keep(
             waiting,

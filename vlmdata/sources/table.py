@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,11 +17,12 @@ from vlmdata.sources.formats import (
     File,
     csv_batches,
     csv_columns,
-    find,
     list_batches,
     list_columns,
     parquet_batches,
     parquet_columns,
+    reading,
+    table_files,
 )
 from vlmdata.sources.hub import hub_batches, hub_columns
 from vlmdata.sources.jsontext import json_batches, json_columns, line_batches, line_columns
@@ -29,7 +30,7 @@ from vlmdata.sources.presets import PRESETS, Preset
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 _MAPPED = ("url", "caption", "source_id", "page_url", "license", "context", "lang_hint", "expected_hash")
 _TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 READERS: dict[str, tuple[Callable[[File], pa.Schema], Callable[[File, list[str]], Iterator[pa.RecordBatch]]]] = {
@@ -79,8 +80,10 @@ def signals(source: TableSource) -> pa.Schema:
     return pa.schema([(name, kind) for name, (_, kind) in kept.items()])
 
 
-def read(source: TableSource, scratch: str) -> Iterator[pa.RecordBatch]:
+def read(source: TableSource, scratch: str, verbatim: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in the order of their paths. Memory does not grow with the tables.
+
+    verbatim: columns of `pairs` whose text stays as it is, but for its secrets: a file's name may have two blanks.
 
     What is left aside is counted and logged: rows without a URL or a caption, values that do not fit their column,
     and by the formats what is no row. Raises InputError for a file without the columns, DataError for one that is
@@ -92,7 +95,7 @@ def read(source: TableSource, scratch: str) -> Iterator[pa.RecordBatch]:
     for entry in _inputs(source):
         layout = _layout(source, entry.name, entry.columns())
         for batch in entry.batches(layout.names):
-            yield _pairs(source, layout, batch, schema, lost)
+            yield _pairs(source, layout, batch, schema, lost, verbatim)
     for what, count in lost.items():
         log.warning("%s: %d %s", source.name, count, what)
 
@@ -102,8 +105,8 @@ def _inputs(source: TableSource) -> list[_Input]:
         return [_Input(source.hf, partial(hub_columns, source), partial(hub_batches, source))]
     assert source.path is not None
     preset = _preset(source)
-    files = find(source.name, "path", source.path)
-    captions = find(source.name, "captions", source.captions) if source.captions else []
+    files = table_files(source.name, "path", source.path)
+    captions = table_files(source.name, "captions", source.captions) if source.captions else []
     if captions and (len(captions) != len(files) or {file.form for file in files + captions} != {"list"}):
         raise InputError(
             f"sources.{source.name}.captions: {len(captions)} files for {len(files)} of path: each .txt list of URLs "
@@ -114,9 +117,21 @@ def _inputs(source: TableSource) -> list[_Input]:
     for place, file in enumerate(files):
         beside = captions[place] if captions else None
         file = replace(file, header=header, quotes=not preset.header, captions=beside)
-        columns, batches = READERS[file.form]
-        inputs.append(_Input(file.path, partial(columns, file), partial(batches, file)))
+        batches = READERS[file.form][1]
+        inputs.append(_Input(file.shown, partial(_columns, file), partial(batches, file)))
     return inputs
+
+
+def _columns(file: File) -> pa.Schema:
+    """What the first rows tell, read again only when the file has changed: every stage asks for it."""
+    with reading(file):
+        version = file.filesystem.ukey(file.path)
+    return _columns_of(file, version)
+
+
+@lru_cache(1_000)
+def _columns_of(file: File, version: str) -> pa.Schema:
+    return READERS[file.form][0](file)
 
 
 def _preset(source: TableSource) -> Preset:
@@ -177,10 +192,16 @@ def _missing(source: TableSource, option: str, name: str, column: str, schema: p
 
 
 def _pairs(
-    source: TableSource, layout: _Layout, batch: pa.RecordBatch, schema: pa.Schema, lost: Counter[str]
+    source: TableSource,
+    layout: _Layout,
+    batch: pa.RecordBatch,
+    schema: pa.Schema,
+    lost: Counter[str],
+    verbatim: Collection[str],
 ) -> pa.RecordBatch:
     """A batch of the file's columns as rows of `schema`; `lost` counts what could not be kept."""
-    text = {target: clean_texts(as_text(batch.column(name))) for target, name in layout.mapped.items()}
+    text = {target: as_text(batch.column(name)) for target, name in layout.mapped.items()}
+    text = {target: column if target in verbatim else clean_texts(column) for target, column in text.items()}
     whole = pc.and_(_some(text["url"]), _some(text["caption"]))
     rows = pc.sum(whole.cast(pa.int64())).as_py() or 0
     if rows < batch.num_rows:
@@ -188,6 +209,8 @@ def _pairs(
         batch = batch.filter(whole)
         text = {target: column.filter(whole) for target, column in text.items()}
     known = {target: or_null(column) for target, column in text.items()}
+    for target in known.keys() - {"url", "page_url"}:
+        known[target] = _without_secrets(known[target])
     known["url"], known["fetch_url"] = strip_signatures(text["url"])
     if "page_url" in known:
         pages = known["page_url"]
@@ -214,6 +237,12 @@ def _pairs(
         else:
             columns.append(known[column.name] if column.name in known else pa.nulls(rows, column.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _without_secrets(texts: pa.Array) -> pa.Array:
+    """Texts that may be a URL, without what gives access; one with a blank in it is a sentence and stays."""
+    sentence = pc.match_substring(texts, " ")
+    return pc.if_else(pc.fill_null(sentence, False), texts, strip_signatures(texts)[0])
 
 
 def _some(texts: pa.Array) -> pa.Array:

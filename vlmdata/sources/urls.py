@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _LONGEST_URL = 4096
+LONGEST_CAPTION = 2_000  # characters
 _CONTROL_AND_SPACE = "".join(map(chr, range(33)))
 _WITH_HOST = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -22,61 +23,79 @@ _BELOW = re.compile(rf"[A-Z0-9_a-z%]{_REST}")
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
+_SESSION = r"(?:j|php|asp)?sess(?:ion)?[-_]?id"
 # Parameters that give access, whatever else the query holds …
 _SECRET = re.compile(
     r"(?:x-amz-|x-goog-|x-oss-|x-ms-signature).*"
-    r"|signature|sig|awsaccesskeyid|googleaccessid|ossaccesskeyid|key-pair-id|hdnea|hdnts|__token__|__gda__"
-    r"|token|(?:access|auth|id|refresh|session|csrf|security)[-_]?token|api[-_]?key|jwt|password|passwd|secret"
-    r"|(?:j|php|asp)?sess(?:ion)?[-_]?id"
+    r"|signature|sig|sign|awsaccesskeyid|googleaccessid|ossaccesskeyid|key-pair-id|hdnea|hdnts|__token__|__gda__"
+    r"|q-(?:signature|ak|sign-algorithm|sign-time|key-time|header-list|url-param-list)|x-cos-security-token"
+    r"|token|(?:access|auth|id|refresh|session|csrf|security)[-_]?token|(?:api|auth|access)[-_]?key|jwt"
+    r"|auth|authorization|pwd|password|passwd|secret|client[-_]?secret"
+    rf"|{_SESSION}"
 )
+# Google's keys are told by their beginning, since `key` may name anything.
+_GOOGLE_KEY = re.compile(r"key=AIza", re.IGNORECASE)
+# A session's id behind the path: Java's servers put it there for clients without cookies.
+_PATH_SESSION = re.compile(rf";{_SESSION}=[^/;]*", re.IGNORECASE)
 _AZURE = frozenset(
     {"sv", "ss", "srt", "st", "se", "sp", "spr", "sip", "sr", "si", "sdd", "ses", "saoid", "suoid", "scid"}
 )
 _AZURE |= {"skoid", "sktid", "skt", "ske", "sks", "skv", "rscc", "rscd", "rsce", "rscl", "rsct"}
-# … and those that belong to a signature beside them: CloudFront's and S3's, Azure's SAS, Facebook's CDN.
+# … those that belong to a signature beside them: CloudFront's, S3's and Huawei's, Azure's SAS …
 _COMPANIONS = {
-    frozenset({"signature", "key-pair-id"}): frozenset({"expires", "policy", "hash-algorithm"}),
+    frozenset({"signature", "key-pair-id", "sign"}): frozenset({"expires", "policy", "hash-algorithm", "accesskeyid"}),
     frozenset({"sig"}): _AZURE,
     frozenset({"token", "hdnea", "hdnts", "__token__"}): frozenset({"expires", "expiry", "exp"}),
-    frozenset({"oh"}): frozenset({"oh", "oe"}),
 }
+# … and those that are a signature only together: Facebook's CDN, Discord's.
+_TOGETHER = (frozenset({"oh", "oe"}), frozenset({"ex", "is", "hm"}))
 
 
 def strip_signature(url: str) -> tuple[str, str | None]:
     """A URL without what gives access to it, and the URL as it was where that differs.
 
     Dropped from URLs with a host: a user's name and password, the query's signature and token parameters (S3, Google
-    Cloud Storage, CloudFront, Azure's shared access signatures, Akamai, OSS, session ids and plain tokens), and the
-    fragment, which no request sends. The other parameters keep their order and spelling.
+    Cloud Storage, CloudFront, Azure's shared access signatures, Akamai, OSS, Tencent's COS, Discord, Facebook, Google's
+    API keys, session ids and plain tokens), a session's id in the path, and the fragment, which no request sends. The
+    other parameters keep their order and spelling.
     Returns (url, None) when there was nothing to drop: the second is what belongs into `fetch_url`.
     """
-    if "?" not in url and "@" not in url and "#" not in url:
+    if "?" not in url and "@" not in url and "#" not in url and ";" not in url:
         return url, None
     if not _WITH_HOST.match(url):
         return url, None
     try:
         parts = urlsplit(url)
     except ValueError:  # such as an unclosed bracket; nobody can fetch it, but it must not keep a secret either
-        return re.split(r"[?#]", url.rpartition("@")[2], maxsplit=1)[0], None
+        return re.split(r"[?#;]", url.rpartition("@")[2], maxsplit=1)[0], None
     query = parts.query
     if query:
         pieces = query.split("&")
         names = [unquote(piece.partition("=")[0]).lower() for piece in pieces]
         drop = {name for name in names if _SECRET.fullmatch(name)}
         for signs, companions in _COMPANIONS.items():
-            if not signs.isdisjoint(names) and (signs & drop or (signs == {"oh"} and "oe" in names)):
+            if signs & drop:
                 drop |= companions
+        for signs in _TOGETHER:
+            if signs.issubset(names):
+                drop |= signs
+        if any(_GOOGLE_KEY.match(unquote(piece)) for piece in pieces):
+            drop.add("key")
         if not drop.isdisjoint(names):
             query = "&".join(piece for piece, name in zip(pieces, names, strict=True) if name not in drop)
     netloc = parts.netloc.rpartition("@")[2]
-    if query == parts.query and netloc == parts.netloc:
+    path = _PATH_SESSION.sub("", parts.path)
+    if query == parts.query and netloc == parts.netloc and path == parts.path:
         return url.partition("#")[0], None
-    return urlunsplit((parts.scheme, netloc, parts.path, query, "")), url
+    return urlunsplit((parts.scheme, netloc, path, query, "")), url
 
 
-# A user's name, a fragment, a bracket; or a parameter whose name is a secret's, or may be when
-# decoded. `oh` stands for Facebook's pair.
-_SUSPECT = rf"(?i)^{_WITH_HOST.pattern}.*(?:[@#\[\]]|[?&](?:[^=&]*%[^=&]*|{_SECRET.pattern}|oh)(?:[=&]|$))"
+# A host that is not ASCII, which `urlsplit` may refuse; a user's name, a fragment, a bracket, a session in the path; or
+# a parameter whose name is a secret's, or may be when decoded. `oh` stands for Facebook's pair, `hm` for Discord's.
+_SUSPECT = (
+    rf"(?is)^{_WITH_HOST.pattern}(?:[^/?#]*[^\x00-\x7f]|.*(?:[@#\[\]]|;{_SESSION}=|[?&]key=(?:AIza|.{{0,9}}%)"
+    rf"|[?&](?:[^=&]*%[^=&]*|{_SECRET.pattern}|oh|hm)(?:[=&]|$)))"
+)
 
 
 def may_hold_secret(urls: pa.Array) -> pa.Array:
@@ -118,7 +137,6 @@ def web_url(link: str, base: str = "") -> str | None:
 
 def linked_url(link: str, base: str) -> str | None:
     """The same as `web_url`, several times as fast for plain links. base: a URL that `web_url` has made."""
-    link = link.strip(_CONTROL_AND_SPACE)
     if len(link) < 2_000 and "/." not in link:
         origin, folder = _places(base)
         if link.startswith("/"):

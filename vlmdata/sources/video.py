@@ -17,6 +17,7 @@ from vlmdata.local_files import Refused, open_below
 from vlmdata.recipe import VideoSource, nearest
 from vlmdata.sources import BATCH_ROWS, ROWS
 from vlmdata.sources.columns import as_text
+from vlmdata.sources.files import literal
 from vlmdata.sources.folder import (
     CONTEXT,
     caption_beside,
@@ -25,7 +26,7 @@ from vlmdata.sources.folder import (
     read_small,
     tell_unread,
 )
-from vlmdata.sources.formats import find
+from vlmdata.sources.formats import table_files
 from vlmdata.sources.scenes import SIZE, Scenes, every, thin
 from vlmdata.sources.subtitles import EXTENSIONS as SUBTITLES
 from vlmdata.sources.subtitles import Cue, at, parse
@@ -151,7 +152,7 @@ def _videos(source: VideoSource, unread: Counter[str]) -> Iterator[tuple[str, _W
 
 def _list(source: VideoSource) -> Iterator[tuple[str, str]]:
     """(path, caption) of each row of the list, '' for null. Raises InputError for a list without the columns."""
-    (file,) = find(source.name, "path", source.path)
+    (file,) = table_files(source.name, "path", literal(source.path))
     columns, batches = READERS[file.form]
     known = columns(file).names
     for option, name in (("column", source.column), ("caption", source.caption)):

@@ -52,9 +52,8 @@ def pages(file: BinaryIO, agent: str, counts: Counter[str]) -> Iterator[Found]:
             counts["pages"] += 1
             if page.left_out:
                 counts["images left out: more than 5,000 on a page"] += page.left_out
-            images = [(i.url, i.fetch_url, i.caption, i.caption_from, i.context) for i in page.images]
             consent = {"robots": None, **page.consent}
-            yield Found(strip_signature(url)[0], page.lang, page.license, consent, record.record_date, images)
+            yield Found(strip_signature(url)[0], page.lang, page.license, consent, record.record_date, page.images)
 
 
 def blocks(file: BinaryIO, wanted: WarcRecordType, counts: Counter[str]) -> Iterator[tuple[WarcRecord, bytes]]:

@@ -11,19 +11,22 @@ from typing import BinaryIO
 import msgspec
 from fastwarc.warc import WarcRecordType
 
-from vlmdata.sources.found import Found
-from vlmdata.sources.page import open_graph, page_language, page_says
+from vlmdata.sources.found import Found, Values
+from vlmdata.sources.metas import open_graph, page_language
+from vlmdata.sources.page import page_says
 from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
 _MOST_IMAGES = 5_000
+_MOST_METAS = 500
 _LONGEST_CAPTION = 2_000
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
 
-_HEARD = ("x-robots-tag", "tdm-reservation", "content-language")
+_HEARD = frozenset({"x-robots-tag", "tdm-reservation", "content-language"})
+_NAMES = _HEARD | {"robots"}
 
 # Of the JSON only what is read here: https://github.com/iipc/webarchive-commons writes it (ExtractingParseObserver).
-# A value may be of any type, since the pages that it comes from are strangers'.
+# Nothing here can refer to itself, so that Python's collector of cycles need not look at it.
 
 
 class _Link(msgspec.Struct, gc=False):
@@ -41,43 +44,45 @@ class _Meta(msgspec.Struct, rename={"http_equiv": "http-equiv"}, gc=False):
     content: str = ""
 
 
-class _Head(msgspec.Struct, rename="pascal"):
+class _Head(msgspec.Struct, rename="pascal", gc=False):
     base: str = ""
     title: str = ""
     metas: list[_Meta] = []
     link: list[_Link] = []
 
 
-class _Html(msgspec.Struct, rename="pascal"):
+class _Html(msgspec.Struct, rename="pascal", gc=False):
     head: _Head | None = None
     links: list[_Link] = []
 
 
-class _Message(msgspec.Struct, rename="pascal"):
+class _Message(msgspec.Struct, rename="pascal", gc=False):
     status: str = ""
 
 
-class _Response(msgspec.Struct, rename={"html": "HTML-Metadata", "headers": "Headers", "message": "Response-Message"}):
+class _Response(
+    msgspec.Struct, rename={"html": "HTML-Metadata", "headers": "Headers", "message": "Response-Message"}, gc=False
+):
     html: _Html | None = None
     headers: dict[str, str | list[str]] = {}
     message: _Message | None = None
 
 
-class _Payload(msgspec.Struct, rename={"response": "HTTP-Response-Metadata"}):
+class _Payload(msgspec.Struct, rename={"response": "HTTP-Response-Metadata"}, gc=False):
     response: _Response | None = None
 
 
-class _Origin(msgspec.Struct, rename={"date": "WARC-Date", "url": "WARC-Target-URI"}):
+class _Origin(msgspec.Struct, rename={"date": "WARC-Date", "url": "WARC-Target-URI"}, gc=False):
     date: str = ""
     url: str = ""
 
 
-class _Envelope(msgspec.Struct, rename={"payload": "Payload-Metadata", "origin": "WARC-Header-Metadata"}):
+class _Envelope(msgspec.Struct, rename={"payload": "Payload-Metadata", "origin": "WARC-Header-Metadata"}, gc=False):
     payload: _Payload | None = None
     origin: _Origin | None = None
 
 
-class _Record(msgspec.Struct, rename="pascal"):
+class _Record(msgspec.Struct, rename="pascal", gc=False):
     envelope: _Envelope
 
 
@@ -131,7 +136,7 @@ def _found(
 ) -> Found:
     head = page.head or _Head()
     base = (web_url(_plain(head.base), url) if head.base else None) or url
-    images: list[tuple[str, str | None, str, str, str | None]] = []
+    images: list[Values] = []
     left_out, license_url = 0, None
     for link in page.links:
         if link.path == "IMG@/src":
@@ -145,7 +150,7 @@ def _found(
         license_url = next((linked_url(_plain(link.url), base) for link in head.link if _licenses(link)), None)
     if left_out:
         counts["images left out: more than 5,000 on a page"] += left_out
-    metas = [((m.property or m.name or m.http_equiv).strip().lower(), _plain(m.content)) for m in head.metas]
+    metas = [(name, _plain(meta.content)) for meta in head.metas[:_MOST_METAS] if (name := _name(meta, agent))]
     said = {
         heard: [value] if isinstance(value, str) else value
         for name, value in headers.items()
@@ -159,13 +164,22 @@ def _found(
     return Found(strip_signature(url)[0], lang, license_url, {"robots": None, **consent}, date, images)
 
 
-def _image(link: _Link, base: str) -> tuple[str, str | None, str, str, str | None] | None:
-    """The values of an Image; None for one without words or a web address."""
-    for caption_from, text in (("alt", link.alt), ("title", link.title)):
-        if text and (caption := shorten(clean_text(_plain(text)), _LONGEST_CAPTION)):
-            url = linked_url(_plain(link.url), base)
-            return (*strip_signature(url), caption, caption_from, None) if url else None
-    return None
+def _name(meta: _Meta, agent: str) -> str | None:
+    """A meta's name in lower case, of those that say something here."""
+    name = (meta.property or meta.name or meta.http_equiv).strip().lower()
+    return name if name in _NAMES or name.startswith(("og:", "twitter:")) or name == agent.lower() else None
+
+
+def _image(link: _Link, base: str) -> Values | None:
+    """An image of a page; None for one without words or a web address."""
+    caption, caption_from = clean_text(_plain(link.alt)), "alt"
+    if not caption:
+        caption, caption_from = clean_text(_plain(link.title)), "title"
+    url = linked_url(_plain(link.url), base) if caption else None
+    if url is None:
+        return None
+    url, signed = strip_signature(url)
+    return url, signed, shorten(caption, _LONGEST_CAPTION), caption_from, None
 
 
 def _licenses(link: _Link) -> bool:

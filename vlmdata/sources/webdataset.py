@@ -28,7 +28,7 @@ from vlmdata.sources.urls import clean_text, strip_signature
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 _LARGEST_TEXT = 1_000_000  # bytes of a .txt or .json member
 _SAMPLES = 1_000  # the first so many say which signals there are

@@ -1,0 +1,102 @@
+"""The stage `dedup`: what the methods compare is mapped from files, and what comes out is as if it were in memory."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vlmdata import dedup
+from vlmdata.dataset import Dataset, Table, part_name
+from vlmdata.errors import DataError
+from vlmdata.pipelines import dedup as stage
+from vlmdata.recipe import ExactDedup, PerceptualDedup, SemanticDedup
+
+METHODS = [ExactDedup(kind="exact"), PerceptualDedup(kind="perceptual"), SemanticDedup(kind="semantic")]
+KEYS = {"images": "sha256", "image": "phash", "embeddings_clip": "vector"}
+
+
+def rows(count: int, seed: int) -> dict[str, pa.Table]:
+    """Some pairs' rows in the tables that are compared; every fifth is without values, every third a duplicate."""
+    draw = np.random.default_rng(seed)
+    place = np.where(np.arange(count) % 3 == 0, 0, np.arange(count))
+    uid = pa.array([f"{number:032x}" for number in draw.permutation(1 << 20)[:count]], pa.string())
+    absent = np.arange(count) % 5 == 4
+    hashes = draw.integers(0, 2**63, max(count, 1), np.uint64)[place]
+    vectors = draw.standard_normal((max(count, 1), 16)).astype(np.float16)[place]
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors[: len(place)].ravel()), 16, mask=pa.array(absent))
+    return {
+        "pairs": pa.table({"uid": uid}),
+        "images": pa.table(
+            {"uid": uid, "sha256": pa.array([f"{h:064x}" for h in hashes[: len(place)]], pa.string(), mask=absent)}
+        ),
+        "image": pa.table(
+            {
+                "uid": uid,
+                "phash": pa.array(hashes[: len(place)], mask=absent),
+                "entropy": pa.array(np.full(count, 7, np.float32), mask=absent),
+            }
+        ),
+        "embeddings_clip": pa.table({"uid": uid, "vector": vector}),
+    }
+
+
+def written(folder: Path, parts: list[dict[str, pa.Table]]) -> tuple[Dataset, dict[str, Table]]:
+    dataset = Dataset(str(folder))
+    tables = {}
+    for name in ("pairs", *KEYS):
+        made = [dataset.write_part(name, "k", part_name(n), part[name], {}) for n, part in enumerate(parts)]
+        tables[name] = Table(name, "k", tuple(made))
+    return dataset, tables
+
+
+def plan() -> Any:
+    return SimpleNamespace(recipe=SimpleNamespace(dedup=METHODS), tables={"duplicates": "d"})
+
+
+def test_values_are_mapped_and_the_groups_are_those_of_values_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [rows(0, 0), rows(300, 1), rows(0, 2), rows(500, 3)]
+    dataset, tables = written(tmp_path, parts)
+    given = []
+    real = dedup.groups
+
+    def groups(options: Any, uids: Any, values: Any) -> pa.Table:
+        given.extend([uids, *values.values()])
+        return real(options, uids, values)
+
+    monkeypatch.setattr(dedup, "groups", groups)
+    found = stage.run(plan(), dataset, tables)
+    assert len(given) == 3 + 4
+    assert all(isinstance(array, np.memmap) for array in given)
+    assert [(array.dtype.str, array.shape) for array in given[-2:]] == [("|S32", (640,)), ("<f2", (640, 16))]
+    for method, part in zip(METHODS, found.parts, strict=True):
+        name, columns = dedup.reads(method)
+        every = pa.concat_tables([part[name] for part in parts])
+        every = every.filter(every[columns[0]].is_valid())
+        values = {column: every[column].combine_chunks() for column in columns}
+        if "vector" in values:
+            values["vector"] = values["vector"].flatten().to_numpy().reshape(-1, 16)
+        want = real(method, every["uid"], values)
+        assert want.num_rows > 200
+        dataset.write_part("duplicates", "in-memory", part.name, want, {})
+        again = dataset.read_bytes(f"tables/duplicates/in-memory/{part.name}.parquet")
+        assert dataset.read_bytes(part.path) == again
+    assert not list(tmp_path.glob(".spool/*"))
+
+
+def test_where_no_row_has_a_value_there_are_no_groups(tmp_path: Path) -> None:
+    dataset, tables = written(tmp_path, [rows(0, 0), rows(0, 1)])
+    assert stage.run(plan(), dataset, tables).rows == 0
+
+
+def test_vectors_of_two_lengths_are_told_with_the_part(tmp_path: Path) -> None:
+    parts = [rows(10, 0), rows(10, 1)]
+    short = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(80, np.float16)), 8)
+    parts[1]["embeddings_clip"] = parts[1]["embeddings_clip"].set_column(1, "vector", short)
+    dataset, tables = written(tmp_path, parts)
+    with pytest.raises(DataError, match=r"0000001\.parquet: its vectors"):
+        stage.run(plan(), dataset, tables)

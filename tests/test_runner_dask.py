@@ -1,0 +1,110 @@
+"""Parts on a Dask cluster, whose workers have another working folder than the run: the bytes are the same."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from conftest import content, make_photos
+from test_consent_run import run
+
+from vlmdata.dataset import Dataset
+from vlmdata.errors import DataError, MachineError
+from vlmdata.pipelines.runner import processes, run_parts
+from vlmdata.recipe import Recipe, Runner
+
+CLUSTER = """
+import sys
+from dask.distributed import LocalCluster
+with LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+"""
+RECIPE = {
+    "dataset": "runs/it",
+    "sources": [{"kind": "folder", "name": "photos", "path": "photos"}],
+    "consent": {"optout": "lists/*.txt", "known": "lists/*.txt"},
+    "download": {"size": 96},
+    "signals": ["text", "image"],
+    "dedup": ["exact", {"kind": "perceptual", "distance": 4}],
+    "select": {"rules": {"words": "words >= 3"}},
+    "shards": {"samples": 8, "splits": {"train": 0.7, "test": 0.3}},
+    "parts": {"rows": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a cluster of two workers, in a folder of its own."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-c", CLUSTER, "2"]
+    tests = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(
+        command,
+        cwd=elsewhere,
+        env=tests,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as cluster:
+        assert cluster.stdout is not None
+        yield cluster.stdout.readline().strip()
+        cluster.communicate(timeout=20)  # the end of its input ends it
+    assert not list(elsewhere.glob("*/*.parquet"))
+
+
+def made(folder: Path, runner: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    folder.mkdir()
+    make_photos(folder / "photos")
+    (folder / "lists").mkdir()
+    (folder / "lists/refused.txt").write_text("a" * 64 + "\n")
+    monkeypatch.chdir(folder)
+    run(Recipe.model_validate({**RECIPE, "runner": runner}))
+    return content(folder / "runs/it")
+
+
+def test_a_cluster_elsewhere_gives_the_bytes_of_the_direct_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    direct = made(tmp_path / "direct", {"kind": "direct", "workers": 2}, monkeypatch)
+    dask = made(tmp_path / "dask", {"kind": "dask", "address": address}, monkeypatch)
+    assert sum(name.endswith((".tar", ".parquet")) for name in direct) > 20
+    assert dask.keys() == direct.keys()
+    assert [name for name in direct if dask[name] != direct[name]] == []
+
+
+def where(number: int) -> list[Any]:
+    if number == 2:
+        raise DataError("the third is bad")
+    return [number, os.getpid()]
+
+
+def test_without_an_address_a_cluster_is_started_and_ended(tmp_path: Path) -> None:
+    dataset = Dataset(str(tmp_path / "d"))
+    found = run_parts(dataset, "stage", where, [0, 1, 3, 4], Runner(kind="dask", workers=2))
+    assert [number for number, _ in found] == [0, 1, 3, 4]
+    assert os.getpid() not in {pid for _, pid in found}
+    for _, pid in found:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_an_error_in_a_part_is_told_as_what_it_is(tmp_path: Path, address: str) -> None:
+    with pytest.raises(DataError, match="the third is bad"):
+        run_parts(
+            Dataset(str(tmp_path / "d")), "stage", where, [0, 1, 2, 3], Runner(kind="dask", address=address, workers=2)
+        )
+
+
+def test_a_hosts_rate_is_shared_by_the_processes_that_a_cluster_has(address: str) -> None:
+    assert processes(Runner(kind="dask", address=address)) == 2
+    assert processes(Runner(kind="dask", address=address, workers=1)) == 2
+    assert processes(Runner(kind="dask", address=address, workers=50)) == 50
+    soon = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
+    with soon, pytest.raises(MachineError, match="no Dask scheduler answers"):
+        processes(Runner(kind="dask", address="127.0.0.1:1"))
