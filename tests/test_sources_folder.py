@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from vlmdata import sources
+from vlmdata.download.local import local_path
 from vlmdata.errors import InputError
+from vlmdata.local_files import Refused, open_below
 from vlmdata.recipe import FolderSource
-from vlmdata.sources.folder import local_path
 
 
 def picture(path: Path, **about: object) -> Path:
@@ -78,8 +79,8 @@ def test_names_of_any_kind_lead_back_to_their_file(tmp_path: Path) -> None:
     for name in names:
         picture(tmp_path / os.fsdecode(name)).with_suffix(".txt").write_text("some words")
     found = rows(tmp_path)
-    assert {os.fsencode(local_path(str(row["url"]), str(tmp_path))) for row in found} == {
-        os.path.join(os.fsencode(tmp_path), name) for name in names
+    assert {local_path(str(row["url"]), {"pics": str(tmp_path)}) for row in found} == {
+        (os.fsencode(tmp_path), name) for name in names
     }
     assert all(str(row["url"]).isascii() and " " not in str(row["url"]) for row in found)
 
@@ -94,12 +95,44 @@ def test_nothing_outside_the_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "root/in.txt").write_text("stays in")
     os.mkfifo(tmp_path / "root/pipe.png")
     assert [row["caption"] for row in rows(tmp_path / "root")] == ["stays in", "own"]
-    for url in ("pics:/../secret.png", "pics:/%2e%2e/secret.png", "pics:/out.png", "pics://etc/passwd", "pics:/a%00b"):
-        with pytest.raises(ValueError, match="leads out"):
-            local_path(url, str(tmp_path / "root"))
+    inside = os.fsencode(tmp_path / "root/own.png")
+    for path in (
+        b"../secret.png",
+        b"out.png",
+        b"/etc/passwd",
+        inside,
+        b"a\0b",
+        "\ud800.png",
+        b"pipe.png",
+        b"",
+        b"loop",
+    ):
+        with pytest.raises(Refused) as refusal:
+            open_below(tmp_path / "root", path)
+        assert refusal.value.status == "blocked", path
+    for path in (b"none.png", b"own.png/none.png"):
+        with pytest.raises(Refused, match="no such file") as refusal:
+            open_below(tmp_path / "root", path)
+        assert refusal.value.status == "4xx"
+    with open_below(tmp_path / "root", "in.png") as file:
+        assert file.read(4) == b"\x89PNG"
 
 
-def test_hostile_caption_files_cost_their_image_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["txt", "json"])
+def test_captions_beside_images_are_no_links_out_of_the_folder(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret").write_text('{"caption": "a secret of this machine"}')
+    (tmp_path / "root/below").mkdir(parents=True)
+    for name, target in (("a", tmp_path / "secret"), ("b", Path("../../secret")), ("c", Path("own"))):
+        picture(tmp_path / f"root/below/{name}.png").with_suffix(f".{ending}").symlink_to(target)
+    (tmp_path / "root/below/own").write_text('{"caption": "its own words"}')
+    (caption,) = [row["caption"] for row in rows(tmp_path / "root")]
+    assert "its own words" in str(caption)
+    assert "pics: 2 files with captions are not read: the path leads out of the source's folder" in caplog.messages
+
+
+def test_hostile_caption_files_cost_their_image_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     picture(tmp_path / "deep.png").with_suffix(".json").write_text("[" * 100_000)
     picture(tmp_path / "list.png").with_suffix(".json").write_text('["a caption"]')
     picture(tmp_path / "type.png").with_suffix(".json").write_text('{"caption": {"a": 1}, "title": 5}')
@@ -108,6 +141,8 @@ def test_hostile_caption_files_cost_their_image_only(tmp_path: Path) -> None:
     picture(tmp_path / "bytes.png").with_suffix(".txt").write_bytes(b"caf\xe9 \x00 noir")
     picture(tmp_path / "half.png").with_suffix(".json").write_text('{"caption": "half \\ud83d of it"}')
     assert [row["caption"] for row in rows(tmp_path)] == ["caf\ufffd noir", "half \ufffd of it"]
+    for reason in ("more than 1,000,000 bytes", "not a plain file"):
+        assert f"pics: 1 files with captions are not read: {reason}" in caplog.messages
 
 
 def test_a_folder_that_gives_no_pairs_is_refused_with_the_reason(tmp_path: Path) -> None:

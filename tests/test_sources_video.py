@@ -94,6 +94,18 @@ def test_words_are_those_beside_the_video(tmp_path: Path) -> None:
     assert found[0]["source_video"] == "a/text film.mp4"
 
 
+@pytest.mark.parametrize("ending", ["txt", "json", "vtt", "srt"])
+def test_words_beside_a_video_are_no_links_out_of_the_folder(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    timed = "00:00:00.000 --> 00:00:09.000\na secret\n"
+    (tmp_path / "secret").write_text(timed if ending in ("vtt", "srt") else '{"caption": "a secret"}')
+    with_text(tmp_path / "films/b.mp4", "its own words")
+    video(tmp_path / "films/a.mp4").with_suffix(f".{ending}").symlink_to(tmp_path / "secret")
+    assert {row["caption"] for row in rows(tmp_path / "films", frames="every")} == {"its own words"}
+    assert "films: 1 files with captions are not read: the path leads out of the source's folder" in caplog.messages
+
+
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
 def test_a_list_names_files_in_its_own_folder(tmp_path: Path, form: str) -> None:
     video(tmp_path / "in/v 1.mp4")
@@ -143,10 +155,10 @@ def test_videos_that_give_no_frame_are_named_with_the_reason_and_counted(
         "codec.mkv": "its codec is not decoded here",
         "cut.mp4": "end of file",
         "text.mp4": "invalid data",
-        "link.mp4": "leads out of its source's folder",
-        "../secret.mp4": "leads out of its source's folder",
-        str(tmp_path / "secret.mp4"): "leads out of its source's folder",
-        "pipe.mp4": "no such file",
+        "link.mp4": "leads out of the source's folder",
+        "../secret.mp4": "leads out of the source's folder",
+        str(tmp_path / "secret.mp4"): "leads out of the source's folder",
+        "pipe.mp4": "not a plain file",
         "missing.mp4": "no such file",
         "empty.mp4": "it is empty",
         "\ud83d.mp4": "no such file",

@@ -150,6 +150,10 @@ def test_what_cannot_be_a_source_is_refused(tmp_path):
         rows(tmp_path / "root")
     os.unlink(tmp_path / "root/t.tar")
     make(tmp_path / "root/t.tar", ("a.jpg", b"x"))
+    (tmp_path / "root/t.parquet").symlink_to(__file__)
+    with pytest.raises(InputError, match=r"'t\.parquet' is a link that leads out"):
+        rows(tmp_path / "root")
+    os.unlink(tmp_path / "root/t.parquet")
     with pytest.raises(InputError, match="has a caption"):
         rows(tmp_path / "root")
     os.mkfifo(tmp_path / "root/pipe.tar")

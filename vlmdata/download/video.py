@@ -1,6 +1,5 @@
 """Frames of videos that are files already: `<source name>:/<path>#t=12.345`, decoded in one pass over each video."""
 
-import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 from vlmdata.download.fetch import Answer
 from vlmdata.download.header import ImageError
-from vlmdata.download.local import open_local
+from vlmdata.local_files import Refused, open_below
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -76,10 +75,10 @@ class Frames:
 
     def _open(self, root: bytes, path: bytes) -> Answer | None:
         """The failure, where the video cannot be opened."""
-        handle = open_local(root, path)
-        if isinstance(handle, Answer):
-            return handle
-        file = os.fdopen(handle, "rb")
+        try:
+            file = open_below(root, path)
+        except Refused as refusal:
+            return Answer(refusal.status, str(refusal))
         try:
             self._reader = _Reader(file, self._max_pixels)
         except ImageError as error:

@@ -6,15 +6,15 @@ Where the folder has ImageFolder's metadata files, or the recipe names COCO's an
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 
 from vlmdata.download.stored import local_url
 from vlmdata.errors import DataError, InputError
+from vlmdata.local_files import NO_SUCH_FILE, Refused, is_below, open_below
 from vlmdata.recipe import FolderSource, VideoSource
 from vlmdata.sources import BATCH_ROWS, ROWS, coco, imagefolder
 from vlmdata.sources.urls import clean_text, shorten, strip_signature
@@ -47,8 +47,9 @@ def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
     Metadata files and annotations, where there are any, are read alone. Otherwise the caption is the .json file's
     caption, else its title with what its description adds, else the .txt file's text; caption_from is that key, or
     `file:txt`. The JSON's keywords become the context, its license the license.
-    The url is `<source name>:/<path>`, the path from the source's root, percent-encoded (see `local_path`).
-    Symbolic links to folders are not followed, those to files only where they stay in the folder.
+    The url is `<source name>:/<path>`, the path from the source's root, percent-encoded.
+    Symbolic links to folders are not followed, those to files only where they stay in the folder; files beside images
+    that are not read for that or another reason are counted in the log.
     Raises InputError as `check` does, DataError where the folder cannot be read to its end.
     """
     check(source)
@@ -68,8 +69,9 @@ def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
 def _beside(source: FolderSource) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
     silent = 0
+    unread = Counter[str]()
     for path in _begin(source):
-        found = caption_beside(os.path.join(source.path, path))
+        found = caption_beside(source.path, path, unread)
         if found is None:
             silent += 1
             continue
@@ -79,19 +81,14 @@ def _beside(source: FolderSource) -> Iterator[pa.RecordBatch]:
             rows = []
     if silent:
         log.info("%s: %d images have no caption beside them and are left aside", source.name, silent)
+    tell_unread(source.name, unread)
     yield pa.RecordBatch.from_pylist(rows, ROWS)
 
 
-def local_path(url: str, root: str) -> str:
-    """The file that a url of this source (`<source name>:/<path>`) means, below the source's folder `root`.
-
-    Raises ValueError for a url that leads out of the folder, by `..` or by a symbolic link.
-    """
-    path = os.fsdecode(unquote_to_bytes(url.partition(":/")[2]))
-    file = os.path.join(root, path)
-    if "\0" in path or os.path.isabs(path) or not _inside(file, os.path.realpath(root)):
-        raise ValueError(f"{url!r} leads out of its source's folder")
-    return file
+def tell_unread(name: str, unread: Counter[str]) -> None:
+    """Log how many files beside a source's images or videos were not read, by reason."""
+    for reason, count in sorted(unread.items()):
+        log.warning("%s: %d files with captions are not read: %s", name, count, reason)
 
 
 def _begin(source: FolderSource) -> Iterator[str]:
@@ -99,7 +96,7 @@ def _begin(source: FolderSource) -> Iterator[str]:
     number = 0
     for path in files(source, EXTENSIONS):
         number += 1
-        if caption_beside(os.path.join(source.path, path)) is not None:
+        if caption_beside(source.path, path, Counter()) is not None:
             return files(source, EXTENSIONS)
     if not number:
         raise InputError(f"sources.{source.name}: {source.path!r} holds no image ({' '.join(EXTENSIONS)})")
@@ -136,23 +133,22 @@ def _wanted(entry: "os.DirEntry[str]", root: str, extensions: tuple[str, ...]) -
         return True
     if not entry.name.lower().endswith(extensions) or not entry.is_file():
         return False
-    return not entry.is_symlink() or _inside(entry.path, root)
+    return not entry.is_symlink() or is_below(root, os.path.relpath(entry.path, root))
 
 
-def _inside(file: str, root: str) -> bool:
-    return os.path.realpath(file).startswith(os.path.join(root, ""))
+def caption_beside(root: str, path: str, unread: Counter[str]) -> tuple[str, str, dict[str, Any]] | None:
+    """(caption, caption_from, the JSON file's content) of an image or another file below the root, or None.
 
-
-def caption_beside(image: str) -> tuple[str, str, dict[str, Any]] | None:
-    """(caption, caption_from, the JSON file's content) of an image or another file, or None."""
-    stem = os.path.splitext(image)[0]
-    about = _json(f"{stem}.json")
+    unread: counts, by reason, the files beside it that are there and cannot be read.
+    """
+    stem = os.path.splitext(path)[0]
+    about = _json(root, f"{stem}.json", unread)
     for key in ("caption", "title", "description"):
         if caption := _string(about, key):
             if key == "title":
                 return *_with_description(caption, _string(about, "description")), about
             return caption, key, about
-    caption = clean_text((read_small(f"{stem}.txt") or b"").decode("utf-8-sig", "replace"))
+    caption = clean_text(read_small(root, f"{stem}.txt", unread).decode("utf-8-sig", "replace"))
     return (caption, "file:txt", about) if caption else None
 
 
@@ -198,9 +194,9 @@ def _string(about: dict[str, Any], key: str) -> str:
     return clean_text(value) if isinstance(value, str) else ""
 
 
-def _json(path: str) -> dict[str, Any]:
-    data = read_small(path)
-    if data is None:
+def _json(root: str, path: str, unread: Counter[str]) -> dict[str, Any]:
+    data = read_small(root, path, unread)
+    if not data:
         return {}
     try:
         about = json.loads(data.decode("utf-8-sig", "replace"))
@@ -210,14 +206,18 @@ def _json(path: str) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def read_small(path: str) -> bytes | None:
-    """A file's bytes; None where there is none, or more than a caption's file can hold."""
-    file = Path(path)
+def read_small(root: str, path: str, unread: Counter[str]) -> bytes:
+    """The bytes of a file below the root; none where it is not there, leads out of the root, or holds more than a
+    caption's file can, which but for the first is counted in `unread`."""
     try:
-        # A pipe or a device under that name would be read for ever.
-        if not file.is_file() or file.stat().st_size > _LARGEST_TEXT:
-            return None
-        return file.read_bytes()
-    except OSError as error:
-        log.warning("%s: cannot be read: %s", path, error.strerror)
-        return None
+        with open_below(root, path) as file:
+            content = file.read(_LARGEST_TEXT + 1)
+    except (Refused, OSError) as error:
+        reason = str(error) if isinstance(error, Refused) else error.strerror or type(error).__name__
+        if reason != NO_SUCH_FILE:
+            unread[reason] += 1
+        return b""
+    if len(content) > _LARGEST_TEXT:
+        unread[f"more than {_LARGEST_TEXT:,} bytes"] += 1
+        return b""
+    return content

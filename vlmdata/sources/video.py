@@ -2,17 +2,18 @@
 
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from vlmdata.download.stored import local_url
 from vlmdata.errors import DataError, InputError
+from vlmdata.local_files import Refused, open_below
 from vlmdata.recipe import VideoSource, nearest
 from vlmdata.sources import BATCH_ROWS, ROWS
 from vlmdata.sources.columns import as_text
@@ -22,8 +23,8 @@ from vlmdata.sources.folder import (
     caption_beside,
     context_and_license,
     files,
-    local_path,
     read_small,
+    tell_unread,
 )
 from vlmdata.sources.formats import table_files
 from vlmdata.sources.scenes import SIZE, Scenes, every, thin
@@ -31,6 +32,9 @@ from vlmdata.sources.subtitles import EXTENSIONS as SUBTITLES
 from vlmdata.sources.subtitles import Cue, at, parse
 from vlmdata.sources.table import READERS
 from vlmdata.sources.urls import clean_text, shorten
+
+if TYPE_CHECKING:
+    from vlmdata.frames import Video
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ def check(source: VideoSource) -> None:
         number = 0
         for path in files(source, EXTENSIONS):
             number += 1
-            captions, cues, _ = _beside(os.path.join(source.path, path))
+            captions, cues, _ = _beside(source.path, path, Counter())
             if captions or cues:
                 return
         if not number:
@@ -91,7 +95,8 @@ def read(source: VideoSource, scratch: str) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
     counts = dict.fromkeys(("videos", "silent", "failed", "frames"), 0)
     schema = pa.schema([*ROWS, *SIGNALS])
-    for path, words, times in _looked_at(source):
+    unread = Counter[str]()
+    for path, words, times in _looked_at(source, unread):
         counts["videos"] += 1
         if not words[0] and not words[1]:
             counts["silent"] += 1
@@ -108,6 +113,7 @@ def read(source: VideoSource, scratch: str) -> Iterator[pa.RecordBatch]:
     log.info("%s: %d frames of %d videos", source.name, counts["frames"], counts["videos"])
     if counts["silent"]:
         log.info("%s: %d videos have no words beside them and are left aside", source.name, counts["silent"])
+    tell_unread(source.name, unread)
     if counts["failed"]:
         log.warning("%s: %d of %d videos give no frame", source.name, counts["failed"], counts["videos"])
         if not counts["frames"]:
@@ -115,13 +121,13 @@ def read(source: VideoSource, scratch: str) -> Iterator[pa.RecordBatch]:
     yield pa.RecordBatch.from_pylist(rows, schema)
 
 
-def _looked_at(source: VideoSource) -> Iterator[tuple[str, _Words, list[int] | _NoFrames]]:
+def _looked_at(source: VideoSource, unread: Counter[str]) -> Iterator[tuple[str, _Words, list[int] | _NoFrames]]:
     """(path, words, times in milliseconds) of every video, in the order of the source."""
     waiting: deque[tuple[str, _Words, Future[list[int] | _NoFrames] | None]] = deque()
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers, "vlmdata-video") as pool:
         try:
-            for path, words in _videos(source):
+            for path, words in _videos(source, unread):
                 wanted = bool(words[0] or words[1])
                 waiting.append((path, words, pool.submit(_times, source, path) if wanted else None))
                 if len(waiting) >= _AHEAD * workers:
@@ -133,10 +139,10 @@ def _looked_at(source: VideoSource) -> Iterator[tuple[str, _Words, list[int] | _
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _videos(source: VideoSource) -> Iterator[tuple[str, _Words]]:
+def _videos(source: VideoSource, unread: Counter[str]) -> Iterator[tuple[str, _Words]]:
     if os.path.isdir(source.path):
         for path in files(source, EXTENSIONS):
-            yield path, _beside(os.path.join(source.path, path))
+            yield path, _beside(source.path, path, unread)
         return
     for path, captions in groupby(_list(source), itemgetter(0)):
         texts = dict.fromkeys(filter(None, (clean_text(caption) for _, caption in captions)))
@@ -160,10 +166,10 @@ def _list(source: VideoSource) -> Iterator[tuple[str, str]]:
             yield path or "", caption or ""
 
 
-def _beside(video: str) -> _Words:
-    found = caption_beside(video)
+def _beside(root: str, video: str, unread: Counter[str]) -> _Words:
+    found = caption_beside(root, video, unread)
     stem = os.path.splitext(video)[0]
-    subtitles = next(filter(None, (read_small(stem + extension) for extension in SUBTITLES)), b"")
+    subtitles = next(filter(None, (read_small(root, stem + extension, unread) for extension in SUBTITLES)), b"")
     cues = parse(subtitles.decode("utf-8-sig", "replace"))
     return ([found[:2]] if found else []), cues, context_and_license(found[2] if found else {})
 
@@ -189,33 +195,35 @@ def _rows(source: VideoSource, path: str, words: _Words, times: list[int]) -> It
 def _times(source: VideoSource, path: str) -> list[int] | _NoFrames:
     """The chosen frames of one video. Returns what is wrong, where there are none."""
     from vlmdata.download.header import ImageError
-    from vlmdata.frames import Video, small_grey
+    from vlmdata.frames import Video
 
     try:
-        place = local_path(local_url(source.name, path), root(source.path))
-        # A pipe would be waited for; what grows meanwhile has no end.
-        if not os.path.isfile(place):
-            raise _NoFrames("there is no such file")
-        if os.path.getsize(place) > source.max_bytes:
-            raise _NoFrames(f"more than {source.max_bytes} bytes")
-        with open(place, "rb") as file, Video(file, source.max_pixels) as video:
-            if video.seconds and video.seconds > source.max_seconds:
-                raise _NoFrames(f"longer than {source.max_seconds:g} s")
-            if source.frames == "every":
-                chosen = every((_within(source, *found) for found in enumerate(video.times())), source.seconds)
-            else:
-                scenes = Scenes(source.threshold)
-                for number, (time, frame) in enumerate(video.frames()):
-                    scenes.show(_within(source, number, time), small_grey(frame, *SIZE))
-                chosen = scenes.chosen()
-            damage = video.damage
+        with open_below(root(source.path), path) as file:
+            if os.fstat(file.fileno()).st_size > source.max_bytes:
+                raise _NoFrames(f"more than {source.max_bytes} bytes")
+            with Video(file, source.max_pixels) as video:
+                chosen = _chosen(source, video)
+                damage = video.damage
     except _NoFrames as reason:
         return reason
-    except (ImageError, OSError, ValueError) as error:
+    except (ImageError, Refused, OSError, ValueError) as error:
         return _NoFrames(error.strerror if isinstance(error, OSError) else str(error))
     if damage:
         log.warning("%s: %r is damaged in %d places, which give no frames", source.name, _text(path), damage)
     return thin(chosen, source.max_frames) or _NoFrames("nothing in it can be decoded")
+
+
+def _chosen(source: VideoSource, video: "Video") -> list[int]:
+    from vlmdata.frames import small_grey
+
+    if video.seconds and video.seconds > source.max_seconds:
+        raise _NoFrames(f"longer than {source.max_seconds:g} s")
+    if source.frames == "every":
+        return every((_within(source, *found) for found in enumerate(video.times())), source.seconds)
+    scenes = Scenes(source.threshold)
+    for number, (time, frame) in enumerate(video.frames()):
+        scenes.show(_within(source, number, time), small_grey(frame, *SIZE))
+    return scenes.chosen()
 
 
 def _within(source: VideoSource, number: int, time: int) -> int:

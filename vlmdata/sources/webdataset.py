@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from vlmdata.download.stored import Stored, local_url, stored_url
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
+from vlmdata.local_files import Refused, is_below, open_below
 from vlmdata.recipe import WebdatasetSource, nearest
 from vlmdata.sources import BATCH_ROWS, ROWS, img2dataset, signal_column
 from vlmdata.sources.scalars import fit, type_of
@@ -156,20 +157,28 @@ def shards(source: WebdatasetSource) -> list[Shard]:
             continue
         fault, output = None, False
         if os.path.isfile(os.path.join(folder, about)):
+            _refuse_outside(source, folder, about)
             try:
                 output = img2dataset.is_output(os.path.join(folder, about))
             except (pa.ArrowException, OSError) as error:
                 fault = f"{about} is not whole: {error}"
         if is_tar or output or fault:
             found.append(Shard(path, about if output else None, fault))
-    where = f"sources.{source.name}.path"
     if not found:
-        raise InputError(f"{where}: {source.path!r} is, holds and matches no .tar file (where compressed, unpack it)")
-    real = os.path.join(os.path.realpath(folder), "")
+        raise InputError(
+            f"sources.{source.name}.path: {source.path!r} is, holds and matches no .tar file (where compressed, "
+            "unpack it)"
+        )
     for shard in found:
-        if not os.path.realpath(os.path.join(folder, shard.path)).startswith(real):
-            raise InputError(f"{where}: {shard.path!r} is a link that leads out of {folder!r}: name its own folder")
+        _refuse_outside(source, folder, shard.path)
     return found
+
+
+def _refuse_outside(source: WebdatasetSource, folder: str, path: str) -> None:
+    if not is_below(folder, path):
+        raise InputError(
+            f"sources.{source.name}.path: {path!r} is a link that leads out of {folder!r}: name its own folder"
+        )
 
 
 def _columns(source: WebdatasetSource) -> dict[str, pa.Field]:
@@ -290,7 +299,10 @@ def _samples(source: WebdatasetSource, shard: Shard, file: BinaryIO) -> Iterator
 
 
 def _open(source: WebdatasetSource, shard: Shard) -> BinaryIO:
-    return open(os.path.join(root(source.path), shard.path), "rb")
+    try:
+        return open_below(root(source.path), shard.path)
+    except Refused as refusal:
+        raise DataError(f"sources.{source.name}: {shard.path}: {refusal}") from refusal
 
 
 def _stored(about: dict[str, Any], member: Member | None, status: str = "success", error: str | None = None) -> Stored:
