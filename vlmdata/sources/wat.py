@@ -13,7 +13,7 @@ from fastwarc.warc import WarcRecordType
 
 from vlmdata.sources.found import Found, Values
 from vlmdata.sources.metas import open_graph, page_language
-from vlmdata.sources.page import page_says
+from vlmdata.sources.page import page_says, product
 from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
@@ -94,6 +94,7 @@ def pages(file: BinaryIO, agent: str, counts: Counter[str]) -> Iterator[Found]:
 
     What cannot be read is noted in `counts`, under the words that a user reads.
     """
+    agent = product(agent)
     for _, block in blocks(file, WarcRecordType.metadata, counts):
         try:
             envelope = _parse(block)
@@ -167,7 +168,7 @@ def _found(
 def _name(meta: _Meta, agent: str) -> str | None:
     """A meta's name in lower case, of those that say something here."""
     name = (meta.property or meta.name or meta.http_equiv).strip().lower()
-    return name if name in _NAMES or name.startswith(("og:", "twitter:")) or name == agent.lower() else None
+    return name if name in _NAMES or name.startswith(("og:", "twitter:")) or name == agent else None
 
 
 def _image(link: _Link, base: str) -> Values | None:
