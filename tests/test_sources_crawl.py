@@ -27,7 +27,10 @@ Answer = tuple[int, dict[str, str], str | bytes]
 
 
 class Web:
-    """A website of path -> answer; None is no answer, what is not there is 404. Keeps (path, user agent, time) of every request."""
+    """A website of path -> answer; None is no answer, what is not there is 404.
+
+    Keeps (path, user agent, time) of every request.
+    """
 
     def __init__(self, pages: dict[str, str | Answer]) -> None:
         self.pages, self.requests = pages, list[tuple[str, str, float]]()
