@@ -204,6 +204,7 @@ _retried: dict[str, Any] = {
 def ingest_pairs(run: _Run) -> dict[str, Table]:
     """Read the sources that were not read yet, and unite their pairs."""
     dataset, plan = run.dataset, run.plan
+    ingest.clean(dataset)
     found = []
     for source in plan.recipe.sources:
         key = plan.found[source.name]
