@@ -61,6 +61,7 @@ class Frontier:
         self.per_host, self.max_depth, self.max_pages = per_host, max_depth, max_pages
         self._db = _connect(path, crawl)
         self._in_hand: dict[int, Waiting] = {}
+        self._aside: dict[int, Waiting] = {}
         self._left: set[str] = set()
         self._level = 0
         self._ready: dict[str, None] = {}  # hosts that may have a page to give, in turn
@@ -164,6 +165,16 @@ class Frontier:
         """Whether a page is in hand still."""
         return page.id in self._in_hand
 
+    def set_aside(self, page: Waiting) -> None:
+        """A page could not be read, and the answers of its host's others decide what that means: `fail` or `leave` it
+        then. For the next run it waits."""
+        self._release(page)
+        self._aside[page.id] = page
+
+    def idle(self) -> bool:
+        """Whether no page is in hand, those set aside apart."""
+        return not self._in_hand
+
     def leave(self, page: Waiting) -> None:
         """Put a page back and give out none of its host in this run; they wait for the next one."""
         self._left.add(page.host)
@@ -246,7 +257,7 @@ class Frontier:
         return self.max_pages is None or self.read < self.max_pages
 
     def _release(self, page: Waiting) -> None:
-        del self._in_hand[page.id]
+        (self._in_hand if page.id in self._in_hand else self._aside).pop(page.id)
         self._ready[page.host] = None
         self._find_level()
 
@@ -254,11 +265,12 @@ class Frontier:
         held = sum(page.host == host for page in self._in_hand.values())
         if host in self._left or held >= self.per_host:
             return None
+        aside = sum(page.host == host for page in self._aside.values())
         found = self._db.execute(
             "SELECT id, url, host, depth FROM pages WHERE state = 0 AND host = ? ORDER BY depth, id LIMIT ?",
-            (host, held + 1),
+            (host, held + aside + 1),
         )
-        page = next((Waiting(*row) for row in found if row[0] not in self._in_hand), None)
+        page = next((Waiting(*row) for row in found if row[0] not in self._in_hand and row[0] not in self._aside), None)
         return None if page is None or (self.max_depth is not None and page.depth > self._level) else page
 
     def _find_level(self) -> None:

@@ -117,13 +117,18 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     )
 
 
+def product(agent: str) -> str:
+    """The name in a user agent that robots.txt, headers and metas address: `vlmdata` of `vlmdata/0.1 (+…)`."""
+    return agent.partition("/")[0].strip().lower()
+
+
 def robots_directives(values: Iterable[str], agent: str) -> set[str]:
     """The directives for `agent` in values of X-Robots-Tag, in lower case.
 
     A value is a list at commas; `name: directive` addresses that agent alone (`*` all), and so does what follows it.
     https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
     """
-    found = set()
+    found, names = set(), (product(agent), "*")
     for value in values:
         ours = True
         for piece in value.lower().split(","):
@@ -131,7 +136,7 @@ def robots_directives(values: Iterable[str], agent: str) -> set[str]:
             name = name.strip()
             # A date, too, has colons (unavailable_after); a name has no spaces.
             if colon and name not in _VALUED and _AGENT.fullmatch(name):
-                ours, piece = name in (agent.lower(), "*"), rest
+                ours, piece = name in names, rest
             if ours:
                 found.update(piece.split())
     return found
@@ -145,7 +150,7 @@ def page_says(
     metas: (name in lower case, content). What a meta says on TDM Reservation comes before what a header says.
     """
     values = list(headers.get("x-robots-tag", ()))
-    values += [content for name, content in metas if name in ("robots", agent.lower())]
+    values += [content for name, content in metas if name in ("robots", product(agent))]
     directives = robots_directives(values, agent)
     inside = [content for name, content in metas if name == "tdm-reservation"]
     return directives, {

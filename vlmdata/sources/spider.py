@@ -10,10 +10,11 @@ import sqlite3
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urljoin
 
 import scrapy
 from scrapy import signals
@@ -26,6 +27,7 @@ from scrapy.spidermiddlewares.httperror import HttpError
 from twisted.python.failure import Failure
 
 from vlmdata.download.address import Gate
+from vlmdata.download.consent import user_agent
 from vlmdata.errors import MachineError
 from vlmdata.recipe import CrawlSource
 from vlmdata.sources import strip_signature
@@ -35,7 +37,7 @@ from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolve
 from vlmdata.sources.page import read_page
 from vlmdata.sources.reserved import Reserved
 from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
-from vlmdata.sources.urls import host_and_port, web_url
+from vlmdata.sources.urls import host_and_port, strip_urls, web_url
 
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
 _UNREACHABLE_IN_A_ROW = 20  # pages, before the host is taken to be gone
@@ -77,10 +79,12 @@ class PageSpider(scrapy.Spider):
         self.gate = Gate(private_hosts(source, self.first))
         self.robots: set[str] = set()  # the hosts and ports that have one
         self.crawl_delay: dict[str, float] = {}  # host -> seconds
-        self.without_robots: dict[str, str] = {}  # host and port -> why its robots.txt cannot be read
+        # host and port -> why its robots.txt cannot be read, and whether that is for good
+        self.without_robots: dict[str, tuple[str, bool]] = {}
         self.left: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        self.unreachable: Counter[str] = Counter()
+        self.row: dict[str, list[tuple[Waiting, str, str]]] = {}  # host -> its pages without an answer since its last
+        self.probed: set[str] = set()
         self.told = time.monotonic()
         frontier.add(self.first, 0)
         for url in self.first:
@@ -104,9 +108,35 @@ class PageSpider(scrapy.Spider):
     def next_request(self) -> scrapy.Request | None:
         page = self.frontier.next()
         if page is None:
-            return None
+            return self._probe() if self.frontier.idle() else None
         meta = {"page": page, "download_maxsize": MAX_SITEMAP_BYTES} if page.sitemap else {"page": page}
         return scrapy.Request(page.url, self.parse, errback=self.on_failure, dont_filter=True, meta=meta)
+
+    def _probe(self) -> scrapy.Request | None:
+        """A question to a host whose last pages had no answer: is it gone, or are they?"""
+        host = next((host for host in self.row if host not in self.probed), None)
+        if host is None:
+            return None
+        self.probed.add(host)
+        url = urljoin(self.row[host][0][0].url, "/robots.txt")
+        meta = {"robots_of": host, "handle_httpstatus_all": True}  # "robots_of": no page of the crawl
+        return scrapy.Request(url, self.on_probe, errback=self.on_probe_failure, dont_filter=True, meta=meta)
+
+    def on_probe(self, response: Response) -> None:
+        self._heard(response.meta["robots_of"])
+
+    def on_probe_failure(self, failure: Failure) -> None:
+        host = failure.request.meta["robots_of"]  # type: ignore[attr-defined]
+        self.probed.discard(host)
+        if host in self.row:
+            page, _, detail = self.row[host][0]
+            self._leave(page, f"can no longer be reached: {detail}")
+
+    def _heard(self, host: str) -> None:
+        """The host answers: the pages that had no answer before cannot be read."""
+        self.probed.discard(host)
+        for page, reason, detail in self.row.pop(host, ()):
+            self._fail(page, reason, detail)
 
     def on_robots(self, place: str, sitemaps: list[str]) -> None:
         """The robots.txt of a host and port was read."""
@@ -126,24 +156,27 @@ class PageSpider(scrapy.Spider):
     def on_failure(self, failure: Failure) -> None:
         error, request = failure.value, failure.request  # type: ignore[attr-defined]
         page: Waiting = request.meta["page"]
-        reason = type(error).__name__
+        reason, detail = type(error).__name__, strip_urls(str(error)) or type(error).__name__
         if isinstance(error, HttpError):
-            reason = f"HTTP {error.response.status}"
+            reason = detail = f"HTTP {error.response.status}"
             if error.response.status in REFUSALS and request.meta.get("gave_up"):
                 return self._leave(page, f"answers {reason} again and again")
-            self.unreachable[page.host] = 0
+            self._heard(page.host)
         elif isinstance(error, OtherHost):
             reason = "another host"
         elif isinstance(error, Unreachable):
-            return self._leave(page, str(error))
+            if not (error.for_good and page.url in self.first):
+                return self._leave(page, detail)
+            reason = detail
         elif isinstance(error, IgnoreRequest):
-            reason = str(error)
+            reason = detail
         else:
-            self.unreachable[page.host] += 1
-            if self.unreachable[page.host] >= _UNREACHABLE_IN_A_ROW:
-                return self._leave(page, f"can no longer be reached: {str(error) or reason}")
-        detailed = isinstance(error, OtherHost) or reason == type(error).__name__
-        self._fail(page, reason, (str(error) if detailed else "") or reason)
+            row = self.row.setdefault(page.host, [])
+            if len(row) + 1 >= _UNREACHABLE_IN_A_ROW:
+                return self._leave(page, f"can no longer be reached: {detail}")
+            row.append((page, reason, detail))
+            return self.frontier.set_aside(page)
+        self._fail(page, reason, detail)
 
     def on_bug(self, failure: Failure, response: Response | None) -> None:
         if failure.check(sqlite3.Error):
@@ -158,15 +191,15 @@ class PageSpider(scrapy.Spider):
             self.failed[page.url] = detail
 
     def _leave(self, page: Waiting, reason: str) -> None:
-        if page.url in self.first:
-            self.failed[page.url] = reason
-        else:
-            self.left[page.host] = reason
-        self.frontier.leave(page)
+        """The host cannot be asked now: the page waits for the next run, and so do those that had no answer before."""
+        self.left[page.host] = reason
+        row = [one for one, *_ in self.row.pop(page.host, ())]
+        for one in dict.fromkeys([page, *row]):
+            self.frontier.leave(one)
 
     def parse(self, response: Response) -> None:
         page: Waiting = response.meta["page"]
-        self.unreachable[page.host] = 0
+        self._heard(page.host)
         try:
             if page.sitemap:
                 self._keep_sitemap(page, response)
@@ -229,11 +262,11 @@ def first_pages(source: CrawlSource) -> list[str]:
     return list(dict.fromkeys(url for url in map(web_url, source.start) if url))
 
 
-def settings(source: CrawlSource, version: str) -> dict[str, Any]:
+def settings(source: CrawlSource) -> dict[str, Any]:
     """Scrapy's settings for a source. https://docs.scrapy.org/en/latest/topics/settings.html"""
     first = first_pages(source)
     return {
-        "USER_AGENT": f"{source.agent}/{version}" + (f" (+{source.contact})" if source.contact else ""),
+        "USER_AGENT": user_agent(source),
         "ROBOTSTXT_OBEY": False,  # Boundary does
         "CONCURRENT_REQUESTS": min(256, max(16, source.concurrency * len(first))),
         "CONCURRENT_REQUESTS_PER_DOMAIN": source.concurrency,
@@ -294,7 +327,7 @@ def main(options: str, path: str) -> None:
     except MachineError as error:
         _end(error)
     with frontier:
-        process = CrawlerProcess(settings(source, spec["version"]))
+        process = CrawlerProcess(settings(source))
         crawler = process.create_crawler(PageSpider)
         process.crawl(crawler, source=source, frontier=frontier)
         process.start()
