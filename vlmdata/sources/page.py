@@ -8,10 +8,9 @@ from typing import NamedTuple
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from vlmdata.sources.metas import open_graph, page_language
-from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
+from vlmdata.sources.urls import LONGEST_CAPTION, clean_text, linked_url, shorten, strip_signature, web_url
 
 _MOST_IMAGES = 5_000
-_LONGEST_CAPTION = 2_000
 _AROUND = 150
 _MOST_WORDS = 50
 _HERE = "\ufdd0"  # where an image stands: a noncharacter, which has no other use in a text
@@ -214,7 +213,7 @@ def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode
             ("alt", attributes.get("alt") or ""),
             ("title", attributes.get("title") or ""),
         ):
-            caption = shorten(clean_text(text), _LONGEST_CAPTION)
+            caption = shorten(clean_text(text), LONGEST_CAPTION)
             if caption:
                 yield node, source, caption, caption_from
                 break
@@ -314,7 +313,7 @@ def _child_text(figure: LexborNode, captions: dict[int, str]) -> str:
             tag, said = child.tag, child.attrs.get("class") or ""
             classes = said.split()
             if tag == "figcaption" or "caption" in classes or (tag in ("p", "div") and "title" in classes):
-                captions[key] = shorten(clean_text(child.text()), _LONGEST_CAPTION)
+                captions[key] = shorten(clean_text(child.text()), LONGEST_CAPTION)
                 break
             if place > 200:
                 break

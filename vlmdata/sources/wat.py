@@ -14,12 +14,11 @@ from fastwarc.warc import WarcRecordType
 from vlmdata.sources.found import Found, Values
 from vlmdata.sources.metas import open_graph, page_language
 from vlmdata.sources.page import page_says, product
-from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
+from vlmdata.sources.urls import LONGEST_CAPTION, clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
 _MOST_IMAGES = 5_000
 _MOST_METAS = 500
-_LONGEST_CAPTION = 2_000
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
 
 _HEARD = frozenset({"x-robots-tag", "tdm-reservation", "content-language"})
@@ -182,7 +181,7 @@ def _image(link: _Link, base: str) -> Values | None:
     if url is None:
         return None
     url, signed = strip_signature(url)
-    return url, signed, shorten(caption, _LONGEST_CAPTION), caption_from, None
+    return url, signed, shorten(caption, LONGEST_CAPTION), caption_from, None
 
 
 def _licenses(link: _Link) -> bool:
