@@ -61,12 +61,17 @@ def read(source: FolderSource, annotations: str) -> Iterator[pa.RecordBatch]:
             if image is None or not caption:
                 odd["annotations without a caption" if image else "annotations without an image"] += 1
                 continue
-            rows.append(
-                dict.fromkeys(ROWS.names)
-                | {"url": image.url, "fetch_url": image.fetch_url, "license": licenses.get(image.license)}
-                | {"caption": caption, "caption_from": "caption", "source": source.name}
-                | {"source_id": clean_text(str(own)) if (own := _id(about.get("id"))) is not None else None}
-            )
+            own = _id(about.get("id"))
+            row = {
+                "url": image.url,
+                "fetch_url": image.fetch_url,
+                "license": licenses.get(image.license),
+                "caption": caption,
+                "caption_from": "caption",
+                "source": source.name,
+                "source_id": None if own is None else clean_text(str(own)),
+            }
+            rows.append(dict.fromkeys(ROWS.names) | row)
             if len(rows) == BATCH_ROWS:
                 yield pa.RecordBatch.from_pylist(rows, ROWS)
                 rows = []
