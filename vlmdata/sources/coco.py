@@ -21,7 +21,7 @@ from vlmdata.sources.urls import clean_text, strip_signature, web_url
 log = logging.getLogger(__name__)
 
 _MOST = 1_000_000_000  # bytes that the images and licenses may take in memory, about: COCO's own take 50 million
-_EACH = 500  # bytes of an entry without its texts
+_EACH = 350  # bytes of an entry without its texts
 _Id = int | str
 
 
