@@ -95,6 +95,19 @@ def test_what_is_no_output_of_img2dataset_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("form", ["parquet", "tfrecord"])
+def test_formats_that_are_not_read_are_named(tmp_path, form):
+    img2dataset_folder.make(tmp_path / "out", 1, "ParquetSampleWriter")
+    if form == "tfrecord":  # its writer needs TensorFlow; it puts the same Parquet file, without images, beside it
+        about = tmp_path / "out/00000.parquet"
+        pq.write_table(pq.read_table(about).drop_columns(["jpg"]), about)
+        (tmp_path / "out/00000.tfrecord").write_bytes(b"x")
+    run = vlmdata(tmp_path, "adopt", "out", "data")
+    assert run.returncode == 2
+    assert "`webdataset` and `files` are read, `parquet` and `tfrecord` are not" in run.stderr
+    assert not (tmp_path / "data/recipe.yaml").exists()
+
+
 def test_the_run_goes_on_to_shards_and_these_are_a_source_that_keeps_its_signals(adopted, tmp_path):
     recipe = yaml.safe_load((adopted / "runs/laion/recipe.yaml").read_text())
     assert recipe["download"]["size"] == 96

@@ -4,12 +4,14 @@ import hashlib
 import io
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 
 import av
 import numpy as np
 import pyarrow as pa
 import pytest
+from hostile import send, serve
 from made_videos import video
 from PIL import Image
 from test_download import fetch, statuses
@@ -141,6 +143,38 @@ def test_each_video_of_a_part_is_opened_once(tmp_path: Path, monkeypatch: pytest
     found, _ = fetch(tmp_path, rows, roots={"v": str(tmp_path)}, concurrency=1)
     assert statuses(found) == ["success"] * 4
     assert len(opened) == 2
+
+
+def test_frames_of_a_part_are_decoded_in_one_pass_whatever_stands_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 frames of one video in any order, among images of another folder and of the web."""
+    video(tmp_path / "v.mp4", frames=60)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    counts = Counter[str]()
+    opened, sought, decoded = Video.__init__, Video.seek, Video.frames
+
+    def frames(self):
+        for found in decoded(self):
+            counts["decoded"] += 1
+            yield found
+
+    monkeypatch.setattr(Video, "__init__", lambda self, *of: counts.update(["opened"]) or opened(self, *of))
+    monkeypatch.setattr(Video, "seek", lambda self, time: counts.update(["sought"]) or sought(self, time))
+    monkeypatch.setattr(Video, "frames", frames)
+    times = np.random.default_rng(0).permutation(20).tolist()
+    roots = {"v": str(tmp_path), "pics": str(tmp_path)}
+    with serve({f"/{number}.png": send((tmp_path / "a.png").read_bytes()) for number in range(20)}) as site:
+        rows = []
+        for number in times:
+            rows.append({"url": f"v:/v.mp4#t={number // 10}.{number % 10}00", "source": "v"})
+            rows.append({"url": "pics:/a.png", "source": "pics", "caption": f"picture {number}"})
+            rows.append({"url": site.url(f"/{number}.png"), "source": "web"})
+        found, _ = fetch(tmp_path, rows, site, roots=roots)
+    assert set(statuses(found)) == {"success"}
+    assert len({row["sha256"] for row in found[::3]}) == 20
+    assert (counts["opened"], counts["sought"]) == (1, 0)
+    assert counts["decoded"] <= 60
 
 
 def test_each_fault_is_a_status(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Folders with ImageFolder's metadata files, or with COCO's annotations."""
 
 import json
+import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,9 +11,9 @@ import pytest
 from PIL import Image
 
 from vlmdata import sources
+from vlmdata.download.local import local_path
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import FolderSource
-from vlmdata.sources.folder import local_path
 
 
 def picture(path: Path) -> None:
@@ -60,7 +62,8 @@ def test_names_of_folders_and_files_are_what_they_are(tmp_path: Path) -> None:
     found = told(rows(tmp_path))
     assert [caption for _, caption in found] == ["in 1", "in [12]"]
     for (url, _), folder in zip(found, ("1", "[12]"), strict=True):
-        assert local_path(str(url), str(tmp_path)) == str(tmp_path / folder / "a  b .png")
+        path = os.fsencode(f"{folder}/a  b .png")
+        assert local_path(str(url), {"pics": str(tmp_path)}) == (os.fsencode(tmp_path), path)
 
 
 def test_metadata_without_its_columns_is_refused_with_the_file(tmp_path: Path) -> None:
@@ -112,10 +115,78 @@ def test_each_coco_annotation_is_a_pair(tmp_path: Path, caplog: pytest.LogCaptur
     ]
     assert [row["license"] for row in found[:2]] == ["http://creativecommons.org/licenses/by/2.0/", None]
     assert found[1]["fetch_url"] == "http://images.example.org/000025.png?sig=x"
-    assert "6 annotations without an image or a caption" in caplog.text
+    assert [line.removeprefix("pics: ") for line in caplog.messages] == [
+        "2 annotations without a caption are left aside",
+        "4 annotations without an image are left aside",
+        "1 images without a URL or a file's name that can be one are left aside",
+        "2 images without an id are left aside",
+    ]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"images": [], "annotations": {}}', "[" * 100_000])
+def coco(path: Path, images: list[dict], **more: object) -> Path:
+    """A captions file in which every image has a caption that is its id."""
+    captions = [{"image_id": image["id"], "caption": str(image["id"])} for image in images]
+    path.write_text(json.dumps({"annotations": captions, "info": [[1]], "images": images, **more}))
+    return path
+
+
+def test_names_that_no_file_can_have_cost_their_image_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "root"
+    picture(root / "a.png")
+    picture(tmp_path / "out.png")
+    (root / "link.png").symlink_to(tmp_path / "out.png")
+    web = "http://h/x.png"
+    images = [
+        {"id": 1, "file_name": "\ud800.jpg"},
+        {"id": 2, "file_name": "nul\0.jpg"},
+        {"id": 3, "file_name": "\udfff", "coco_url": web},
+        {"id": 4, "file_name": "../out.png", "coco_url": web},
+        {"id": 5, "file_name": "link.png", "coco_url": web},
+        {"id": 6, "file_name": "x" * 5000},
+        {"id": 7, "coco_url": "http://h/\ud800.png"},
+        {"id": "\ud800", "file_name": "a.png"},
+    ]
+    found = rows(root, annotations=str(coco(tmp_path / "captions.json", images)))
+    assert told(found) == [
+        *((web, str(number)) for number in (3, 4, 5)),
+        (f"pics:/{'x' * 5000}", "6"),
+        ("http://h/%EF%BF%BD.png", "7"),
+        ("pics:/a.png", "\ufffd"),
+    ]
+    assert caplog.messages == [
+        "pics: 2 annotations without an image are left aside",
+        "pics: 2 images without a URL or a file's name that can be one are left aside",
+    ]
+
+
+def test_a_coco_file_is_not_held_in_memory_but_for_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root").mkdir()
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(100)]
+    captions = [{"image_id": number % 100, "caption": "w" * 1000} for number in range(20_000)]
+    path = coco(tmp_path / "captions.json", images)
+    path.write_text(json.dumps({"images": images, "annotations": captions}))
+    source = FolderSource(kind="folder", name="pics", path=str(tmp_path / "root"), annotations=str(path))
+    tracemalloc.start()
+    assert sum(batch.num_rows for batch in sources.read(source, "")) == 20_000
+    assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 1.5
+    tracemalloc.stop()
+    monkeypatch.setattr("vlmdata.sources.coco._MOST", 50_000)
+    with pytest.raises(DataError, match=r"captions\.json: its images take more than 50,000 bytes of memory"):
+        list(sources.read(source, ""))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"images": []}',
+        '{"images": [' + "9" * 5000 + "]}",
+        '{"images": [], "annotations": {}}',
+        "[" * 100_000,
+    ],
+)
 def test_what_is_not_coco_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "captions.json").write_text(text)
     with pytest.raises(DataError, match=r"captions\.json.*not (JSON|COCO)"):

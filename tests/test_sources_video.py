@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +71,19 @@ def test_a_pan_and_a_flash_are_no_scenes() -> None:
 
 
 def test_frames_are_chosen_by_time_alone() -> None:
-    assert every([40, 0, 2100, 1999, 2000, -30], 2) == [0, 2000]
-    assert every(range(0, 100, 10), 0.001) == list(range(0, 100, 10))
+    assert list(every([40, 0, 2100, 1999, 2000, -30, 9000], 2)) == [0, 2000, 9000]
+    assert list(every(range(0, 100, 10), 0.001)) == list(range(0, 100, 10))
+    assert not every([-1], 2)
     assert thin(list(range(10)), 3) == [1, 5, 8]
     assert thin([1, 2], 3) == thin([1, 2], None) == [1, 2]
+
+
+def test_a_thousand_frames_a_second_are_not_held_to_choose_of_them() -> None:
+    tracemalloc.start()
+    backwards = (time - time % 1000 + 999 - time % 1000 for time in range(400_000))
+    assert list(every(backwards, 1)) == list(range(0, 400_000, 1000))
+    assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes
+    tracemalloc.stop()
 
 
 def test_words_are_those_beside_the_video(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ with a list a column (SBU), or lines of objects (what Spark and pandas call JSON
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from itertools import zip_longest
 from typing import Any
@@ -55,6 +55,18 @@ def json_batches(file: File, names: list[str]) -> Iterator[pa.RecordBatch]:
     with reading(file) as stack:
         rows = _member_rows(file, stack, where) if shape == "rows" else _zip(file, stack, names)
         yield from _batches(file, ((row and [row.get(name) for name in names], size) for row, size in rows), names)
+
+
+def arrays(file: File, names: Collection[str]) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Of the object that the file holds the members `names`, in the file's order, each with its array's elements, which
+    are read to their end before the next is asked for. Raises DataError for what is no JSON of that shape."""
+    with reading(file) as stack:
+        scanner = _Scanner(file, stack)
+        for name in scanner.names():
+            if name in names:
+                yield name, scanner.elements()
+            else:
+                scanner.skip()
 
 
 def _batches(file: File, rows: Iterator[tuple[Any, int]], names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -208,7 +220,7 @@ class _Scanner:
                     self.size, self.at = end - self.at, end
                     return value
                 continue
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # JSONDecodeError, or a whole number of thousands of digits
                 problem = error
             except RecursionError as error:
                 raise DataError(f"{self.file}: JSON that is nested too deeply") from error
@@ -251,11 +263,15 @@ class _Scanner:
             if other == name:
                 yield from self.elements()
                 return
-            if self.peek() == "[":
-                for _ in self.elements():
-                    pass
-            else:
-                self.value()
+            self.skip()
+
+    def skip(self) -> None:
+        """Pass over the value that begins here, an array element by element."""
+        if self.peek() == "[":
+            for _ in self.elements():
+                pass
+        else:
+            self.value()
 
     def _more(self, size: int) -> bool:
         text = self.text.read(size)

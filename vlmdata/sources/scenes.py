@@ -8,16 +8,25 @@ import numpy as np
 
 SHORTEST = 500  # milliseconds of a scene: a flash of light is none
 _WIDTH, _HEIGHT = 64, 36
+_NONE = array("q", [-1])
 
 
-def every(times: Iterable[int], seconds: float) -> list[int]:
-    """Of the times (in any order) the first at or after 0 and each multiple of `seconds`."""
+def every(times: Iterable[int], seconds: float) -> Sequence[int]:
+    """Of the times (in any order) the first at or after 0 and each multiple of `seconds`.
+
+    What is held are 8 bytes for each such interval up to the last time, however many times there are.
+    """
     step = max(1, round(seconds * 1000))
-    chosen: list[int] = []
-    for time in sorted(times):
-        if time >= 0 and (not chosen or time // step > chosen[-1] // step):
-            chosen.append(time)
-    return chosen
+    first = array("q")
+    for time in times:
+        if time < 0:
+            continue
+        place = time // step
+        if place >= len(first):
+            first.extend(_NONE * (place + 1 - len(first)))
+        if time < first[place] or first[place] < 0:
+            first[place] = time
+    return array("q", (time for time in first if time >= 0))
 
 
 class Scenes:
@@ -64,8 +73,8 @@ class Scenes:
 SIZE = _WIDTH, _HEIGHT
 
 
-def thin(times: Sequence[int], most: int | None) -> list[int]:
+def thin(times: Sequence[int], most: int | None) -> Sequence[int]:
     """`most` of the times at most, evenly spread over them."""
     if most is None or len(times) <= most:
-        return list(times)
+        return times
     return [times[(2 * place + 1) * len(times) // (2 * most)] for place in range(most)]

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
@@ -121,9 +121,9 @@ def read(source: VideoSource, scratch: str) -> Iterator[pa.RecordBatch]:
     yield pa.RecordBatch.from_pylist(rows, schema)
 
 
-def _looked_at(source: VideoSource, unread: Counter[str]) -> Iterator[tuple[str, _Words, list[int] | _NoFrames]]:
+def _looked_at(source: VideoSource, unread: Counter[str]) -> Iterator[tuple[str, _Words, Sequence[int] | _NoFrames]]:
     """(path, words, times in milliseconds) of every video, in the order of the source."""
-    waiting: deque[tuple[str, _Words, Future[list[int] | _NoFrames] | None]] = deque()
+    waiting: deque[tuple[str, _Words, Future[Sequence[int] | _NoFrames] | None]] = deque()
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers, "vlmdata-video") as pool:
         try:
@@ -174,7 +174,7 @@ def _beside(root: str, video: str, unread: Counter[str]) -> _Words:
     return ([found[:2]] if found else []), cues, context_and_license(found[2] if found else {})
 
 
-def _rows(source: VideoSource, path: str, words: _Words, times: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(source: VideoSource, path: str, words: _Words, times: Sequence[int]) -> Iterator[dict[str, Any]]:
     captions, cues, about = words
     said_of_it = shorten(captions[0][0], CONTEXT) if captions else None
     common = dict.fromkeys(ROWS.names) | about | {"source": source.name, "source_id": _text(path)}
@@ -192,7 +192,7 @@ def _rows(source: VideoSource, path: str, words: _Words, times: list[int]) -> It
             yield common | frame | {"caption": caption, "caption_from": origin}
 
 
-def _times(source: VideoSource, path: str) -> list[int] | _NoFrames:
+def _times(source: VideoSource, path: str) -> Sequence[int] | _NoFrames:
     """The chosen frames of one video. Returns what is wrong, where there are none."""
     from vlmdata.download.header import ImageError
     from vlmdata.frames import Video
@@ -213,7 +213,7 @@ def _times(source: VideoSource, path: str) -> list[int] | _NoFrames:
     return thin(chosen, source.max_frames) or _NoFrames("nothing in it can be decoded")
 
 
-def _chosen(source: VideoSource, video: "Video") -> list[int]:
+def _chosen(source: VideoSource, video: "Video") -> Sequence[int]:
     from vlmdata.frames import small_grey
 
     if video.seconds and video.seconds > source.max_seconds:

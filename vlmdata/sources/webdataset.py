@@ -165,13 +165,22 @@ def shards(source: WebdatasetSource) -> list[Shard]:
         if is_tar or output or fault:
             found.append(Shard(path, about if output else None, fault))
     if not found:
-        raise InputError(
-            f"sources.{source.name}.path: {source.path!r} is, holds and matches no .tar file (where compressed, "
-            "unpack it)"
-        )
+        raise InputError(f"sources.{source.name}.path: {source.path!r} {_without_tars(folder)}")
     for shard in found:
         _refuse_outside(source, folder, shard.path)
     return found
+
+
+def _without_tars(folder: str) -> str:
+    """What is wrong with a folder in which no tar is found."""
+    for name in sorted(glob.glob("*.parquet", root_dir=folder)):
+        with suppress(pa.ArrowException, OSError):
+            if is_below(folder, name) and img2dataset.is_output(os.path.join(folder, name)):
+                return (
+                    "is img2dataset's output without its images as tars or files: of its values for output_format "
+                    "`webdataset` and `files` are read, `parquet` and `tfrecord` are not"
+                )
+    return "is, holds and matches no .tar file (where compressed, unpack it)"
 
 
 def _refuse_outside(source: WebdatasetSource, folder: str, path: str) -> None:
