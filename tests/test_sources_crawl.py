@@ -382,19 +382,21 @@ def test_pages_of_a_host_that_goes_away_for_a_while_are_all_read_in_the_end(
     site.pages, site.answered = well, lambda path: None
     rows = crawl(tmp_path, f"{site.url}/", autothrottle=False)
     assert {row["caption"] for row in rows} == {f"page {n}" for n in range(pages)}
-    assert [site.asked(path) for path in ("/", "/3")] == [1, 1]
+    assert site.asked("/") <= 4, "asked once, and whether the host is there, thrice"
+    assert site.asked("/3") == 1
 
 
 def test_pages_without_an_answer_cost_themselves_only_where_the_host_has_one(
     web: Callable[[dict[str, Any]], Web], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    links = "".join(f"<a href=/{n}>" for n in (1, 2, 3, 4))
+    dead = dict.fromkeys(f"/dead/{n}" for n in range(45))
+    links = "".join(f"<a href={path}>" for path in (*dead, "/1", "/2", "/3", "/4"))
     copy = "<head><link rel=canonical href=/2></head><img src=a alt=copy>"
-    site = web({"/": links, "/1": "<img src=a alt=one>", "/2": None, "/3": copy, "/4": None, "/robots.txt": ""})
+    site = web({"/": links, "/1": "<img src=a alt=one>", "/2": None, "/3": copy, "/4": None, "/robots.txt": "", **dead})
     with caplog.at_level(logging.INFO):
-        rows = crawl(tmp_path, f"{site.url}/", concurrency=1)
+        rows = crawl(tmp_path, f"{site.url}/", autothrottle=False)
     assert sorted(row["caption"] for row in rows) == ["copy", "one"]
-    assert "2 pages not read: " in caplog.text
+    assert "47 pages not read: " in caplog.text
 
 
 def test_a_name_with_a_version_is_addressed_by_the_name_alone(

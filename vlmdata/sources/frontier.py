@@ -180,6 +180,11 @@ class Frontier:
         self._left.add(page.host)
         self._release(page)
 
+    def read_of(self, host: str) -> str | None:
+        """The URL of a page of the host that was read."""
+        found = self._db.execute("SELECT url FROM pages WHERE state = ? AND host = ? LIMIT 1", (READ, host)).fetchone()
+        return found[0] if found else None
+
     def content(self) -> Iterator[Any]:
         """What the pages that were read hold."""
         for (text,) in self._db.execute("SELECT content FROM pages WHERE state = ? AND pairs > 0", (READ,)):

@@ -20,7 +20,7 @@ import scrapy
 from scrapy import signals
 from scrapy.core.scheduler import BaseScheduler
 from scrapy.crawler import CrawlerProcess
-from scrapy.exceptions import IgnoreRequest, StopDownload
+from scrapy.exceptions import DownloadCancelledError, IgnoreRequest, ResponseDataLossError, StopDownload
 from scrapy.http import HtmlResponse, Response
 from scrapy.linkextractors import IGNORED_EXTENSIONS
 from scrapy.spidermiddlewares.httperror import HttpError
@@ -40,7 +40,7 @@ from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, strip_urls, web_url
 
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
-_UNREACHABLE_IN_A_ROW = 20  # pages, before the host is taken to be gone
+_UNREACHABLE_IN_A_ROW = 20  # pages, before the host is asked whether it is gone
 
 
 class Scheduler(BaseScheduler):
@@ -106,31 +106,41 @@ class PageSpider(scrapy.Spider):
             yield request
 
     def next_request(self) -> scrapy.Request | None:
+        if probe := self._probe(_UNREACHABLE_IN_A_ROW):
+            return probe
         page = self.frontier.next()
         if page is None:
-            return self._probe() if self.frontier.idle() else None
+            return self._probe(1) if self.frontier.idle() else None
         meta = {"page": page, "download_maxsize": MAX_SITEMAP_BYTES} if page.sitemap else {"page": page}
         return scrapy.Request(page.url, self.parse, errback=self.on_failure, dont_filter=True, meta=meta)
 
-    def _probe(self) -> scrapy.Request | None:
-        """A question to a host whose last pages had no answer: is it gone, or are they?"""
-        host = next((host for host in self.row if host not in self.probed), None)
+    def _probe(self, pages: int) -> scrapy.Request | None:
+        """A question to a host whose last pages, at least so many, had no answer: is it gone, or are they?
+
+        It is asked for a page that it has given before, else for its robots.txt.
+        """
+        host = next((host for host, row in self.row.items() if len(row) >= pages and host not in self.probed), None)
         if host is None:
             return None
         self.probed.add(host)
-        url = urljoin(self.row[host][0][0].url, "/robots.txt")
-        meta = {"robots_of": host, "handle_httpstatus_all": True}  # "robots_of": no page of the crawl
+        url = self.frontier.read_of(host) or urljoin(self.row[host][0][0].url, "/robots.txt")
+        meta = {"robots_of": host, "probe": True, "handle_httpstatus_all": True}  # "robots_of": no page of the crawl
         return scrapy.Request(url, self.on_probe, errback=self.on_probe_failure, dont_filter=True, meta=meta)
 
     def on_probe(self, response: Response) -> None:
-        self._heard(response.meta["robots_of"])
+        host = response.meta["robots_of"]
+        if response.status >= 500:
+            return self._gone(host, f"HTTP {response.status}")
+        self._heard(host)
 
     def on_probe_failure(self, failure: Failure) -> None:
-        host = failure.request.meta["robots_of"]  # type: ignore[attr-defined]
+        reason = strip_urls(str(failure.value)) or type(failure.value).__name__
+        self._gone(failure.request.meta["robots_of"], reason)  # type: ignore[attr-defined]
+
+    def _gone(self, host: str, reason: str) -> None:
         self.probed.discard(host)
         if host in self.row:
-            page, _, detail = self.row[host][0]
-            self._leave(page, f"can no longer be reached: {detail}")
+            self._leave(self.row[host][0][0], f"can no longer be reached: {reason}")
 
     def _heard(self, host: str) -> None:
         """The host answers: the pages that had no answer before cannot be read."""
@@ -149,6 +159,8 @@ class PageSpider(scrapy.Spider):
         self.frontier.add([*named, guess], -1 - DEEPEST_SITEMAP)
 
     def on_headers(self, headers: Any, request: scrapy.Request, **_: Any) -> None:
+        if "probe" in request.meta:
+            raise StopDownload(fail=False)
         kind = (headers.get("Content-Type") or b"text/html").lower()
         if b"html" not in kind and "page" in request.meta and not request.meta["page"].sitemap:
             raise StopDownload(fail=False)  # parse sees what it is
@@ -162,6 +174,8 @@ class PageSpider(scrapy.Spider):
             if error.response.status in REFUSALS and request.meta.get("gave_up"):
                 return self._leave(page, f"answers {reason} again and again")
             self._heard(page.host)
+        elif isinstance(error, DownloadCancelledError | ResponseDataLossError):  # too large, or not whole
+            self._heard(page.host)
         elif isinstance(error, OtherHost):
             reason = "another host"
         elif isinstance(error, Unreachable):
@@ -170,11 +184,10 @@ class PageSpider(scrapy.Spider):
             reason = detail
         elif isinstance(error, IgnoreRequest):
             reason = detail
+        elif page.host in self.left:
+            return self._leave(page, self.left[page.host])
         else:
-            row = self.row.setdefault(page.host, [])
-            if len(row) + 1 >= _UNREACHABLE_IN_A_ROW:
-                return self._leave(page, f"can no longer be reached: {detail}")
-            row.append((page, reason, detail))
+            self.row.setdefault(page.host, []).append((page, reason, detail))
             return self.frontier.set_aside(page)
         self._fail(page, reason, detail)
 
