@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -362,6 +363,27 @@ def test_a_start_page_whose_host_cannot_be_reached_for_now_waits_for_the_next_ru
     with pytest.raises(MachineError, match=rf"{refused}.*: 2 pages are kept, 1 wait"):
         crawl(tmp_path, *start)
     assert (away.asked("/"), well.asked("/")) == (1, 1)
+
+
+def test_a_host_that_is_away_for_a_day_stops_the_crawl_no_longer(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = web({"/robots.txt": (500, {}, "")})
+    site = web({"/": "<a href=/1><a href=/2><img src=a alt=b>", "/1": None, "/2": None})
+    start = (f"{site.url}/", f"{closed.url}/")
+    for _ in range(2):
+        site.answered = lambda path: site.pages.update({"/": None}) if path == "/" else None
+        with pytest.raises(MachineError, match=r"1 pages are kept, 3 wait; a host that is still away after a day"):
+            crawl(tmp_path, *start)
+    with sqlite3.connect(tmp_path / "site.frontier") as db:
+        db.execute("UPDATE away SET since = since - 90000")
+    db.close()
+    assert [row["caption"] for row in crawl(tmp_path, *start)] == ["b"]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    places = [url.removeprefix("http://") for url in (site.url, closed.url)]
+    for place in places:
+        assert any(f"{place} could not be reached for a day" in line for line in told), told
+    assert any(f"a start page could not be read, and is left out: {closed.url}/: robots.txt" in line for line in told)
 
 
 @pytest.mark.parametrize("pages", [40, 8])

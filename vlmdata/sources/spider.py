@@ -10,15 +10,13 @@ import sqlite3
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urljoin
 
 import scrapy
 from scrapy import signals
-from scrapy.core.scheduler import BaseScheduler
 from scrapy.crawler import CrawlerProcess
 from scrapy.exceptions import DownloadCancelledError, IgnoreRequest, ResponseDataLossError, StopDownload
 from scrapy.http import HtmlResponse, Response
@@ -36,34 +34,12 @@ from vlmdata.sources.frontier import DEEPEST_SITEMAP, Frontier, Waiting
 from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolver, Unreachable
 from vlmdata.sources.page import read_page
 from vlmdata.sources.reserved import Reserved
+from vlmdata.sources.scheduler import Scheduler, end
 from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, strip_urls, web_url
 
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
 _UNREACHABLE_IN_A_ROW = 20  # pages, before the host is asked whether it is gone
-
-
-class Scheduler(BaseScheduler):
-    """Scrapy's scheduler: what is asked for again (redirects, retries) first, then the frontier's pages."""
-
-    def __init__(self) -> None:
-        self.again: deque[scrapy.Request] = deque()
-
-    def open(self, spider: Any) -> None:
-        self.spider = spider
-
-    def has_pending_requests(self) -> bool:
-        return bool(self.again) or not self.spider.frontier.ended()
-
-    def enqueue_request(self, request: scrapy.Request) -> bool:
-        self.again.append(request)
-        return True
-
-    def next_request(self) -> scrapy.Request | None:
-        try:
-            return self.again.popleft() if self.again else self.spider.next_request()
-        except sqlite3.Error as error:
-            _end(error)
 
 
 class PageSpider(scrapy.Spider):
@@ -81,7 +57,8 @@ class PageSpider(scrapy.Spider):
         self.crawl_delay: dict[str, float] = {}  # host -> seconds
         # host and port -> why its robots.txt cannot be read, and whether that is for good
         self.without_robots: dict[str, tuple[str, bool]] = {}
-        self.left: dict[str, str] = {}
+        self.left: dict[str, str] = {}  # host and port -> why it is asked for no more in this run
+        self.given_up: dict[str, str] = {}  # … and why in no other run
         self.failed: dict[str, str] = {}
         self.row: dict[str, list[tuple[Waiting, str, str]]] = {}  # host -> its pages without an answer since its last
         self.probed: set[str] = set()
@@ -108,7 +85,8 @@ class PageSpider(scrapy.Spider):
     def next_request(self) -> scrapy.Request | None:
         if probe := self._probe(_UNREACHABLE_IN_A_ROW):
             return probe
-        page = self.frontier.next()
+        while (page := self.frontier.next()) and page.host in self.given_up:
+            self._fail(page, self.given_up[page.host], self.given_up[page.host])
         if page is None:
             return self._probe(1) if self.frontier.idle() else None
         meta = {"page": page, "download_maxsize": MAX_SITEMAP_BYTES} if page.sitemap else {"page": page}
@@ -193,7 +171,7 @@ class PageSpider(scrapy.Spider):
 
     def on_bug(self, failure: Failure, response: Response | None) -> None:
         if failure.check(sqlite3.Error):
-            _end(failure.value)
+            end(failure.value)
         if response is not None and self.frontier.holds(response.meta["page"]):
             self._fail(response.meta["page"], "a bug; --debug shows it", "a bug; --debug shows it")
 
@@ -204,10 +182,18 @@ class PageSpider(scrapy.Spider):
             self.failed[page.url] = detail
 
     def _leave(self, page: Waiting, reason: str) -> None:
-        """The host cannot be asked now: the page waits for the next run, and so do those that had no answer before."""
+        """The host cannot be asked now: the page waits for the next run, and so do those that had no answer before.
+
+        Where it could not be a day ago either, they count as pages that cannot be read.
+        """
+        pages = dict.fromkeys([page, *(one for one, *_ in self.row.pop(page.host, ()))])
+        if self.frontier.away_for_long(page.host):
+            self.given_up[page.host] = reason
+            for one in pages:
+                self._fail(one, reason, reason)
+            return
         self.left[page.host] = reason
-        row = [one for one, *_ in self.row.pop(page.host, ())]
-        for one in dict.fromkeys([page, *row]):
+        for one in pages:
             self.frontier.leave(one)
 
     def parse(self, response: Response) -> None:
@@ -324,12 +310,6 @@ def _end_with_parent() -> None:
     os._exit(4)
 
 
-def _end(error: object) -> NoReturn:
-    """The frontier cannot be written, such as on a full disk: what it holds is whole, and all else is in vain."""
-    print(error, file=sys.stderr, flush=True)  # noqa: T201 - the protocol
-    os._exit(4)
-
-
 def main(options: str, path: str) -> None:
     """Crawl until the frontier has nothing more to give, and print the outcome."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -338,7 +318,7 @@ def main(options: str, path: str) -> None:
     try:
         frontier = Frontier(Path(path), spec["crawl"], source.concurrency, source.max_depth, source.max_pages)
     except MachineError as error:
-        _end(error)
+        end(error)
     with frontier:
         process = CrawlerProcess(settings(source))
         crawler = process.create_crawler(PageSpider)
@@ -346,7 +326,14 @@ def main(options: str, path: str) -> None:
         process.start()
         spider = crawler.spider
         assert isinstance(spider, PageSpider)
-        spider.tell(left=spider.left, failed=spider.failed, failures=frontier.failures(), **frontier.counts())
+        frontier.note_away(spider.left)
+        spider.tell(
+            left=spider.left,
+            given_up=spider.given_up,
+            failed=spider.failed,
+            failures=frontier.failures(),
+            **frontier.counts(),
+        )
 
 
 if __name__ == "__main__":
