@@ -117,11 +117,18 @@ def _report(source: CrawlSource, outcome: dict[str, Any]) -> None:
         reasons = "; ".join(f"{host}: {reason}" for host, reason in sorted(outcome["left"].items()))
         raise MachineError(
             f"sources.{source.name}: {reasons}. Run it again later: {pages:,} pages are kept, "
-            f"{outcome['waiting']:,} wait"
+            f"{outcome['waiting']:,} wait; a host that is still away after a day is left out"
         )
     if not pages:
         reasons = failed or ", ".join(strip_signature(url)[0] for url in source.start)
         raise DataError(f"sources.{source.name}: no start page could be read: {reasons}")
+    for host, reason in sorted(outcome["given_up"].items()):
+        log.warning(
+            "sources.%s: %s could not be reached for a day, its further pages are left out: %s",
+            source.name,
+            host,
+            reason,
+        )
     if failed:
         log.warning("sources.%s: a start page could not be read, and is left out: %s", source.name, failed)
     for reason, count in sorted(outcome["failures"].items()):

@@ -6,6 +6,7 @@ nothing else.
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ CREATE INDEX waiting ON pages (host, depth, id) WHERE state = 0;
 CREATE INDEX level ON pages (depth) WHERE state = 0;
 CREATE INDEX canonical ON pages (canonical) WHERE canonical IS NOT NULL;
 """
+_AWAY = "CREATE TABLE IF NOT EXISTS away (host TEXT PRIMARY KEY, since REAL NOT NULL)"  # seconds since 1970
+_LONGEST_AWAY = 86_400.0  # seconds from the first run that could not reach a host to one that goes on without it
 _SECONDS_TO_WAIT = 30.0  # for a crawler of a killed run that is still about to end
 
 
@@ -180,6 +183,24 @@ class Frontier:
         self._left.add(page.host)
         self._release(page)
 
+    def away_for_long(self, host: str) -> bool:
+        """Whether a host could not be reached in a run a day ago, nor in any since."""
+        found = self._db.execute("SELECT since FROM away WHERE host = ?", (host,)).fetchone()
+        return found is not None and time.time() - found[0] > _LONGEST_AWAY
+
+    def note_away(self, hosts: Iterable[str]) -> None:
+        """At the end of a run, the hosts that could not be reached."""
+        known = dict(self._db.execute("SELECT host, since FROM away").fetchall())
+        with self._db:
+            self._db.execute("DELETE FROM away")
+            rows = [(host, known.get(host, time.time())) for host in hosts]
+            self._db.executemany("INSERT INTO away VALUES (?, ?)", rows)
+
+    def read_of(self, host: str) -> str | None:
+        """The URL of a page of the host that was read."""
+        found = self._db.execute("SELECT url FROM pages WHERE state = ? AND host = ? LIMIT 1", (READ, host)).fetchone()
+        return found[0] if found else None
+
     def content(self) -> Iterator[Any]:
         """What the pages that were read hold."""
         for (text,) in self._db.execute("SELECT content FROM pages WHERE state = ? AND pairs > 0", (READ,)):
@@ -290,11 +311,13 @@ def _connect(path: Path, crawl: str) -> sqlite3.Connection:
         db.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")
         held = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone()
         if held and db.execute("SELECT crawl FROM about").fetchone() == (crawl,):
+            db.execute(_AWAY)
             return db
         with db:
             db.execute("DROP TABLE IF EXISTS about")
             db.execute("DROP TABLE IF EXISTS pages")
-            for statement in _SCHEMA.strip().split(";\n"):
+            db.execute("DROP TABLE IF EXISTS away")
+            for statement in (*_SCHEMA.strip().split(";\n"), _AWAY):
                 db.execute(statement)
             db.execute("INSERT INTO about VALUES (?)", (crawl,))
     except sqlite3.Error as error:
