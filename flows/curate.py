@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ from vlmdata.sources import by_file
 log = logging.getLogger(__name__)
 INGESTED = ("pairs", "source_signals")
 DOWNLOADED = ("images", "known")
+# The recipe of `run_here`: what is a parameter of a flow stands in Prefect's database.
+_whole: ContextVar[Recipe | None] = ContextVar("whole", default=None)
 
 
 @dataclass
@@ -57,6 +60,17 @@ class _Run:
         return self.dataset.current_table(name, self.plan.tables[name], self.tables.values())
 
 
+def run_here(
+    recipe: Recipe, limit: int | None = None, stages: list[str] | None = None, retry: list[str] | None = None
+) -> str:
+    """The flow `curate` in this process; its parameters are without the secrets of the recipe's URLs."""
+    token = _whole.set(recipe)
+    try:
+        return curate(snapshot.without_secrets(recipe.model_dump(mode="json")), limit, stages, retry)
+    finally:
+        _whole.reset(token)
+
+
 @flow(name="curate", validate_parameters=False)
 def curate(
     recipe: dict[str, Any], limit: int | None = None, stages: list[str] | None = None, retry: list[str] | None = None
@@ -66,7 +80,7 @@ def curate(
     retry: error classes; pairs whose download ended in one of them are tried again, in a new layer.
     Stages that are done are found done; parts that are done are kept. Raises VlmdataError subclasses.
     """
-    parsed = Recipe.model_validate(recipe)
+    parsed = _whole.get() or Recipe.model_validate(recipe)
     dataset = Dataset(parsed.dataset)
     run = _Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
     with lock(dataset, "vlmdata run"):
@@ -190,6 +204,7 @@ _retried: dict[str, Any] = {
 def ingest_pairs(run: _Run) -> dict[str, Table]:
     """Read the sources that were not read yet, and unite their pairs."""
     dataset, plan = run.dataset, run.plan
+    ingest.clean(dataset)
     found = []
     for source in plan.recipe.sources:
         key = plan.found[source.name]

@@ -133,8 +133,9 @@ def _pipeline(runner: Runner, parts: int) -> Iterator[beam.Pipeline]:
         return
     import dask
 
-    # Its scheduler tells of every connection; what goes wrong reaches us as an exception.
-    dask.config.set({"logging.distributed": "critical"})
+    # Scheduler and workers tell of every connection; what goes wrong reaches us as an exception.
+    environment = "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED"
+    dask.config.set({"logging.distributed": "critical", environment: "critical"})
     from apache_beam.runners.dask.dask_runner import DaskRunner
     from dask.distributed import LocalCluster
 

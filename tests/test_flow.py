@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import HOSTILE, RECIPE, content, make_photos, vlmdata, write_recipe
+from made_warc import pack, response
 
 from vlmdata.dataset import Dataset
 
@@ -228,3 +231,34 @@ def test_signals_that_a_source_brings_are_judged_and_shown_like_any_other(tmp_pa
     wrong = vlmdata(tmp_path, "plan", str(recipe), "--set", "select.rules.scored=source_scores > 0.5")
     assert wrong.returncode == 2
     assert "did you mean 'source_score'?" in wrong.stderr
+
+
+def test_secrets_of_a_recipe_reach_its_hosts_and_neither_prefects_database_nor_the_dataset(tmp_path):
+    page = pack([response("https://h.example/", "<img src=1.png alt='one red box'>")])
+
+    class Archive(BaseHTTPRequestHandler):
+        def do_GET(self):
+            wanted = self.path.endswith("/a.warc.gz?token=LEAK")
+            body = page if wanted else b"no"
+            self.send_response(200 if wanted else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        path = f"http://127.0.0.1:{server.server_port}/a.warc.gz?token=LEAK"
+        recipe = write_recipe(tmp_path, sources=[{"kind": "commoncrawl", "format": "warc", "paths": [path]}])
+        done = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest")
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert Dataset(str(tmp_path / "runs/it")).tables_named("pairs")[0].rows == 1
+    databases = {file: file.read_bytes() for file in (tmp_path / ".prefect").glob("prefect.db*")}
+    assert any(b"/a.warc.gz" in content for content in databases.values())
+    files = {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    assert [file for file, content in (databases | files).items() if b"LEAK" in content] == []

@@ -11,7 +11,7 @@ import pytest
 
 from vlmdata.dataset import Dataset, Table
 from vlmdata.errors import InputError
-from vlmdata.ingest import FOUND, read_source, unite
+from vlmdata.ingest import FOUND, clean, read_source, unite
 from vlmdata.recipe import FolderSource, TableSource, WebdatasetSource
 from vlmdata.sources import signal_column, unite_signals
 
@@ -122,6 +122,22 @@ def test_a_source_is_recorded_in_the_order_of_its_columns(dataset, tmp_path):
     assert row["caption"] == "caption a"
     assert row["uid"] == hashlib.blake2b(b"folder:/a.jpg\0caption a", digest_size=16).hexdigest()
     assert dataset.read_table("observations", "k").rows == 0
+
+
+@pytest.mark.parametrize("url", ["{}/d [x]*", "memory://dataset"])
+def test_what_a_kill_left_of_a_source_that_was_read_is_removed_and_no_other(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset = Dataset(url.format(tmp_path))
+    clean(dataset)
+    for key in ("done", "under_way"):
+        dataset.write_bytes(f"tables/extracted/{key}/000001-0000000.parquet", b"x")
+        folder = dataset.kept_folder(f"reading/{key}")
+        folder.mkdir(parents=True)
+        (folder / "site.frontier").write_bytes(b"x")
+    dataset.write_table(Table("found", "done", ()))
+    clean(dataset)
+    assert dataset.keys_of("extracted") == ["under_way"]
+    assert [folder.name for folder in dataset.kept_folder("reading").iterdir()] == ["under_way"]
 
 
 def test_one_page_that_denies_is_enough(dataset):

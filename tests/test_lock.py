@@ -10,9 +10,12 @@ import time
 
 import pytest
 
-from vlmdata.dataset import Dataset
+import vlmdata.lock as locks
+from vlmdata.dataset import Dataset, Table
 from vlmdata.errors import RefusedError
 from vlmdata.lock import RUN_VARIABLE, end_orphans, lock, run_mark
+from vlmdata.pipelines.runner import run_parts
+from vlmdata.recipe import Runner
 
 HOLD = """
 import sys, time
@@ -56,6 +59,70 @@ def test_a_lock_of_another_machine_counts_by_its_heartbeat(dataset):
     dataset.write_bytes("lock.json", json.dumps({**old, "heartbeat": time.time() - 1000}).encode())
     with lock(dataset, "this run"):
         pass
+
+
+def take_over(dataset, monkeypatch):
+    """What a run on another machine does that finds no heartbeat: it has the lock until the test ends."""
+    monkeypatch.setattr(locks, "STALE_SECONDS", 0.0)
+    monkeypatch.setattr(locks.socket, "gethostname", lambda: "another machine")
+    return lock(Dataset(dataset.url), "the other run")
+
+
+def hang(path, content):
+    raise OSError("the disk does not answer")
+
+
+def worked_on(number):
+    """By what the test has put there: what travels to a worker is pickled, but a module's name is not."""
+    return _work(number)  # noqa: F821
+
+
+@pytest.mark.parametrize("heartbeat", [0.05, 60])
+def test_a_run_whose_lock_was_taken_over_records_publishes_and_removes_nothing_more(dataset, monkeypatch, heartbeat):
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", heartbeat)
+    with lock(dataset, "this run"):
+        dataset.write_table(Table("pairs", "before", ()))
+        assert run_parts(dataset, "stage", str, [1, 2], Runner()) == ["1", "2"]
+        with monkeypatch.context() as hung:
+            hung.setattr(dataset, "write_json", hang)
+            time.sleep(0.1)
+            taken = take_over(dataset, monkeypatch)
+            taken.__enter__()
+        time.sleep(0.2)  # the heartbeat goes on, and leaves the other's lock as it is
+        for work in (
+            lambda: dataset.write_table(Table("pairs", "after", ())),
+            lambda: dataset.publish({"number": 1}),
+            lambda: dataset.remove("tables"),
+            lambda: run_parts(dataset, "stage", str, [1], Runner()),
+        ):
+            with pytest.raises(RefusedError, match=r"the other run .* on another machine"):
+                work()
+    assert dataset.read_json("lock.json")["what"] == "the other run"
+    assert dataset.read_table("pairs", "before")
+    assert not dataset.exists("tables/pairs/after")
+    assert not dataset.exists("latest.json")
+    taken.__exit__(None, None, None)
+    assert not dataset.exists("lock.json")
+
+
+def test_parts_that_wait_when_the_lock_is_lost_are_not_begun(dataset, monkeypatch):
+    with lock(dataset, "this run"):
+        taken = take_over(dataset, monkeypatch)
+        begun = []
+
+        def work(number):
+            begun.append(number)
+            taken.__enter__()
+
+        monkeypatch.setattr(sys.modules[__name__], "_work", work, raising=False)
+        with pytest.raises(RefusedError, match="the other run"):
+            run_parts(dataset, "stage", worked_on, [1, 2, 3], Runner(workers=1))
+        assert len(begun) == 1
+        assert dataset.read_json("lock.json")["what"] == "the other run"
+    assert dataset.exists("lock.json")
+    taken.__exit__(None, None, None)
+    assert not dataset.exists("lock.json")
+    dataset.write_table(Table("pairs", "later", ()))  # who holds no lock is not guarded
 
 
 def test_only_the_server_of_a_run_that_is_gone_is_ended(dataset):

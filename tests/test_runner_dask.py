@@ -86,7 +86,7 @@ def where(number: int) -> list[Any]:
 
 def test_without_an_address_a_cluster_is_started_and_ended(tmp_path: Path) -> None:
     dataset = Dataset(str(tmp_path / "d"))
-    found = run_parts(dataset, "stage", where, [0, 1, 3, 4], Runner(kind="dask", workers=2))
+    found = run_parts(dataset, "stage", where, [0, 1, 3, 4], Runner(kind="dask", workers=1))
     assert [number for number, _ in found] == [0, 1, 3, 4]
     assert os.getpid() not in {pid for _, pid in found}
     for _, pid in found:

@@ -161,3 +161,19 @@ def test_what_open_clip_cannot_load_is_one_readable_line(tmp_path: Path, directo
     broken.unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
         clip._open_clip(options(model=str(tmp_path)))
+
+
+def test_a_worker_finds_a_model_from_another_folder(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lite").mkdir()  # which is not meant
+    (tmp_path / "checkpoint.pt").write_bytes(b"x")
+    monkeypatch.chdir(directory.parent)
+    wanted = clip.absolute(options(model=directory.name))
+    assert clip.absolute(options(model=f"local-dir:{directory.name}")) == wanted
+    monkeypatch.chdir(tmp_path)
+    assert clip.identity(wanted) == clip.identity(options(model=str(directory)))
+    of_file = clip.absolute(options(model="ViT-B-32", pretrained="checkpoint.pt"))
+    assert of_file.pretrained == str(tmp_path / "checkpoint.pt")
+    for other in (options(model="lite"), options(model="ViT-B-32", pretrained="laion2b_s34b_b79k")):
+        assert clip.absolute(other) == other

@@ -244,7 +244,7 @@ def test_wat_records_that_are_broken_or_hostile_are_counted_and_passed_over(tmp_
         b"not JSON",
         b"[" * 200_000,
         b'{"Envelope": 3}',
-        json.dumps(envelope([{**good, "alt": 7}])).encode(),
+        json.dumps(envelope([good, "a.jpg"])).encode(),
         json.dumps(envelope([half, good, {**good, "url": "http://[", "alt": "x"}, {"path": "IMG@/src"}])).encode(),
         json.dumps(envelope([good] * 6_000)).encode(),
         json.dumps({"Envelope": {"Payload-Metadata": {"HTTP-Request-Metadata": {}}}}).encode(),
@@ -262,6 +262,50 @@ def test_wat_records_that_are_broken_or_hostile_are_counted_and_passed_over(tmp_
         "responses without a web address": 1,
         "images left out: more than 5,000 on a page": 1_000,
     }
+
+
+def test_a_value_of_wat_that_is_no_string_costs_itself_only(tmp_path):
+    """`"alt": null` and the like count as absent; the page's other images and words stay."""
+    good = {"path": "IMG@/src", "url": "a.jpg", "alt": "an image", "title": None}
+    odd = [None, 7, 1.5, True, [], {}, {"a": ["b"]}]
+    values = [one for value in odd for one in (
+        {**good, "url": value}, {**good, "path": value}, {"path": "A@/href", "url": value, "rel": value},
+        {**good, "alt": value, "title": "a title"},
+    )]  # fmt: skip
+    for value in odd:
+        head = {"Base": value, "Title": value,
+                "Link": [{"path": value, "url": "/by", "rel": value}, {"url": "/by", "rel": "license"}],
+                "Metas": [{"name": value, "content": value}, {"name": "robots", "content": "noai"},
+                          {"property": "og:image", "content": value}]}  # fmt: skip
+        metadata = {
+            "HTML-Metadata": {"Head": head, "Links": [*values, good]},
+            "Response-Message": {"Status": None},
+            "Headers": {"X-Robots-Tag": [value, "noindex"], "Content-Language": value, "tdm-reservation": "1"},
+        }
+        origin = {"WARC-Target-URI": PAGE, "WARC-Date": value}
+        envelope = {"Payload-Metadata": {"HTTP-Response-Metadata": metadata}, "WARC-Header-Metadata": origin}
+        content = json.dumps({"Envelope": envelope}).encode()
+        rows, counts = rows_of(
+            write(tmp_path / "x.wat.gz", pack([record("metadata", PAGE, content, "application/json")])), "wat"
+        )
+        assert counts == {"records": 1, "pages": 1}
+        assert [row["caption"] for row in rows] == ["a title"] * len(odd) + ["an image"]
+        assert {row["license"] for row in rows} == {"https://example.org/by"}
+        assert rows[0]["page_consent"] == {"robots": "deny", "noai": "deny", "tdm": "deny", "noml": None}
+    nothing = {"HTML-Metadata": {"Head": {"Metas": None, "Link": None}, "Links": None}, "Headers": None}
+    envelope = {"Payload-Metadata": {"HTTP-Response-Metadata": nothing}, "WARC-Header-Metadata": origin}
+    content = json.dumps({"Envelope": {**envelope, "WARC-Header-Metadata": {"WARC-Target-URI": PAGE}}}).encode()
+    path = write(tmp_path / "n.wat.gz", pack([record("metadata", PAGE, content, "application/json")]))
+    assert rows_of(path, "wat") == ([], {"records": 1, "pages": 1})
+
+
+@pytest.mark.parametrize("format", ["warc", "wat"])
+def test_directives_address_the_name_of_an_agent_with_a_version(tmp_path, format):
+    page = response(PAGE, f"<meta name=mybot content=noml>{HTML}", X_Robots_Tag="MyBot: noai")
+    path = write(tmp_path / "x.gz", pack([page] if format == "warc" else wat(page)))
+    for agent, said in (("MyBot/1.0", "deny"), ("OtherBot/1.0", None)):
+        (row,), _ = rows_of(path, format, agent=agent)
+        assert (row["page_consent"]["noai"], row["page_consent"]["noml"]) == (said, said)
 
 
 @pytest.mark.skipif(shutil.which("wget") is None, reason="`make test` installs wget")
@@ -297,7 +341,7 @@ def test_a_warc_that_wget_wrote_of_a_site(tmp_path):
     assert "damaged places" not in counts
 
 
-def test_files_are_named_by_paths_globs_and_listings(tmp_path):
+def test_files_are_named_by_paths_globs_and_listings(tmp_path, monkeypatch):
     for name in ("b.warc.gz", "a.warc.gz", "c [1].warc", "crawl-data/d.warc.gz"):
         write(tmp_path / "with [signs]" / name, pack([response(PAGE, HTML)]))
     folder = tmp_path / "with [signs]"
@@ -311,6 +355,8 @@ def test_files_are_named_by_paths_globs_and_listings(tmp_path):
     assert files(f"{bracketed}/*.gz", f"{folder}/c [1].warc", f"{folder}/a.warc.gz") == [
         "a.warc.gz", "b.warc.gz", "c [1].warc"]  # fmt: skip
     assert files(str(listing), base=f"{folder}/") == ["crawl-data/d.warc.gz", "https://x.org/e.warc.gz"]
+    monkeypatch.chdir(tmp_path)  # a worker is elsewhere
+    assert files("warc.paths.gz", base="with [signs]") == ["crawl-data/d.warc.gz", "https://x.org/e.warc.gz"]
     assert files("https://x.org/y.warc.gz?a=1") == ["https://x.org/y.warc.gz?a=1"]
     with pytest.raises(InputError, match="set `base`"):
         files(str(listing))

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -27,7 +28,10 @@ Answer = tuple[int, dict[str, str], str | bytes]
 
 
 class Web:
-    """A website of path -> answer; what is not there is 404. Keeps (path, user agent, time) of every request."""
+    """A website of path -> answer; None is no answer, what is not there is 404.
+
+    Keeps (path, user agent, time) of every request.
+    """
 
     def __init__(self, pages: dict[str, str | Answer]) -> None:
         self.pages, self.requests = pages, list[tuple[str, str, float]]()
@@ -41,6 +45,9 @@ class Web:
             def do_GET(self) -> None:
                 web.requests.append((self.path, self.headers["User-Agent"], time.monotonic()))
                 answer = web.pages.get(self.path, (404, {}, "nothing here"))
+                if answer is None:  # gone: the connection ends without an answer
+                    self.close_connection = True
+                    return
                 status, headers, body = (200, {}, answer) if isinstance(answer, str) else answer
                 self.send_response(status)
                 for name, value in {"Content-Type": "text/html; charset=utf-8", **headers}.items():
@@ -315,29 +322,118 @@ def test_crawl_delay_is_kept(web: Callable[[dict[str, Any]], Web], tmp_path: Pat
     assert min(later - earlier for earlier, later in itertools.pairwise(times)) > 0.3
 
 
-def test_start_pages_that_cannot_be_read_are_an_error_with_their_reasons(
-    web: Callable[[dict[str, Any]], Web], tmp_path: Path
+def test_start_pages_that_cannot_be_read_are_told_with_their_reasons_and_cost_the_others_nothing(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sites = {
         "HTTP 404": web({}).url,
         "forbidden by robots.txt": web({"/robots.txt": "User-agent: *\nDisallow: /\n", "/": "x"}).url,
-        "it leads to another host, http://other.invalid/": web(
-            {"/": (301, {"Location": "http://other.invalid/"}, "")}
+        "it leads to another host, http://other.invalid/: name": web(
+            {"/": (301, {"Location": "http://u:LEAK@other.invalid/?sig=LEAK"}, "")}
         ).url,
-        "not a page of HTML": web({"/": (200, {"Content-Type": "image/png"}, "x")}).url,
-        "robots.txt cannot be read: Connection was refused": "http://127.0.0.1:1",
+        "not a page of HTML": web({"/": (200, {"Content-Type": "image/png"}, "x"), "/?token=LEAK": "x"}).url,
+        "robots.txt cannot be read: DNS lookup failed": "http://gone.invalid",
     }
+    urls = [f"{url}/" for url in sites.values()]
+    well = web({"/": "<img src=a alt=b>"})
+    gone = f"{web({}).url}/gone?token=LEAK"
+    assert len(crawl(tmp_path / "1", *urls, gone, f"{well.url}/")) == 1
+    (told,) = [record.getMessage() for record in caplog.records if "a start page could not be read" in record.msg]
+    for reason, url in {**sites, "HTTP 404": gone.removesuffix("?token=LEAK")}.items():
+        assert re.search(rf"{re.escape(url)}/?: [^;]*{re.escape(reason)}", told), (reason, told)
+    assert well.url not in told
+    with pytest.raises(DataError, match=r"^sources\.site: no start page could be read: .*HTTP 404") as caught:
+        crawl(tmp_path / "2", *urls, gone)
+    assert "LEAK" not in caplog.text + str(caught.value)
+
+
+def test_a_start_page_whose_host_cannot_be_reached_for_now_waits_for_the_next_run(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path
+) -> None:
     # A robots.txt that fails means no, whatever its body says.
-    failing = web({"/robots.txt": (503, {}, "User-agent: *\nAllow: /\n"), "/": "x"}).url
-    well = web({"/": "<img src=a alt=b>"}).url
-    with pytest.raises(DataError, match=r"^sources\.site: a start page could not be read: ") as caught:
-        crawl(tmp_path, *(f"{url}/" for url in (*sites.values(), failing, well)))
-    for reason, url in {**sites, "robots.txt cannot be read: HTTP 503": failing}.items():
-        assert re.search(rf"{re.escape(url)}/: [^;]*{re.escape(reason)}", str(caught.value)), (
-            reason,
-            str(caught.value),
-        )
-    assert well not in str(caught.value)
+    away = web({"/robots.txt": (503, {}, "User-agent: *\nAllow: /\n"), "/": "<img src=a alt=away>"})
+    well = web({"/": "<img src=a alt=well>"})
+    start = (f"{away.url}/", "http://127.0.0.1:1/", f"{well.url}/")
+    refused = r"127.0.0.1:1: robots.txt cannot be read: Connection was refused"
+    with pytest.raises(
+        MachineError, match=rf"{refused}.*read: HTTP 503\. Run it again later: 1 pages are kept, 2 wait"
+    ):
+        crawl(tmp_path, *start)
+    away.pages["/robots.txt"] = ""
+    with pytest.raises(MachineError, match=rf"{refused}.*: 2 pages are kept, 1 wait"):
+        crawl(tmp_path, *start)
+    assert (away.asked("/"), well.asked("/")) == (1, 1)
+
+
+def test_a_host_that_is_away_for_a_day_stops_the_crawl_no_longer(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = web({"/robots.txt": (500, {}, "")})
+    site = web({"/": "<a href=/1><a href=/2><img src=a alt=b>", "/1": None, "/2": None})
+    start = (f"{site.url}/", f"{closed.url}/")
+    for _ in range(2):
+        site.answered = lambda path: site.pages.update({"/": None}) if path == "/" else None
+        with pytest.raises(MachineError, match=r"1 pages are kept, 3 wait; a host that is still away after a day"):
+            crawl(tmp_path, *start)
+    with sqlite3.connect(tmp_path / "site.frontier") as db:
+        db.execute("UPDATE away SET since = since - 90000")
+    db.close()
+    assert [row["caption"] for row in crawl(tmp_path, *start)] == ["b"]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    places = [url.removeprefix("http://") for url in (site.url, closed.url)]
+    for place in places:
+        assert any(f"{place} could not be reached for a day" in line for line in told), told
+    assert any(f"a start page could not be read, and is left out: {closed.url}/: robots.txt" in line for line in told)
+
+
+@pytest.mark.parametrize("pages", [40, 8])
+def test_pages_of_a_host_that_goes_away_for_a_while_are_all_read_in_the_end(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path, pages: int
+) -> None:
+    well: dict[str, Any] = {f"/{n}": f"<img src=i alt='page {n}'>" for n in range(pages)}
+    well |= {"/": "".join(f"<a href=/{n}>" for n in range(pages)), "/robots.txt": ""}
+    site = web(dict(well))
+
+    def go_away(path: str) -> None:
+        if path == "/3":
+            site.pages = dict.fromkeys(well)
+
+    site.answered = go_away
+    with pytest.raises(MachineError, match=r"can no longer be reached: .*Run it again later: 5 pages are kept"):
+        crawl(tmp_path, f"{site.url}/", concurrency=1, autothrottle=False)
+    site.pages, site.answered = well, lambda path: None
+    rows = crawl(tmp_path, f"{site.url}/", autothrottle=False)
+    assert {row["caption"] for row in rows} == {f"page {n}" for n in range(pages)}
+    assert site.asked("/") <= 4, "asked once, and whether the host is there, thrice"
+    assert site.asked("/3") == 1
+
+
+def test_pages_without_an_answer_cost_themselves_only_where_the_host_has_one(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = dict.fromkeys(f"/dead/{n}" for n in range(45))
+    links = "".join(f"<a href={path}>" for path in (*dead, "/1", "/2", "/3", "/4"))
+    copy = "<head><link rel=canonical href=/2></head><img src=a alt=copy>"
+    site = web({"/": links, "/1": "<img src=a alt=one>", "/2": None, "/3": copy, "/4": None, "/robots.txt": "", **dead})
+    with caplog.at_level(logging.INFO):
+        rows = crawl(tmp_path, f"{site.url}/", autothrottle=False)
+    assert sorted(row["caption"] for row in rows) == ["copy", "one"]
+    assert "47 pages not read: " in caplog.text
+
+
+def test_a_name_with_a_version_is_addressed_by_the_name_alone(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path
+) -> None:
+    pages = {
+        "/": "<a href=/no><a href=/1>",
+        "/no": "x",
+        "/1": (200, {"X-Robots-Tag": "MyBot: noai"}, "<img src=a alt=b>"),
+    }
+    site = web({"/robots.txt": "User-agent: mybot\nDisallow: /no\n", **pages})
+    rows = crawl(tmp_path, f"{site.url}/", agent="MyBot/1.0", contact="me@example.org")
+    assert [row["page_consent"]["noai"] for row in rows] == ["deny"]
+    assert site.asked("/no") == 0
+    assert {agent for _, agent, _ in site.requests} == {"MyBot/1.0 (+me@example.org)"}
 
 
 def test_a_start_that_is_no_url_is_refused_without_a_request(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def run(
 
     console.prepare_prefect(dataset)
     with console.progress():
-        from vlmdata.flows.curate import curate
+        from vlmdata.flows.curate import run_here
 
-        folder = curate(parsed.model_dump(mode="json"), limit, chosen, classes)
+        folder = run_here(parsed, limit, chosen, classes)
     if folder != dataset.root:  # else the stages asked for end before a snapshot
         for line in console.summary(dataset, parsed.dataset):
             _say(line)
@@ -123,9 +123,9 @@ def adopt(
     if opened.read_table("images", key) is None:
         console.prepare_prefect(opened)
         with console.progress():
-            from vlmdata.flows.curate import curate
+            from vlmdata.flows.curate import run_here
 
-            curate(parsed.model_dump(mode="json"), None, ["ingest", "download"])
+            run_here(parsed, None, ["ingest", "download"])
     for status, count in adopting.statuses(opened, key).items():
         _say(f"{status:<14}{count:>12,}")
     print(opened.path(adopting.RECIPE))

@@ -190,11 +190,7 @@ class Dataset:
 
         It lies in the dataset where that is local, else in the user's cache (`$XDG_CACHE_HOME/vlmdata`, `~/.cache`).
         """
-        if self.local:
-            folder = Path(self.path(name))
-        else:
-            cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-            folder = Path(cache, "vlmdata", hashlib.sha256(self.url.encode()).hexdigest()[:16], name)
+        folder = self.kept_folder(name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -203,6 +199,13 @@ class Dataset:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another reading lies beside it
             folder.parent.rmdir()
+
+    def kept_folder(self, name: str) -> Path:
+        """Where `kept` has its folder."""
+        if self.local:
+            return Path(self.path(name))
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        return Path(cache, "vlmdata", hashlib.sha256(self.url.encode()).hexdigest()[:16], name)
 
     def commit(self, aside: Path, relative: str) -> File:
         """Move a finished local file to its place in one step: nobody ever sees half of it."""

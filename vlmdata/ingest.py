@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name
+from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name, table_folder
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals
@@ -55,6 +56,19 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
         return record(dataset, source, key, pads.dataset(str(raw)), {})
+
+
+def clean(dataset: Dataset) -> None:
+    """Remove what a kill has left of sources that are read to their end. Only the holder of the lock may call it."""
+
+    def done(key: str) -> bool:
+        return dataset.exists(f"{table_folder('found', key)}/manifest.json")
+
+    for key in filter(done, dataset.keys_of("extracted")):
+        dataset.remove(table_folder("extracted", key))
+    for folder in dataset.kept_folder("reading").glob("*"):
+        if done(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def record(dataset: Dataset, source: Source, key: str, raw: "pads.Dataset", counts: dict[str, int]) -> Table:

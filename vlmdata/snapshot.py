@@ -1,6 +1,7 @@
 """Publishing: a snapshot's manifest with every file's hash, and what `verify` holds against it."""
 
 import datetime
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,7 @@ from vlmdata import schemas
 from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder, table_folder
 from vlmdata.errors import DataError
 from vlmdata.plan import Plan, snapshot_keys
-from vlmdata.sources import strip_signature
+from vlmdata.sources.urls import strip_signature, strip_urls
 
 
 def next_number(dataset: Dataset) -> int:
@@ -39,7 +40,7 @@ def manifest(
         "parent": number - 1 if number > 1 else None,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         # The runner and the place of the dataset change no value.
-        "recipe": _without_secrets(plan.recipe.model_dump(mode="json", exclude={"dataset", "runner"})),
+        "recipe": without_secrets(plan.recipe.model_dump(mode="json", exclude={"dataset", "runner"})),
         "limit": plan.limit,
         "keys": snapshot_keys(plan),
         "tables": {name: _entry(table) for name, table in tables.items()},
@@ -114,6 +115,19 @@ def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
                 yield path, expected, found
 
 
+def without_secrets(options: Any) -> Any:
+    """A recipe's options, or a part of them, with every URL free of signatures, tokens and passwords."""
+    if isinstance(options, dict):
+        return {key: without_secrets(value) for key, value in options.items()}
+    if isinstance(options, list):
+        return [without_secrets(value) for value in options]
+    if not isinstance(options, str):
+        return options
+    # As a whole and link by link of a chain first, since a URL may have spaces in it.
+    links = re.split("(?<=::)", strip_signature(options)[0])
+    return strip_urls("".join(strip_signature(link)[0] for link in links))
+
+
 def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
     """Remove shards of an unpublished attempt under the same number that this manifest does not name."""
     folder = f"{snapshot_folder(content['number'])}/shards"
@@ -132,20 +146,6 @@ def _state(dataset: Dataset, table: str, key: str) -> str | None:
         return None if dataset.read_table(table, key) else "missing"
     except DataError:
         return "damaged"
-
-
-def _without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the URLs of sources and lists free of signatures, tokens and passwords."""
-    for name in ("optout", "known"):
-        recipe["consent"][name] = [strip_signature(path)[0] for path in recipe["consent"][name]]
-    for source in recipe["sources"]:
-        for key in ("start", "path", "captions"):
-            value = source.get(key)
-            if isinstance(value, list):
-                source[key] = [strip_signature(url)[0] for url in value]
-            elif isinstance(value, str) and "://" in value:
-                source[key] = strip_signature(value)[0]
-    return recipe
 
 
 def _entry(table: Table) -> dict[str, Any]:

@@ -7,12 +7,14 @@ host's file (`tdmrep.py`). Nothing said is null, which is not `allow`. docs/cons
 """
 
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 from protego import Protego
 
 from vlmdata.download.tdmrep import Reservations
-from vlmdata.sources.page import reservation, robots_directives
+from vlmdata.recipe import CrawlSource, Download
+from vlmdata.sources.page import product, reservation, robots_directives
 
 WORDS = ("robots", "noai", "tdm", "noml")
 Said = dict[str, str | None]
@@ -26,9 +28,10 @@ def refusal(said: Mapping[str, str | None] | None, respect: Iterable[str]) -> st
     return next((word for word in WORDS if said and said.get(word) == "deny" and word in respect), None)
 
 
-def product(agent: str) -> str:
-    """The name in a user agent that robots.txt and headers address: `vlmdata` of `vlmdata/0.1 (+…)`."""
-    return agent.partition("/")[0].strip().lower()
+def user_agent(options: Download | CrawlSource) -> str:
+    """`vlmdata/0.1.0 (+contact)`: who asks, and how to reach them."""
+    name = options.agent if "/" in options.agent else f"{options.agent}/{version('vlmdata')}"
+    return f"{name} (+{options.contact})" if options.contact else name
 
 
 def add_headers(said: Said, headers: Any, agent: str, filed: str | None = None) -> None:
@@ -60,14 +63,14 @@ class Robots:
     def __init__(self, status: int, body: bytes, agent: str) -> None:
         """status, body: the answer to the request for robots.txt. A 4xx says that there are no rules; a 429 or a
         5xx means that nothing may be fetched (RFC 9309, 2.3.1)."""
-        self._agent = agent
+        self._agent = product(agent)
         self.reserved = Reservations()
         self.closed = status == 429 or status >= 500
         self.delay = 0.0  # seconds between requests that it asks for
         self._rules = None
         if 200 <= status < 300:
             self._rules = Protego.parse(body[:ROBOTS_BYTES].decode("utf-8-sig", "replace"))
-            self.delay = max(0.0, self._rules.crawl_delay(agent) or 0.0)
+            self.delay = max(0.0, self._rules.crawl_delay(self._agent) or 0.0)
         self.reason = f"robots.txt answered {status}" if self.closed else "robots.txt says no"
 
     def allows(self, url: str) -> bool:

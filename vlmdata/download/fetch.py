@@ -12,7 +12,6 @@ import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from urllib.parse import urljoin
 
 import aiohttp
@@ -21,7 +20,7 @@ from yarl import URL
 
 from vlmdata.download.address import Blocked, Gate, Names, Resolver
 from vlmdata.download.budget import Budget
-from vlmdata.download.consent import ROBOTS_BYTES, Robots, add_headers, add_tdm, product, refusal
+from vlmdata.download.consent import ROBOTS_BYTES, Robots, add_headers, add_tdm, refusal, user_agent
 from vlmdata.download.errand import Answer, Errand
 from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
 from vlmdata.download.hosts import Host, Hosts
@@ -64,7 +63,7 @@ class Client:
         """workers: processes that ask the same hosts, and so share what one of them may ask for."""
         self.options = options
         self._respect, self._workers = consent.respect, workers
-        self._agent = product(options.agent)
+        self._agent = options.agent
         self._gate = Gate(options.allow_hosts)
         self._hosts, self._names, self._budget = hosts, names, budget
         self._robots: OrderedDict[str, _Rules] = OrderedDict()
@@ -355,12 +354,6 @@ class Client:
         if errand.held:
             self._budget.give_back(errand.held)
             errand.held = 0
-
-
-def user_agent(options: Download) -> str:
-    """`vlmdata/0.1.0 (+contact)`: who asks, and how to reach them."""
-    name = options.agent if "/" in options.agent else f"{options.agent}/{version('vlmdata')}"
-    return f"{name} (+{options.contact})" if options.contact else name
 
 
 def parse_url(text: str) -> URL:

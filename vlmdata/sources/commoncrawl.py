@@ -22,7 +22,7 @@ from vlmdata.sources.found import Found, batch
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 _LISTINGS = (".paths.gz", ".paths")
 _LARGEST_LISTING = 100_000_000  # bytes, unpacked; a month of Common Crawl has 90,000 lines of 140
 _WEB = ("http://", "https://")

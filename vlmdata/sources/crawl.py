@@ -1,6 +1,5 @@
 """Pairs from live web pages: follows links within the hosts of `start` and takes the images that have captions."""
 
-import importlib.metadata
 import ipaddress
 import itertools
 import json
@@ -18,7 +17,7 @@ from vlmdata.errors import DataError, InputError, MachineError
 from vlmdata.recipe import CrawlSource
 from vlmdata.sources import BATCH_ROWS, ROWS
 from vlmdata.sources.frontier import Frontier
-from vlmdata.sources.urls import host_and_port, web_url
+from vlmdata.sources.urls import host_and_port, strip_signature, strip_urls, web_url
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -30,7 +29,7 @@ def check(source: CrawlSource) -> None:
     """Refuse start URLs that no request can be made for. No request is made. Raises InputError."""
     for url in source.start:
         if web_url(url) is None:
-            raise InputError(f"sources.{source.name}.start: {url!r} is not an http(s) URL that can be fetched")
+            raise InputError(f"sources.{source.name}.start: {strip_signature(url)[0]!r} is not an http(s) URL to fetch")
 
 
 def read(source: CrawlSource, scratch: str) -> Iterator[pa.RecordBatch]:
@@ -39,14 +38,14 @@ def read(source: CrawlSource, scratch: str) -> Iterator[pa.RecordBatch]:
     robots.txt is obeyed, crawl-delay included, and so is a page's `nofollow`; requests stay within the hosts and
     ports of `start`. A crawl that was cut off goes on where `scratch` holds its frontier: pages that were read are
     not asked for again.
-    Raises DataError when a start URL cannot be read, MachineError when the crawler fails or a host is gone.
+    A start page that cannot be read is warned of. Raises DataError when none can, MachineError when the crawler fails
+    or a host cannot be reached for now.
     """
     if source.contact is None and not all(is_loopback(url) for url in source.start):
         log.warning("sources.%s: no `contact`: nobody there can tell you of a problem with this crawl", source.name)
     options, path = Path(scratch) / f"{source.name}.json", Path(scratch) / f"{source.name}.frontier"
     crawl = json.dumps([VERSION, source.keyed()])
-    version = importlib.metadata.version("vlmdata")
-    options.write_text(json.dumps({"source": source.model_dump(mode="json"), "crawl": crawl, "version": version}))
+    options.write_text(json.dumps({"source": source.model_dump(mode="json"), "crawl": crawl}))
     if path.exists():
         log.info("%s: a crawl that was cut off goes on", source.name)
     _report(source, _crawl(source, options, path))
@@ -102,28 +101,36 @@ def _crawl(source: CrawlSource, options: Path, path: Path) -> dict[str, Any]:
             assert child.stdin is not None
             child.stdin.close()
     if code or "failed" not in outcome:
-        lines = errors.read_text("utf-8", "replace").strip().splitlines()[-5:]
+        lines = strip_urls(errors.read_text("utf-8", "replace")).strip().splitlines()[-5:]
         raise MachineError(
             f"sources.{source.name}: the crawler ended with code {code}: {' | '.join(lines) or 'no word'}"
         )
-    for told in errors.read_text("utf-8", "replace").splitlines():
+    for told in strip_urls(errors.read_text("utf-8", "replace")).splitlines():
         log.debug("%s: %s", source.name, told)
     return outcome
 
 
 def _report(source: CrawlSource, outcome: dict[str, Any]) -> None:
     pages = outcome["pages"]
-    if outcome["failed"]:
-        reasons = "; ".join(f"{url}: {reason}" for url, reason in sorted(outcome["failed"].items()))
-        raise DataError(f"sources.{source.name}: a start page could not be read: {reasons}")
+    failed = "; ".join(f"{strip_signature(url)[0]}: {reason}" for url, reason in sorted(outcome["failed"].items()))
     if outcome["left"]:
         reasons = "; ".join(f"{host}: {reason}" for host, reason in sorted(outcome["left"].items()))
         raise MachineError(
             f"sources.{source.name}: {reasons}. Run it again later: {pages:,} pages are kept, "
-            f"{outcome['waiting']:,} wait"
+            f"{outcome['waiting']:,} wait; a host that is still away after a day is left out"
         )
     if not pages:
-        raise DataError(f"sources.{source.name}: no page was read from {', '.join(source.start)}")
+        reasons = failed or ", ".join(strip_signature(url)[0] for url in source.start)
+        raise DataError(f"sources.{source.name}: no start page could be read: {reasons}")
+    for host, reason in sorted(outcome["given_up"].items()):
+        log.warning(
+            "sources.%s: %s could not be reached for a day, its further pages are left out: %s",
+            source.name,
+            host,
+            reason,
+        )
+    if failed:
+        log.warning("sources.%s: a start page could not be read, and is left out: %s", source.name, failed)
     for reason, count in sorted(outcome["failures"].items()):
         log.info("%s: %d pages not read: %s", source.name, count, reason)
     if outcome["copies"]:

@@ -6,6 +6,7 @@ nothing else.
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ CREATE INDEX waiting ON pages (host, depth, id) WHERE state = 0;
 CREATE INDEX level ON pages (depth) WHERE state = 0;
 CREATE INDEX canonical ON pages (canonical) WHERE canonical IS NOT NULL;
 """
+_AWAY = "CREATE TABLE IF NOT EXISTS away (host TEXT PRIMARY KEY, since REAL NOT NULL)"  # seconds since 1970
+_LONGEST_AWAY = 86_400.0  # seconds from the first run that could not reach a host to one that goes on without it
 _SECONDS_TO_WAIT = 30.0  # for a crawler of a killed run that is still about to end
 
 
@@ -61,6 +64,7 @@ class Frontier:
         self.per_host, self.max_depth, self.max_pages = per_host, max_depth, max_pages
         self._db = _connect(path, crawl)
         self._in_hand: dict[int, Waiting] = {}
+        self._aside: dict[int, Waiting] = {}
         self._left: set[str] = set()
         self._level = 0
         self._ready: dict[str, None] = {}  # hosts that may have a page to give, in turn
@@ -164,10 +168,38 @@ class Frontier:
         """Whether a page is in hand still."""
         return page.id in self._in_hand
 
+    def set_aside(self, page: Waiting) -> None:
+        """A page could not be read, and the answers of its host's others decide what that means: `fail` or `leave` it
+        then. For the next run it waits."""
+        self._release(page)
+        self._aside[page.id] = page
+
+    def idle(self) -> bool:
+        """Whether no page is in hand, those set aside apart."""
+        return not self._in_hand
+
     def leave(self, page: Waiting) -> None:
         """Put a page back and give out none of its host in this run; they wait for the next one."""
         self._left.add(page.host)
         self._release(page)
+
+    def away_for_long(self, host: str) -> bool:
+        """Whether a host could not be reached in a run a day ago, nor in any since."""
+        found = self._db.execute("SELECT since FROM away WHERE host = ?", (host,)).fetchone()
+        return found is not None and time.time() - found[0] > _LONGEST_AWAY
+
+    def note_away(self, hosts: Iterable[str]) -> None:
+        """At the end of a run, the hosts that could not be reached."""
+        known = dict(self._db.execute("SELECT host, since FROM away").fetchall())
+        with self._db:
+            self._db.execute("DELETE FROM away")
+            rows = [(host, known.get(host, time.time())) for host in hosts]
+            self._db.executemany("INSERT INTO away VALUES (?, ?)", rows)
+
+    def read_of(self, host: str) -> str | None:
+        """The URL of a page of the host that was read."""
+        found = self._db.execute("SELECT url FROM pages WHERE state = ? AND host = ? LIMIT 1", (READ, host)).fetchone()
+        return found[0] if found else None
 
     def content(self) -> Iterator[Any]:
         """What the pages that were read hold."""
@@ -246,7 +278,7 @@ class Frontier:
         return self.max_pages is None or self.read < self.max_pages
 
     def _release(self, page: Waiting) -> None:
-        del self._in_hand[page.id]
+        (self._in_hand if page.id in self._in_hand else self._aside).pop(page.id)
         self._ready[page.host] = None
         self._find_level()
 
@@ -254,11 +286,12 @@ class Frontier:
         held = sum(page.host == host for page in self._in_hand.values())
         if host in self._left or held >= self.per_host:
             return None
+        aside = sum(page.host == host for page in self._aside.values())
         found = self._db.execute(
             "SELECT id, url, host, depth FROM pages WHERE state = 0 AND host = ? ORDER BY depth, id LIMIT ?",
-            (host, held + 1),
+            (host, held + aside + 1),
         )
-        page = next((Waiting(*row) for row in found if row[0] not in self._in_hand), None)
+        page = next((Waiting(*row) for row in found if row[0] not in self._in_hand and row[0] not in self._aside), None)
         return None if page is None or (self.max_depth is not None and page.depth > self._level) else page
 
     def _find_level(self) -> None:
@@ -278,11 +311,13 @@ def _connect(path: Path, crawl: str) -> sqlite3.Connection:
         db.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")
         held = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone()
         if held and db.execute("SELECT crawl FROM about").fetchone() == (crawl,):
+            db.execute(_AWAY)
             return db
         with db:
             db.execute("DROP TABLE IF EXISTS about")
             db.execute("DROP TABLE IF EXISTS pages")
-            for statement in _SCHEMA.strip().split(";\n"):
+            db.execute("DROP TABLE IF EXISTS away")
+            for statement in (*_SCHEMA.strip().split(";\n"), _AWAY):
                 db.execute(statement)
             db.execute("INSERT INTO about VALUES (?)", (crawl,))
     except sqlite3.Error as error:

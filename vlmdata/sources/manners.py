@@ -13,15 +13,17 @@ import scrapy
 from protego import Protego
 from scrapy import signals
 from scrapy.downloadermiddlewares.retry import get_retry_request
-from scrapy.exceptions import IgnoreRequest
+from scrapy.exceptions import CannotResolveHostError, IgnoreRequest
 from scrapy.http import Response
 from scrapy.http.request import NO_CALLBACK
 from scrapy.resolver import CachingHostnameResolver
+from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import IResolutionReceiver
 from zope.interface import implementer
 
 from vlmdata.download.address import Blocked, Gate
-from vlmdata.sources.urls import host_and_port
+from vlmdata.download.consent import product
+from vlmdata.sources.urls import host_and_port, strip_signature, strip_urls
 
 _LONGEST_DELAY = 60.0  # seconds; a robots.txt that asks for more must not stop the crawl
 _LONGEST_WAIT = 600.0  # seconds that Retry-After is granted
@@ -36,7 +38,14 @@ class OtherHost(IgnoreRequest):
 
 
 class Unreachable(IgnoreRequest):
-    """The host's robots.txt cannot be read, which forbids everything for now (RFC 9309, 2.3.1.4)."""
+    """The host's robots.txt cannot be read, which forbids everything for now (RFC 9309, 2.3.1.4).
+
+    for_good: asking later will give the same, since the host's name or address is none to be asked.
+    """
+
+    def __init__(self, reason: str, for_good: bool) -> None:
+        super().__init__(f"robots.txt cannot be read: {reason}")
+        self.for_good = for_good
 
 
 class Boundary:
@@ -57,7 +66,9 @@ class Boundary:
     async def process_request(self, request: scrapy.Request) -> None:
         place, is_page = host_and_port(request.url), "robots_of" not in request.meta
         if is_page and not self.spider.within(request.url):
-            raise OtherHost(f"it leads to another host, {request.url}: name that one in `start` if it is meant")
+            raise OtherHost(
+                f"it leads to another host, {strip_signature(request.url)[0]}: name that one in `start` if it is meant"
+            )
         name, _, port = place.rpartition(":")
         try:
             self.spider.gate.check(name, int(port))
@@ -66,8 +77,8 @@ class Boundary:
         if is_page:
             rules = await self._rules(place, request.url)
             if place in self.spider.without_robots:
-                raise Unreachable(f"robots.txt cannot be read: {self.spider.without_robots[place]}")
-            if not rules.can_fetch(request.url, self.spider.source.agent):
+                raise Unreachable(*self.spider.without_robots[place])
+            if not rules.can_fetch(request.url, product(self.spider.source.agent)):
                 raise IgnoreRequest("forbidden by robots.txt")
 
     async def _rules(self, place: str, url: str) -> Protego:
@@ -88,15 +99,16 @@ class Boundary:
             name = urlsplit(url).hostname
             private = name in reactor_resolver().refused
             reason = "the host's name leads to an address that is not a public one" if private else str(error)
-            self.spider.without_robots[place] = reason or type(error).__name__
+            for_good = private or isinstance(error, IgnoreRequest | DNSLookupError | CannotResolveHostError)
+            self.spider.without_robots[place] = strip_urls(reason) or type(error).__name__, for_good
         else:
             if response.status >= 500 or response.status in REFUSALS:
-                self.spider.without_robots[place] = f"HTTP {response.status}"
+                self.spider.without_robots[place] = f"HTTP {response.status}", False
             elif response.status < 300:
                 body = response.body[:_ROBOTS_BYTES]
                 self.spider.robots.add(place)  # else it is unavailable, which is no restriction: 2.3.1.3
         rules = Protego.parse(body.decode("utf-8-sig", "replace"))
-        asked = min(rules.crawl_delay(self.spider.source.agent) or 0.0, _LONGEST_DELAY)
+        asked = min(rules.crawl_delay(product(self.spider.source.agent)) or 0.0, _LONGEST_DELAY)
         host = slot_name(request)
         self.spider.crawl_delay[host] = max(self.spider.crawl_delay.get(host, 0.0), asked)
         if place not in self.spider.without_robots:

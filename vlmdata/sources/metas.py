@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from vlmdata.sources.found import Values
-from vlmdata.sources.urls import clean_text, shorten, strip_signature, web_url
+from vlmdata.sources.urls import LONGEST_CAPTION, clean_text, shorten, strip_signature, web_url
 
-_LONGEST_CAPTION = 2_000
 _LONGEST_CONTEXT = 300
 
 
@@ -30,7 +29,7 @@ def open_graph(metas: Sequence[tuple[str, str]], title: str, base: str) -> Value
         return None
     words = [(name, said.get(name, "")) for name in ("og:image:alt", "og:title", "twitter:title")]
     for caption_from, text in (*words, ("page title", title)):
-        if caption := shorten(clean_text(text), _LONGEST_CAPTION):
+        if caption := shorten(clean_text(text), LONGEST_CAPTION):
             context = shorten(clean_text(said.get("og:description", "")), _LONGEST_CONTEXT) or None
             return (*strip_signature(url), caption, caption_from, context)
     return None

@@ -8,10 +8,9 @@ from typing import NamedTuple
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from vlmdata.sources.metas import open_graph, page_language
-from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
+from vlmdata.sources.urls import LONGEST_CAPTION, clean_text, linked_url, shorten, strip_signature, web_url
 
 _MOST_IMAGES = 5_000
-_LONGEST_CAPTION = 2_000
 _AROUND = 150
 _MOST_WORDS = 50
 _HERE = "\ufdd0"  # where an image stands: a noncharacter, which has no other use in a text
@@ -117,13 +116,18 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     )
 
 
+def product(agent: str) -> str:
+    """The name in a user agent that robots.txt, headers and metas address: `vlmdata` of `vlmdata/0.1 (+…)`."""
+    return agent.partition("/")[0].strip().lower()
+
+
 def robots_directives(values: Iterable[str], agent: str) -> set[str]:
     """The directives for `agent` in values of X-Robots-Tag, in lower case.
 
     A value is a list at commas; `name: directive` addresses that agent alone (`*` all), and so does what follows it.
     https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
     """
-    found = set()
+    found, names = set(), (product(agent), "*")
     for value in values:
         ours = True
         for piece in value.lower().split(","):
@@ -131,7 +135,7 @@ def robots_directives(values: Iterable[str], agent: str) -> set[str]:
             name = name.strip()
             # A date, too, has colons (unavailable_after); a name has no spaces.
             if colon and name not in _VALUED and _AGENT.fullmatch(name):
-                ours, piece = name in (agent.lower(), "*"), rest
+                ours, piece = name in names, rest
             if ours:
                 found.update(piece.split())
     return found
@@ -145,7 +149,7 @@ def page_says(
     metas: (name in lower case, content). What a meta says on TDM Reservation comes before what a header says.
     """
     values = list(headers.get("x-robots-tag", ()))
-    values += [content for name, content in metas if name in ("robots", agent.lower())]
+    values += [content for name, content in metas if name in ("robots", product(agent))]
     directives = robots_directives(values, agent)
     inside = [content for name, content in metas if name == "tdm-reservation"]
     return directives, {
@@ -209,7 +213,7 @@ def _captioned(images: list[LexborNode], base: str) -> Iterator[tuple[LexborNode
             ("alt", attributes.get("alt") or ""),
             ("title", attributes.get("title") or ""),
         ):
-            caption = shorten(clean_text(text), _LONGEST_CAPTION)
+            caption = shorten(clean_text(text), LONGEST_CAPTION)
             if caption:
                 yield node, source, caption, caption_from
                 break
@@ -309,7 +313,7 @@ def _child_text(figure: LexborNode, captions: dict[int, str]) -> str:
             tag, said = child.tag, child.attrs.get("class") or ""
             classes = said.split()
             if tag == "figcaption" or "caption" in classes or (tag in ("p", "div") and "title" in classes):
-                captions[key] = shorten(clean_text(child.text()), _LONGEST_CAPTION)
+                captions[key] = shorten(clean_text(child.text()), LONGEST_CAPTION)
                 break
             if place > 200:
                 break

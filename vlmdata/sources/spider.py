@@ -10,22 +10,22 @@ import sqlite3
 import sys
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+from urllib.parse import urljoin
 
 import scrapy
 from scrapy import signals
-from scrapy.core.scheduler import BaseScheduler
 from scrapy.crawler import CrawlerProcess
-from scrapy.exceptions import IgnoreRequest, StopDownload
+from scrapy.exceptions import DownloadCancelledError, IgnoreRequest, ResponseDataLossError, StopDownload
 from scrapy.http import HtmlResponse, Response
 from scrapy.linkextractors import IGNORED_EXTENSIONS
 from scrapy.spidermiddlewares.httperror import HttpError
 from twisted.python.failure import Failure
 
 from vlmdata.download.address import Gate
+from vlmdata.download.consent import user_agent
 from vlmdata.errors import MachineError
 from vlmdata.recipe import CrawlSource
 from vlmdata.sources import strip_signature
@@ -34,34 +34,12 @@ from vlmdata.sources.frontier import DEEPEST_SITEMAP, Frontier, Waiting
 from vlmdata.sources.manners import REFUSALS, Boundary, OtherHost, Pace, Resolver, Unreachable
 from vlmdata.sources.page import read_page
 from vlmdata.sources.reserved import Reserved
+from vlmdata.sources.scheduler import Scheduler, end
 from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
-from vlmdata.sources.urls import host_and_port, web_url
+from vlmdata.sources.urls import host_and_port, strip_urls, web_url
 
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
-_UNREACHABLE_IN_A_ROW = 20  # pages, before the host is taken to be gone
-
-
-class Scheduler(BaseScheduler):
-    """Scrapy's scheduler: what is asked for again (redirects, retries) first, then the frontier's pages."""
-
-    def __init__(self) -> None:
-        self.again: deque[scrapy.Request] = deque()
-
-    def open(self, spider: Any) -> None:
-        self.spider = spider
-
-    def has_pending_requests(self) -> bool:
-        return bool(self.again) or not self.spider.frontier.ended()
-
-    def enqueue_request(self, request: scrapy.Request) -> bool:
-        self.again.append(request)
-        return True
-
-    def next_request(self) -> scrapy.Request | None:
-        try:
-            return self.again.popleft() if self.again else self.spider.next_request()
-        except sqlite3.Error as error:
-            _end(error)
+_UNREACHABLE_IN_A_ROW = 20  # pages, before the host is asked whether it is gone
 
 
 class PageSpider(scrapy.Spider):
@@ -77,10 +55,13 @@ class PageSpider(scrapy.Spider):
         self.gate = Gate(private_hosts(source, self.first))
         self.robots: set[str] = set()  # the hosts and ports that have one
         self.crawl_delay: dict[str, float] = {}  # host -> seconds
-        self.without_robots: dict[str, str] = {}  # host and port -> why its robots.txt cannot be read
-        self.left: dict[str, str] = {}
+        # host and port -> why its robots.txt cannot be read, and whether that is for good
+        self.without_robots: dict[str, tuple[str, bool]] = {}
+        self.left: dict[str, str] = {}  # host and port -> why it is asked for no more in this run
+        self.given_up: dict[str, str] = {}  # … and why in no other run
         self.failed: dict[str, str] = {}
-        self.unreachable: Counter[str] = Counter()
+        self.row: dict[str, list[tuple[Waiting, str, str]]] = {}  # host -> its pages without an answer since its last
+        self.probed: set[str] = set()
         self.told = time.monotonic()
         frontier.add(self.first, 0)
         for url in self.first:
@@ -102,11 +83,48 @@ class PageSpider(scrapy.Spider):
             yield request
 
     def next_request(self) -> scrapy.Request | None:
-        page = self.frontier.next()
+        if probe := self._probe(_UNREACHABLE_IN_A_ROW):
+            return probe
+        while (page := self.frontier.next()) and page.host in self.given_up:
+            self._fail(page, self.given_up[page.host], self.given_up[page.host])
         if page is None:
-            return None
+            return self._probe(1) if self.frontier.idle() else None
         meta = {"page": page, "download_maxsize": MAX_SITEMAP_BYTES} if page.sitemap else {"page": page}
         return scrapy.Request(page.url, self.parse, errback=self.on_failure, dont_filter=True, meta=meta)
+
+    def _probe(self, pages: int) -> scrapy.Request | None:
+        """A question to a host whose last pages, at least so many, had no answer: is it gone, or are they?
+
+        It is asked for a page that it has given before, else for its robots.txt.
+        """
+        host = next((host for host, row in self.row.items() if len(row) >= pages and host not in self.probed), None)
+        if host is None:
+            return None
+        self.probed.add(host)
+        url = self.frontier.read_of(host) or urljoin(self.row[host][0][0].url, "/robots.txt")
+        meta = {"robots_of": host, "probe": True, "handle_httpstatus_all": True}  # "robots_of": no page of the crawl
+        return scrapy.Request(url, self.on_probe, errback=self.on_probe_failure, dont_filter=True, meta=meta)
+
+    def on_probe(self, response: Response) -> None:
+        host = response.meta["robots_of"]
+        if response.status >= 500:
+            return self._gone(host, f"HTTP {response.status}")
+        self._heard(host)
+
+    def on_probe_failure(self, failure: Failure) -> None:
+        reason = strip_urls(str(failure.value)) or type(failure.value).__name__
+        self._gone(failure.request.meta["robots_of"], reason)  # type: ignore[attr-defined]
+
+    def _gone(self, host: str, reason: str) -> None:
+        self.probed.discard(host)
+        if host in self.row:
+            self._leave(self.row[host][0][0], f"can no longer be reached: {reason}")
+
+    def _heard(self, host: str) -> None:
+        """The host answers: the pages that had no answer before cannot be read."""
+        self.probed.discard(host)
+        for page, reason, detail in self.row.pop(host, ()):
+            self._fail(page, reason, detail)
 
     def on_robots(self, place: str, sitemaps: list[str]) -> None:
         """The robots.txt of a host and port was read."""
@@ -119,6 +137,8 @@ class PageSpider(scrapy.Spider):
         self.frontier.add([*named, guess], -1 - DEEPEST_SITEMAP)
 
     def on_headers(self, headers: Any, request: scrapy.Request, **_: Any) -> None:
+        if "probe" in request.meta:
+            raise StopDownload(fail=False)
         kind = (headers.get("Content-Type") or b"text/html").lower()
         if b"html" not in kind and "page" in request.meta and not request.meta["page"].sitemap:
             raise StopDownload(fail=False)  # parse sees what it is
@@ -126,28 +146,32 @@ class PageSpider(scrapy.Spider):
     def on_failure(self, failure: Failure) -> None:
         error, request = failure.value, failure.request  # type: ignore[attr-defined]
         page: Waiting = request.meta["page"]
-        reason = type(error).__name__
+        reason, detail = type(error).__name__, strip_urls(str(error)) or type(error).__name__
         if isinstance(error, HttpError):
-            reason = f"HTTP {error.response.status}"
+            reason = detail = f"HTTP {error.response.status}"
             if error.response.status in REFUSALS and request.meta.get("gave_up"):
                 return self._leave(page, f"answers {reason} again and again")
-            self.unreachable[page.host] = 0
+            self._heard(page.host)
+        elif isinstance(error, DownloadCancelledError | ResponseDataLossError):  # too large, or not whole
+            self._heard(page.host)
         elif isinstance(error, OtherHost):
             reason = "another host"
         elif isinstance(error, Unreachable):
-            return self._leave(page, str(error))
+            if not (error.for_good and page.url in self.first):
+                return self._leave(page, detail)
+            reason = detail
         elif isinstance(error, IgnoreRequest):
-            reason = str(error)
+            reason = detail
+        elif page.host in self.left:
+            return self._leave(page, self.left[page.host])
         else:
-            self.unreachable[page.host] += 1
-            if self.unreachable[page.host] >= _UNREACHABLE_IN_A_ROW:
-                return self._leave(page, f"can no longer be reached: {str(error) or reason}")
-        detailed = isinstance(error, OtherHost) or reason == type(error).__name__
-        self._fail(page, reason, (str(error) if detailed else "") or reason)
+            self.row.setdefault(page.host, []).append((page, reason, detail))
+            return self.frontier.set_aside(page)
+        self._fail(page, reason, detail)
 
     def on_bug(self, failure: Failure, response: Response | None) -> None:
         if failure.check(sqlite3.Error):
-            _end(failure.value)
+            end(failure.value)
         if response is not None and self.frontier.holds(response.meta["page"]):
             self._fail(response.meta["page"], "a bug; --debug shows it", "a bug; --debug shows it")
 
@@ -158,15 +182,23 @@ class PageSpider(scrapy.Spider):
             self.failed[page.url] = detail
 
     def _leave(self, page: Waiting, reason: str) -> None:
-        if page.url in self.first:
-            self.failed[page.url] = reason
-        else:
-            self.left[page.host] = reason
-        self.frontier.leave(page)
+        """The host cannot be asked now: the page waits for the next run, and so do those that had no answer before.
+
+        Where it could not be a day ago either, they count as pages that cannot be read.
+        """
+        pages = dict.fromkeys([page, *(one for one, *_ in self.row.pop(page.host, ()))])
+        if self.frontier.away_for_long(page.host):
+            self.given_up[page.host] = reason
+            for one in pages:
+                self._fail(one, reason, reason)
+            return
+        self.left[page.host] = reason
+        for one in pages:
+            self.frontier.leave(one)
 
     def parse(self, response: Response) -> None:
         page: Waiting = response.meta["page"]
-        self.unreachable[page.host] = 0
+        self._heard(page.host)
         try:
             if page.sitemap:
                 self._keep_sitemap(page, response)
@@ -229,11 +261,11 @@ def first_pages(source: CrawlSource) -> list[str]:
     return list(dict.fromkeys(url for url in map(web_url, source.start) if url))
 
 
-def settings(source: CrawlSource, version: str) -> dict[str, Any]:
+def settings(source: CrawlSource) -> dict[str, Any]:
     """Scrapy's settings for a source. https://docs.scrapy.org/en/latest/topics/settings.html"""
     first = first_pages(source)
     return {
-        "USER_AGENT": f"{source.agent}/{version}" + (f" (+{source.contact})" if source.contact else ""),
+        "USER_AGENT": user_agent(source),
         "ROBOTSTXT_OBEY": False,  # Boundary does
         "CONCURRENT_REQUESTS": min(256, max(16, source.concurrency * len(first))),
         "CONCURRENT_REQUESTS_PER_DOMAIN": source.concurrency,
@@ -278,12 +310,6 @@ def _end_with_parent() -> None:
     os._exit(4)
 
 
-def _end(error: object) -> NoReturn:
-    """The frontier cannot be written, such as on a full disk: what it holds is whole, and all else is in vain."""
-    print(error, file=sys.stderr, flush=True)  # noqa: T201 - the protocol
-    os._exit(4)
-
-
 def main(options: str, path: str) -> None:
     """Crawl until the frontier has nothing more to give, and print the outcome."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -292,15 +318,22 @@ def main(options: str, path: str) -> None:
     try:
         frontier = Frontier(Path(path), spec["crawl"], source.concurrency, source.max_depth, source.max_pages)
     except MachineError as error:
-        _end(error)
+        end(error)
     with frontier:
-        process = CrawlerProcess(settings(source, spec["version"]))
+        process = CrawlerProcess(settings(source))
         crawler = process.create_crawler(PageSpider)
         process.crawl(crawler, source=source, frontier=frontier)
         process.start()
         spider = crawler.spider
         assert isinstance(spider, PageSpider)
-        spider.tell(left=spider.left, failed=spider.failed, failures=frontier.failures(), **frontier.counts())
+        frontier.note_away(spider.left)
+        spider.tell(
+            left=spider.left,
+            given_up=spider.given_up,
+            failed=spider.failed,
+            failures=frontier.failures(),
+            **frontier.counts(),
+        )
 
 
 if __name__ == "__main__":

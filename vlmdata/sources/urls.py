@@ -21,6 +21,8 @@ _WHOLE = re.compile(rf"https?://[a-z0-9._-]+/{_REST.replace('$-9', '$-:')}")
 _ROOTED = re.compile(rf"/(?!/){_REST}")
 _BELOW = re.compile(rf"[A-Z0-9_a-z%]{_REST}")
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
+# A URL in a text ends at a space, a quote, or the next one of a chain.
+_IN_TEXT = re.compile(rf"{_WITH_HOST.pattern}(?:(?!::{_WITH_HOST.pattern})[^\s'\"<>])*", re.IGNORECASE)
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
 _SESSION = r"(?:j|php|asp)?sess(?:ion)?[-_]?id"
@@ -168,6 +170,12 @@ def host_and_port(url: str) -> str:
     """`example.org:443` of an http(s) URL that `web_url` has made."""
     parts = urlsplit(url)
     return f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
+
+
+def strip_urls(text: str) -> str:
+    """A text, such as an error's, whose URLs are without what gives access to them, fsspec's chains
+    (`simplecache::https://…`) too."""
+    return _IN_TEXT.sub(lambda found: strip_signature(found[0])[0], text)
 
 
 def clean_text(text: str) -> str:

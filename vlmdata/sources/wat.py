@@ -6,65 +6,65 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 from fastwarc.warc import WarcRecordType
 
 from vlmdata.sources.found import Found, Values
 from vlmdata.sources.metas import open_graph, page_language
-from vlmdata.sources.page import page_says
-from vlmdata.sources.urls import clean_text, linked_url, shorten, strip_signature, web_url
+from vlmdata.sources.page import page_says, product
+from vlmdata.sources.urls import LONGEST_CAPTION, clean_text, linked_url, shorten, strip_signature, web_url
 from vlmdata.sources.warc import blocks
 
 _MOST_IMAGES = 5_000
 _MOST_METAS = 500
-_LONGEST_CAPTION = 2_000
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
 
 _HEARD = frozenset({"x-robots-tag", "tdm-reservation", "content-language"})
 _NAMES = _HEARD | {"robots"}
 
 # Of the JSON only what is read here: https://github.com/iipc/webarchive-commons writes it (ExtractingParseObserver).
+# A value that should be a string and is not (`"alt": null`) counts as one that is not there: it costs no other.
 # Nothing here can refer to itself, so that Python's collector of cycles need not look at it.
 
 
 class _Link(msgspec.Struct, gc=False):
-    path: str = ""
-    url: str = ""
-    alt: str = ""
-    title: str = ""
-    rel: str = ""
+    path: Any = ""
+    url: Any = ""
+    alt: Any = ""
+    title: Any = ""
+    rel: Any = ""
 
 
 class _Meta(msgspec.Struct, rename={"http_equiv": "http-equiv"}, gc=False):
-    name: str = ""
-    property: str = ""
-    http_equiv: str = ""
-    content: str = ""
+    name: Any = ""
+    property: Any = ""
+    http_equiv: Any = ""
+    content: Any = ""
 
 
 class _Head(msgspec.Struct, rename="pascal", gc=False):
-    base: str = ""
-    title: str = ""
-    metas: list[_Meta] = []
-    link: list[_Link] = []
+    base: Any = ""
+    title: Any = ""
+    metas: list[_Meta] | None = None
+    link: list[_Link] | None = None
 
 
 class _Html(msgspec.Struct, rename="pascal", gc=False):
     head: _Head | None = None
-    links: list[_Link] = []
+    links: list[_Link] | None = None
 
 
 class _Message(msgspec.Struct, rename="pascal", gc=False):
-    status: str = ""
+    status: Any = ""
 
 
 class _Response(
     msgspec.Struct, rename={"html": "HTML-Metadata", "headers": "Headers", "message": "Response-Message"}, gc=False
 ):
     html: _Html | None = None
-    headers: dict[str, str | list[str]] = {}
+    headers: dict[str, Any] | None = None
     message: _Message | None = None
 
 
@@ -73,8 +73,8 @@ class _Payload(msgspec.Struct, rename={"response": "HTTP-Response-Metadata"}, gc
 
 
 class _Origin(msgspec.Struct, rename={"date": "WARC-Date", "url": "WARC-Target-URI"}, gc=False):
-    date: str = ""
-    url: str = ""
+    date: Any = ""
+    url: Any = ""
 
 
 class _Envelope(msgspec.Struct, rename={"payload": "Payload-Metadata", "origin": "WARC-Header-Metadata"}, gc=False):
@@ -94,6 +94,7 @@ def pages(file: BinaryIO, agent: str, counts: Counter[str]) -> Iterator[Found]:
 
     What cannot be read is noted in `counts`, under the words that a user reads.
     """
+    agent = product(agent)
     for _, block in blocks(file, WarcRecordType.metadata, counts):
         try:
             envelope = _parse(block)
@@ -105,15 +106,15 @@ def pages(file: BinaryIO, agent: str, counts: Counter[str]) -> Iterator[Found]:
         if response is None or page is None or envelope.origin is None:
             counts["records of requests and of what is no HTML"] += 1
             continue
-        if response.message is not None and response.message.status not in ("", "200"):
+        if response.message is not None and response.message.status not in ("", "200", None, 200):
             counts["responses of another status than 200"] += 1
             continue
-        url = web_url(envelope.origin.url.strip("<> "))
+        url = web_url(_text(envelope.origin.url).strip("<> "))
         if url is None:
             counts["responses without a web address"] += 1
             continue
         counts["pages"] += 1
-        yield _found(url, page, response.headers, _date(envelope.origin.date), agent, counts)
+        yield _found(url, page, response.headers or {}, _date(envelope.origin.date), agent, counts)
 
 
 def _parse(block: bytes) -> _Envelope:
@@ -129,7 +130,7 @@ def _parse(block: bytes) -> _Envelope:
 def _found(
     url: str,
     page: _Html,
-    headers: dict[str, str | list[str]],
+    headers: dict[str, Any],
     date: datetime.datetime | None,
     agent: str,
     counts: Counter[str],
@@ -138,7 +139,7 @@ def _found(
     base = (web_url(_plain(head.base), url) if head.base else None) or url
     images: list[Values] = []
     left_out, license_url = 0, None
-    for link in page.links:
+    for link in page.links or ():
         if link.path == "IMG@/src":
             if len(images) >= _MOST_IMAGES:
                 left_out += 1
@@ -147,12 +148,12 @@ def _found(
         elif link.rel and license_url is None and _licenses(link):
             license_url = linked_url(_plain(link.url), base)
     if license_url is None:
-        license_url = next((linked_url(_plain(link.url), base) for link in head.link if _licenses(link)), None)
+        license_url = next((linked_url(_plain(link.url), base) for link in head.link or () if _licenses(link)), None)
     if left_out:
         counts["images left out: more than 5,000 on a page"] += left_out
-    metas = [(name, _plain(meta.content)) for meta in head.metas[:_MOST_METAS] if (name := _name(meta, agent))]
+    metas = [(name, _plain(meta.content)) for meta in (head.metas or ())[:_MOST_METAS] if (name := _name(meta, agent))]
     said = {
-        heard: [value] if isinstance(value, str) else value
+        heard: [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
         for name, value in headers.items()
         if (heard := name.lower()) in _HEARD
     }
@@ -166,8 +167,8 @@ def _found(
 
 def _name(meta: _Meta, agent: str) -> str | None:
     """A meta's name in lower case, of those that say something here."""
-    name = (meta.property or meta.name or meta.http_equiv).strip().lower()
-    return name if name in _NAMES or name.startswith(("og:", "twitter:")) or name == agent.lower() else None
+    name = (_text(meta.property) or _text(meta.name) or _text(meta.http_equiv)).strip().lower()
+    return name if name in _NAMES or name.startswith(("og:", "twitter:")) or name == agent else None
 
 
 def _image(link: _Link, base: str) -> Values | None:
@@ -175,25 +176,32 @@ def _image(link: _Link, base: str) -> Values | None:
     caption, caption_from = clean_text(_plain(link.alt)), "alt"
     if not caption:
         caption, caption_from = clean_text(_plain(link.title)), "title"
-    url = linked_url(_plain(link.url), base) if caption else None
+    link_url = _plain(link.url) if caption else ""
+    url = linked_url(link_url, base) if link_url else None
     if url is None:
         return None
     url, signed = strip_signature(url)
-    return url, signed, shorten(caption, _LONGEST_CAPTION), caption_from, None
+    return url, signed, shorten(caption, LONGEST_CAPTION), caption_from, None
 
 
 def _licenses(link: _Link) -> bool:
-    return "license" in link.rel.lower() and "license" in link.rel.lower().split()
+    rel = _text(link.rel).lower()
+    return "license" in rel and "license" in rel.split() and isinstance(link.url, str)
 
 
-def _plain(text: str) -> str:
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _plain(value: Any) -> str:
     """Attributes stand in WAT as the page spells them: `&amp;` is still one. Without its `;` it may be a parameter."""
+    text = _text(value)
     return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
-def _date(text: str) -> datetime.datetime | None:
+def _date(value: Any) -> datetime.datetime | None:
     try:
-        date = datetime.datetime.fromisoformat(text)
+        date = datetime.datetime.fromisoformat(_text(value))
     except ValueError:
         return None
     return date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
