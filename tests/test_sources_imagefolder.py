@@ -170,8 +170,8 @@ def test_a_coco_file_is_not_held_in_memory_but_for_its_images(tmp_path: Path, mo
     assert sum(batch.num_rows for batch in sources.read(source, "")) == 20_000
     assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 1.5
     tracemalloc.stop()
-    monkeypatch.setattr("vlmdata.sources.coco._MOST", 50_000)
-    with pytest.raises(DataError, match=r"captions\.json: its images take more than 50,000 bytes of memory"):
+    monkeypatch.setattr("vlmdata.sources.coco._MOST", 30_000)
+    with pytest.raises(DataError, match=r"captions\.json: its images take more than 30,000 bytes of memory"):
         list(sources.read(source, ""))
 
 

@@ -3,13 +3,17 @@
 The messages are those of img2dataset 1.47 and of Python's urllib, which it fetches with.
 """
 
+import glob
+import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmdata.local_files import is_below
 from vlmdata.sources.columns import as_text, kind_of
 from vlmdata.sources.urls import clean_text, shorten
 
@@ -47,6 +51,18 @@ def is_output(parquet: str) -> bool:
     Raises ArrowException for one that is not whole, as a run that was killed leaves it.
     """
     return {"url", "key", "status", "error_message"} <= set(pq.read_schema(parquet).names)
+
+
+def without_images(folder: str) -> str | None:
+    """What is wrong with a folder that holds such files and no images; None for one without such files."""
+    for name in sorted(glob.glob("*.parquet", root_dir=folder)):
+        with suppress(pa.ArrowException, OSError):
+            if is_below(folder, name) and is_output(os.path.join(folder, name)):
+                return (
+                    "is img2dataset's output without its images as tars or files: of its values for output_format "
+                    "`webdataset` and `files` are read, `parquet` and `tfrecord` are not"
+                )
+    return None
 
 
 def signal_types(parquet: str) -> dict[str, pa.DataType]:

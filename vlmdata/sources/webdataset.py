@@ -117,8 +117,7 @@ def read(source: WebdatasetSource, scratch: str) -> Iterator[pa.RecordBatch]:
     """
     columns = _columns(source)
     schema = pa.schema([*ROWS, *columns.values()])
-    rows: list[dict[str, Any]] = []
-    odd = Counter[str]()
+    rows, odd = list[dict[str, Any]](), Counter[str]()
     for shard in shards(source):
         if shard.fault:
             log.warning("%s: %s: of %s what is stored is read", source.name, shard.fault, shard.path)
@@ -165,29 +164,17 @@ def shards(source: WebdatasetSource) -> list[Shard]:
         if is_tar or output or fault:
             found.append(Shard(path, about if output else None, fault))
     if not found:
-        raise InputError(f"sources.{source.name}.path: {source.path!r} {_without_tars(folder)}")
+        wrong = img2dataset.without_images(folder) or "is, holds and matches no .tar file (where compressed, unpack it)"
+        raise InputError(f"sources.{source.name}.path: {source.path!r} {wrong}")
     for shard in found:
         _refuse_outside(source, folder, shard.path)
     return found
 
 
-def _without_tars(folder: str) -> str:
-    """What is wrong with a folder in which no tar is found."""
-    for name in sorted(glob.glob("*.parquet", root_dir=folder)):
-        with suppress(pa.ArrowException, OSError):
-            if is_below(folder, name) and img2dataset.is_output(os.path.join(folder, name)):
-                return (
-                    "is img2dataset's output without its images as tars or files: of its values for output_format "
-                    "`webdataset` and `files` are read, `parquet` and `tfrecord` are not"
-                )
-    return "is, holds and matches no .tar file (where compressed, unpack it)"
-
-
 def _refuse_outside(source: WebdatasetSource, folder: str, path: str) -> None:
     if not is_below(folder, path):
-        raise InputError(
-            f"sources.{source.name}.path: {path!r} is a link that leads out of {folder!r}: name its own folder"
-        )
+        wrong = f"is a link that leads out of {folder!r}: name its own folder"
+        raise InputError(f"sources.{source.name}.path: {path!r} {wrong}")
 
 
 def _columns(source: WebdatasetSource) -> dict[str, pa.Field]:
