@@ -12,7 +12,7 @@ from vlmdata.sources.urls import LONGEST_CAPTION, clean_text, linked_url, shorte
 
 _MOST_IMAGES = 5_000
 _AROUND = 150
-_MOST_WORDS = 50
+_WINDOW = 2 * _AROUND  # characters beside an image, of which some are the marks of other images
 _HERE = "\ufdd0"  # where an image stands: a noncharacter, which has no other use in a text
 _DEEPEST = 1_000
 _FEW_TAGS = 20_000
@@ -327,22 +327,23 @@ def _contexts(tree: LexborHTMLParser, nodes: list[LexborNode]) -> list[str | Non
     tree.body.strip_tags(["script", "style", "template"], recursive=True)
     for node in nodes:
         node.replace_with(_HERE)
-    words = tree.body.text(separator=" ").replace(_HERE, f" {_HERE} ").split()
-    if words.count(_HERE) != len(nodes):  # an image outside the body, in a template or in a script: no place is known
+    text = tree.body.text(separator=" ").replace(_HERE, f" {_HERE} ")
+    # No space is left before a sign that ends an element's word.
+    text = " ".join(text.split()).replace(" .", ".").replace(" ,", ",").replace(" )", ")")
+    if text.count(_HERE) != len(nodes):  # an image outside the body, in a template or a script: no place is known
         return [None] * len(nodes)
     contexts: list[str | None] = []
     place = -1
     for _ in nodes:
-        place = words.index(_HERE, place + 1)
-        before = _joined(words[max(0, place - _MOST_WORDS) : place])
+        place = text.index(_HERE, place + 1)
+        before = _without_marks(text[max(0, place - _WINDOW) : place])
         if len(before) > _AROUND:
             before = before[-_AROUND:].partition(" ")[2] or before[-_AROUND:]
-        after = shorten(_joined(words[place + 1 : place + 1 + _MOST_WORDS]), _AROUND)
+        after = shorten(_without_marks(text[place + 1 : place + 1 + _WINDOW]), _AROUND)
         contexts.append(f"{before} {after}".strip() or None)
     return contexts
 
 
-def _joined(words: list[str]) -> str:
-    """Words as text, without the marks of other images; no space is left before a sign that ends an element's word."""
-    text = " ".join([word for word in words if word != _HERE] if _HERE in words else words)
-    return text.replace(" .", ".").replace(" ,", ",").replace(" )", ")")
+def _without_marks(text: str) -> str:
+    """Text without the marks of other images."""
+    return text.replace(f"{_HERE} ", "").replace(_HERE, "").strip() if _HERE in text else text.strip()
