@@ -90,7 +90,7 @@ def read_page(html: str, url: str, headers: Mapping[str, Sequence[str]], agent: 
     metas = _metas(tree)
     directives, consent = page_says(metas, headers, agent)
     links = list(_links(tree, base)) if with_links and not directives & {"nofollow", "none"} else []
-    canonical = tree.css_first('head link[rel~="canonical" i][href]')
+    canonical = head.css_first('link[rel~="canonical" i][href]') if head is not None else None
     images = tree.css("img")
     found = list(_captioned(images[:_MOST_IMAGES], base))
     contexts = _contexts(tree, [node for node, *_ in found])
