@@ -18,7 +18,6 @@ _IN_A_ROW = 5  # failures after which a host rests
 LEFT_ALONE = 600.0  # seconds that a host is not asked which has failed in its rest's trial, too
 _FIRST_PAUSE = 0.5  # seconds after a 429 or 503 without Retry-After; twice as long after each further one
 _CONNECTION = {"dns", "connect", "timeout"}
-_BUSY = (429, 503)
 
 
 class Waiter(Protocol):
