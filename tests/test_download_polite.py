@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hostile import Site, Wire, drip, send, serve, silent
@@ -18,6 +19,7 @@ from vlmdata.download import hosts, network
 from vlmdata.download.address import Blocked, Gate, Names, is_public
 from vlmdata.download.budget import Budget
 from vlmdata.download.failure import FetchError, http_error
+from vlmdata.download.hosts import Host
 from vlmdata.download.watch import Watch
 from vlmdata.pipelines.runner import processes
 from vlmdata.recipe import Runner
@@ -402,3 +404,19 @@ def test_backoff_without_retry_after_doubles_and_ends_with_an_answer(monkeypatch
     assert not host.admits(now)  # one at a time until it answers
     host.answered()
     assert host.admits(now)
+
+
+def test_a_host_that_opens_while_it_is_looked_at_still_calls_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> None:
+        host = Host()
+        host.interval = 0.05
+        host.enter(time.monotonic())
+        host.leave()
+        opens = host._next
+        reads = iter([opens - 0.002, opens - 1e-6])  # then it has opened
+        clock = SimpleNamespace(monotonic=lambda: next(reads, max(time.monotonic(), opens + 1e-6)))
+        monkeypatch.setattr("vlmdata.download.hosts.time", clock)
+        async with asyncio.timeout(5):
+            await host.turn(20)
+
+    asyncio.run(ask())

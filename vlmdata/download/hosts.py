@@ -90,7 +90,7 @@ class Host:
     def forget(self, waiter: Waiter) -> None:
         """`waiter` does not wait any more."""
         self._waiters.pop(waiter, None)
-        self._set_timer()
+        self._set_timer(time.monotonic())
 
     async def turn(self, patience: float) -> None:
         """Wait until a request for robots.txt may begin, and begin it. Raises the FetchError of a refusal."""
@@ -144,17 +144,20 @@ class Host:
 
     def _call(self, all_of_them: bool = False) -> None:
         """Wake those whose turn it is; `all_of_them` when they may not want to wait any more."""
-        if self._waiters:
-            now = time.monotonic()
-            for waiter in list(self._waiters):
-                if all_of_them or self.admits(now, robots=isinstance(waiter, _Alone)):
-                    self._waiters.pop(waiter, None)
-                    waiter.wake(self)
-        self._set_timer()
+        now = time.monotonic()
+        for waiter in list(self._waiters):
+            if all_of_them or self.admits(now, robots=isinstance(waiter, _Alone)):
+                self._waiters.pop(waiter, None)
+                waiter.wake(self)
+        self._set_timer(now)
 
-    def _set_timer(self) -> None:
-        """Have the next one called when the host opens; a place that gets free calls by itself."""
-        wait = max(self._next, self._shut) - time.monotonic()
+    def _set_timer(self, now: float) -> None:
+        """Have the next one called when the host opens; a place that gets free calls by itself.
+
+        now: when it was last looked whose turn it is. By a later clock the host might have opened in between, and
+        nobody would be called.
+        """
+        wait = max(self._next, self._shut) - now
         if self._timer is not None and not self._waiters:
             self._timer.cancel()
             self._timer = None
