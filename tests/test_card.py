@@ -47,6 +47,13 @@ def offline(tmp_path, *command):
     return run.stdout
 
 
+# Its readers end here and now: a thread that one of their libraries leaves running can abort Python's own ending.
+END = """
+import os, sys
+sys.stdout.flush()
+os._exit(0)
+"""
+
 READ = """
 import json, sys
 import mlcroissant
@@ -66,7 +73,7 @@ def test_mlcroissant_validates_it_and_reads_every_sample(published, tmp_path):
     path = dataset.path("snapshots/000001/croissant.json")
     offline(tmp_path, "-c", "from mlcroissant.scripts.validate import main; from absl import app; app.run(main)",
             f"--jsonld={path}")  # fmt: skip
-    found = json.loads(offline(tmp_path, "-c", READ, path))
+    found = json.loads(offline(tmp_path, "-c", READ + END, path))
     assert list(found) == ["samples"]
     kept = dataset.read_part(manifest["samples"][0]["path"], ["uid", "kept"]).to_pylist()
     kept += [
@@ -81,7 +88,7 @@ def test_mlcroissant_reads_the_tars_where_there_is_no_parquet(published, tmp_pat
     shutil.copytree(published[0].root, dataset.root)
     manifest = {**published[1], "shards": [s for s in published[1]["shards"] if s["format"] == "webdataset"]}
     write_documents(dataset, manifest)
-    found = json.loads(offline(tmp_path, "-c", READ, dataset.path("snapshots/000001/croissant.json")))
+    found = json.loads(offline(tmp_path, "-c", READ + END, dataset.path("snapshots/000001/croissant.json")))
     assert set(found) == {"jpg_members", "txt_members"}
     assert len(found["jpg_members"]) == len(found["txt_members"]) == sum(manifest["splits"].values())
     assert all(re.fullmatch(r"[0-9a-f]{32}", row["jpg_members/uid"]) for row in found["jpg_members"])
@@ -103,7 +110,7 @@ splits = datasets.load_dataset(sys.argv[1])
 print(json.dumps({name: [row["uid"] for row in split] for name, split in splits.items()}))
 print(splits["train"][0]["jpg"].size)
 """
-    out = offline(tmp_path, "-c", script, published[0].path("snapshots/000001")).splitlines()
+    out = offline(tmp_path, "-c", script + END, published[0].path("snapshots/000001")).splitlines()
     assert {name: len(uids) for name, uids in json.loads(out[0]).items()} == published[1]["splits"]
     assert out[1] == "(96, 64)"
 
@@ -165,4 +172,4 @@ def test_a_snapshot_without_shards_has_documents_too(tmp_path):
     front = yaml.safe_load(dataset.read_bytes("snapshots/000001/README.md").decode().split("---\n")[1])
     assert "configs" not in front
     path = dataset.path("snapshots/000001/croissant.json")
-    assert json.loads(offline(tmp_path, "-c", READ, path)) == {}
+    assert json.loads(offline(tmp_path, "-c", READ + END, path)) == {}

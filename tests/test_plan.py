@@ -9,7 +9,8 @@ from pydantic import Field, create_model
 from vlmdata import recipe
 from vlmdata.jobs import job_key
 from vlmdata.plan import Plan, make_plan
-from vlmdata.recipe import Download, LiteHeads, Options, Recipe, TrainJob, apply_setting
+from vlmdata.recipe import Download, LiteHeads, Options, Recipe, TrainJob
+from vlmdata.recipe_file import apply_setting
 
 BASE = {
     "dataset": "data",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmdata import recipe, schemas
+from vlmdata import recipe, recipe_file, schemas
 from vlmdata.errors import InputError
 
 GOOD = """\
@@ -32,7 +32,7 @@ def write(tmp_path):
 
 
 def test_a_recipe_has_defaults_and_kinds_alone(write):
-    loaded = recipe.load(write(GOOD))
+    loaded = recipe_file.load(write(GOOD))
     assert loaded.signals[0].kind == "text"
     assert loaded.download.max_bytes == 50_000_000
     assert loaded.consent.respect == ["robots", "noai", "tdm"]
@@ -56,16 +56,16 @@ def test_a_recipe_has_defaults_and_kinds_alone(write):
 )
 def test_what_is_wrong_is_said_with_line_and_key(write, text, message):
     with pytest.raises(InputError, match=message):
-        recipe.load(write(text))
+        recipe_file.load(write(text))
 
 
 def test_a_recipe_that_is_not_there_is_said(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        recipe.load(tmp_path / "none.yaml")
+        recipe_file.load(tmp_path / "none.yaml")
 
 
 def test_set_reaches_list_entries_by_kind_and_adds_rules_last(write):
-    loaded = recipe.load(
+    loaded = recipe_file.load(
         write(GOOD),
         [
             "signals.clip.model=ViT-B-32",
@@ -79,24 +79,24 @@ def test_set_reaches_list_entries_by_kind_and_adds_rules_last(write):
     assert loaded.download.max_bytes == 1_000_000
     assert loaded.signals[0].after == ["size"]
     with pytest.raises(InputError, match="no entry 'clipp'; did you mean 'clip'"):
-        recipe.load(write(GOOD), ["signals.clipp.model=x"])
+        recipe_file.load(write(GOOD), ["signals.clipp.model=x"])
     with pytest.raises(InputError, match=r"key\.path=value"):
-        recipe.load(write(GOOD), ["nothing"])
+        recipe_file.load(write(GOOD), ["nothing"])
 
 
 def test_what_a_setting_has_made_wrong_is_said_of_the_setting(write):
     with pytest.raises(InputError, match=r"^--set download\.size: download\.size: "):
-        recipe.load(write(GOOD), ["download.size=large"])
+        recipe_file.load(write(GOOD), ["download.size=large"])
     with pytest.raises(InputError, match=r"^--set signals\.clip\.modle: unknown key"):
-        recipe.load(write(GOOD), ["signals.clip.modle=lite"])
+        recipe_file.load(write(GOOD), ["signals.clip.modle=lite"])
 
 
 def test_later_errors_of_a_key_get_its_line(write):
     path = write(GOOD)
     for key, line in (("select.rules.size", 9), ("signals.clip.after", 6), ("sources.folder.path", 3), ("dataset", 1)):
-        with pytest.raises(InputError, match=rf"recipe\.yaml:{line}: {key}: is wrong"), recipe.located(path):
+        with pytest.raises(InputError, match=rf"recipe\.yaml:{line}: {key}: is wrong"), recipe_file.located(path):
             raise InputError(f"{key}: is wrong")
-    with pytest.raises(InputError, match=r"^elsewhere: is wrong"), recipe.located(path):
+    with pytest.raises(InputError, match=r"^elsewhere: is wrong"), recipe_file.located(path):
         raise InputError("elsewhere: is wrong")
 
 
@@ -107,4 +107,4 @@ def test_the_json_schema_is_the_models():
 
 def test_the_ready_recipes_are_recipes():
     for path in sorted(Path("recipes").glob("*.yaml")):
-        assert recipe.load(path).sources
+        assert recipe_file.load(path).sources

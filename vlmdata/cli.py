@@ -57,28 +57,29 @@ def run(
     retry: Annotated[str | None, typer.Option(help="download again what ended in these: timeout,dns,5xx,…")] = None,
 ) -> None:
     """Run a recipe: from its sources to a published snapshot with shards, jobs and report."""
-    from vlmdata import recipe as recipes
+    from vlmdata import recipe_file
     from vlmdata.dataset import Dataset
     from vlmdata.jobs import missing
     from vlmdata.layers import nothing_failed
     from vlmdata.plan import STAGES, check_parts, check_writable, done_already, make_plan, tables_there
+    from vlmdata.recipe import nearest
     from vlmdata.select import FAILURES
     from vlmdata.snapshot import missing_file
 
     settings = [*(set_ or []), *([f"runner.kind={runner}"] if runner else [])]
-    parsed = recipes.load(recipe, settings)
+    parsed = recipe_file.load(recipe, settings)
     chosen = [name.strip() for name in stages.split(",")] if stages is not None else list(STAGES)
     for name in chosen:
         if name not in STAGES:
-            raise InputError(f"--stages: there is no stage {name!r}{recipes.nearest(name, STAGES)}")
+            raise InputError(f"--stages: there is no stage {name!r}{nearest(name, STAGES)}")
     classes = [name.strip() for name in retry.split(",")] if retry else []
     for name in classes:
         if name not in FAILURES:
-            raise InputError(f"--retry: there is no error class {name!r}{recipes.nearest(name, FAILURES)}")
+            raise InputError(f"--retry: there is no error class {name!r}{nearest(name, FAILURES)}")
     if classes and "download" not in chosen:
         raise InputError("--retry: --stages leaves the download out")
     dataset = Dataset(parsed.dataset)
-    with recipes.located(recipe, settings):
+    with recipe_file.located(recipe, settings):
         plan = make_plan(parsed, limit)
         check_parts(plan, dataset)
     check_writable(dataset)
@@ -134,12 +135,12 @@ def adopt(
 @app.command()
 def plan(recipe: RecipePath, set_: Setting = None, limit: Limit = None) -> None:
     """What `run` would do: the stages with what is there already, and what is missing."""
-    from vlmdata import recipe as recipes
+    from vlmdata import recipe_file
     from vlmdata.dataset import Dataset
     from vlmdata.plan import describe, make_plan
 
-    parsed = recipes.load(recipe, set_)
-    with recipes.located(recipe, set_):
+    parsed = recipe_file.load(recipe, set_)
+    with recipe_file.located(recipe, set_):
         planned = make_plan(parsed, limit)
     for line in describe(planned, Dataset(parsed.dataset)):
         print(line)

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from vlmdata.catalog import append
 from vlmdata.dataset import Dataset, make_key
 from vlmdata.errors import InputError, JobError, VlmdataError
-from vlmdata.recipe import Job, Recipe, TrainJob, apply_setting, nearest, read_yaml
+from vlmdata.recipe import Job, Recipe, TrainJob, nearest
+from vlmdata.recipe_file import apply_setting, read_yaml
 
 log = logging.getLogger(__name__)
 
