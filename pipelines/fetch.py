@@ -174,7 +174,8 @@ class Bucketed:
 
     of: buckets. workers: processes that fetch one each. Returns (path, names of the parts) of each file; batch n of
     `<path>.arrow` has the rows of its part n, in the order of `pairs`, and their images are in `<path>.tar`. What is
-    held in memory are the rows of two parts at most; a file is committed before the next is begun.
+    held in memory are the rows of two parts at most, and of the one that is being read. A file is committed before the
+    next is begun.
     """
 
     work: Work

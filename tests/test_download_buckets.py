@@ -149,14 +149,15 @@ def test_a_kill_costs_what_is_in_flight_whoever_goes_on(
 ) -> None:
     plan, dataset, pairs = ingested(tmp_path / "it", sites, 10, {"kind": "dask"})
     asked: list[int] = []
+    kills = [("download", 3), ("images", 2)]
 
     def killed(stage: str, number: int) -> None:
-        if (stage, number) == killed_at:
+        if (stage, number) == kills[len(asked)]:
             asked.append(sum(len(site.seen) for site in sites))
             raise KeyboardInterrupt
 
     in_turn(monkeypatch, told=killed)
-    for killed_at in [("download", 3), ("images", 2)]:
+    for _ in kills:
         with pytest.raises(KeyboardInterrupt):
             download.run(plan, dataset, pairs)
         assert dataset.exists(fetch.WORK)
