@@ -1,6 +1,7 @@
 """Where several processes download, one of them asks a host; the parts are the same as one process makes them."""
 
 import itertools
+import os
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from conftest import content
 from hostile import Site, Wire, send, serve
@@ -63,7 +65,9 @@ def sites() -> Iterator[list[Site]]:
 
 
 @pytest.fixture(autouse=True)
-def _new_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def _anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The process has met no host, and afterwards is back in its folder."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(network, "NETWORK", network.Network())
 
 
@@ -71,6 +75,7 @@ def ingested(
     folder: Path, sites: list[Site], rows: int, runner: dict[str, Any], rate: float = 1e6
 ) -> tuple[Plan, Dataset, Table]:
     folder.mkdir()
+    os.chdir(folder)  # one recipe, and so one key, in every folder
     urls = [site.url(f"/{n}{'x' * (n % 3)}.jpg") for site in sites for n in range(EACH)]
     urls += [urls[0]] * 3 + [f"{urls[1]}?gone", "http://[no", "http://127.0.0.1:1/blocked.jpg"]
     captions = (f"caption {number}" for number in itertools.count())
@@ -78,8 +83,8 @@ def ingested(
     options = {"size": 32, "retries": 0, "allow_hosts": [site.host for site in sites]}
     recipe = Recipe.model_validate(
         {
-            "dataset": str(folder / "data"),
-            "sources": [{"kind": "table", "name": "list", "path": str(folder / "list.csv")}],
+            "dataset": "data",
+            "sources": [{"kind": "table", "name": "list", "path": "list.csv"}],
             "download": {**options, "host_rate": rate, "per_host": AT_ONCE},
             "parts": {"rows": rows},
             "runner": runner,
@@ -161,7 +166,8 @@ def test_a_kill_costs_what_is_in_flight_whoever_goes_on(
         with pytest.raises(KeyboardInterrupt):
             download.run(plan, dataset, pairs)
         assert dataset.exists(fetch.WORK)
-    assert 0 < asked[0] < asked[1]
+    assert asked[0] <= asked[1]
+    assert asked[1] >= HOSTS * EACH // 2
     in_turn(monkeypatch, then)
     download.run(plan, dataset, pairs)
     for site in sites:
@@ -186,14 +192,18 @@ def test_what_was_fetched_before_a_list_changed_is_fetched_again(
     in_turn(monkeypatch, told=killed)
     with pytest.raises(KeyboardInterrupt):
         download.run(plan, dataset, pairs)
-    (tmp_path / "no.txt").write_text(sites[0].host.partition(":")[0] + "\n")
+    listed = [site.url(path) for site in sites[:1] for path in site.paths() if path.endswith(("jpg", "gone"))]
+    (tmp_path / "no.txt").write_text("\n".join(listed))
     plan = make_plan(plan.recipe.model_copy(update={"consent": Consent(optout=[str(tmp_path / "no.txt")])}))
     seen = [len(site.seen) for site in sites]
     in_turn(monkeypatch)
     images = download.run(plan, dataset, pairs)
-    statuses = {row for part in images.parts for row in dataset.read_part(part)["download_status"].to_pylist()}
-    assert statuses == {"optout", "blocked"}
-    assert [len(site.seen) for site in sites] == seen
+    rows = pa.concat_tables(dataset.read_part(part) for part in images.parts)["download_status"].to_pylist()
+    assert rows.count("optout") == EACH + 4
+    assert rows.count("success") == EACH * (HOSTS - 1)
+    more = [len(site.seen) - before for site, before in zip(sites, seen, strict=True)]
+    assert more[0] == 0
+    assert min(more[1:]) >= EACH
 
 
 def test_a_large_host_that_is_down_stops_nothing_and_a_network_that_is_down_does(
@@ -208,7 +218,7 @@ def test_a_large_host_that_is_down_stops_nothing_and_a_network_that_is_down_does
             {
                 "dataset": str(tmp_path / name / "data"),
                 "sources": [{"kind": "table", "name": "list", "path": str(tmp_path / name / "list.csv")}],
-                "download": {"size": 32, "retries": 0, "allow_hosts": [site.host for site in sites], "host_rate": 1e6},
+                "download": {"size": 32, "retries": 0, "allow_hosts": [site.host for site in sites], "concurrency": 2},
                 "parts": {"rows": 1000},
                 "runner": {"kind": "dask"},
             }
@@ -234,4 +244,4 @@ def test_a_large_host_that_is_down_stops_nothing_and_a_network_that_is_down_does
 
     with names_answered(monkeypatch, no_answer) as asked, pytest.raises(OutageError, match="ended as 'dns'"):
         run("network", [f"http://nobody{n}.example/a.jpg" for n in range(3000)])
-    assert len(asked) < 1500  # before a bucket is through
+    assert len(asked) < 600  # before the first bucket is through
