@@ -1,11 +1,11 @@
 """Images: fetched safely through img2dataset's Downloader, decoded, made smaller and stored, one part at a time.
 
-`address.py` says which addresses may be reached, `fetch.py` asks for URLs, `hosts.py` is polite to them, `frontier.py`
-queues a part's URLs by host and `network.py` runs it all, with the bytes that `budget.py` grants and for as long as
-`watch.py` waits. `local.py` and `stored.py` read files that are here, `video.py` frames of videos. `consent.py` and
-`tdmrep.py` read what hosts say, `lists.py`, `optout.py` and `known.py` what the user lists. `decode.py` turns bytes
-into stored JPEGs, and `images.py` puts img2dataset to work with all of them (`seams.py`). `terms.py` holds what they
-all go by, and `buckets.py` says which of several processes asks a host.
+`address.py` says which addresses may be reached, `fetch.py` asks for URLs (`body.py` reads what comes), `hosts.py` is
+polite to them, `frontier.py` queues a part's URLs by host and `network.py` runs it all, with the bytes that `budget.py`
+grants and for as long as `watch.py` waits. `local.py` and `stored.py` read files that are here, `video.py` frames of
+videos. `consent.py` and `tdmrep.py` read what hosts say, `lists.py`, `optout.py` and `known.py` what the user lists.
+`decode.py` turns bytes into stored JPEGs, and `images.py` puts img2dataset to work with all of them (`seams.py`).
+`terms.py` holds what they all go by, and `buckets.py` says which of several processes asks a host.
 """
 
 import os

@@ -19,11 +19,12 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from vlmdata.download.address import Blocked, Gate, Names, Resolver
+from vlmdata.download.body import read_body
 from vlmdata.download.buckets import Bucket
 from vlmdata.download.budget import Budget
 from vlmdata.download.consent import ROBOTS_BYTES, Robots, add_headers, add_tdm, refusal, user_agent
 from vlmdata.download.errand import Answer, Errand
-from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
+from vlmdata.download.failure import FetchError, TooManyRedirects, explain, http_error
 from vlmdata.download.hosts import Host, Hosts, host_name
 from vlmdata.download.optout import LISTED
 from vlmdata.download.tdmrep import MOST_BYTES, PATH, Reservations
@@ -323,41 +324,8 @@ class Client:
                 return _Reply(response.status, response.headers, b"")
             if image and length is not None and length > limit:
                 raise FetchError("too_large", f"{length} bytes; the limit is {limit}")
-            body = await self._read_body(errand, response, limit, image, clock)
+            body = await read_body(errand, response, limit, image, clock, self._budget)
             return _Reply(response.status, response.headers, body)
-
-    async def _read_body(
-        self, errand: Errand, response: aiohttp.ClientResponse, limit: int, image: bool, clock: asyncio.Timeout
-    ) -> bytes:
-        chunks, size = [], 0
-        try:
-            async for chunk in response.content.iter_any():
-                await self._take(errand, len(chunk), clock)
-                errand.heard()
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    if image:
-                        raise FetchError("too_large", f"more than {limit} bytes")
-                    break
-            encoding = response.headers.get("Content-Encoding", "")
-            if encoding:
-                await self._take(errand, limit, clock)
-            body = decompress(b"".join(chunks), encoding, limit)
-            errand.held = len(body)
-            return body
-        finally:
-            self._budget.finish(errand, errand.held)
-
-    async def _take(self, errand: Errand, size: int, clock: asyncio.Timeout) -> None:
-        """Bytes from the process's budget. Waiting for them is free, too."""
-        if not self._budget.take(errand, size):
-            loop = asyncio.get_running_loop()
-            left = (clock.when() or loop.time()) - loop.time()
-            clock.reschedule(None)
-            while not self._budget.take(errand, size):
-                await self._budget.wait()
-            clock.reschedule(loop.time() + left)
 
     def release(self, errand: Errand) -> None:
         """Nothing that the errand holds is needed any more: its turn at a host, the bytes of its body."""
