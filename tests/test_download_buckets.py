@@ -1,4 +1,7 @@
-"""Where several processes download, one of them asks a host; the parts are the same as one process makes them."""
+"""Where several processes download, one of them asks a host; the parts are the same as one process makes them.
+
+`test_runner_dask.py` has the test with two real ones.
+"""
 
 import itertools
 import os
@@ -6,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,6 @@ from conftest import content
 from hostile import Site, Wire, send, serve
 from test_download import picture
 from test_download_polite import names_answered
-from test_runner_dask import address  # noqa: F401 - a fixture
 
 from vlmdata import ingest
 from vlmdata.dataset import Dataset, Table
@@ -29,7 +31,7 @@ from vlmdata.plan import Plan, make_plan
 from vlmdata.recipe import Consent, Recipe, Runner
 
 HOSTS, EACH = 5, 8
-RATE, AT_ONCE = 5, 2
+AT_ONCE = 2
 
 
 @dataclass
@@ -60,6 +62,12 @@ class Counting:
 
 @pytest.fixture
 def sites() -> Iterator[list[Site]]:
+    with several_sites() as sites:
+        yield sites
+
+
+@contextmanager
+def several_sites() -> Iterator[list[Site]]:
     with ExitStack() as stack:
         yield [stack.enter_context(serve({"*": Counting()})) for _ in range(HOSTS)]
 
@@ -120,32 +128,6 @@ def in_turn(
     monkeypatch.setattr(download, "run_parts", run_parts)
     monkeypatch.setattr(download, "processes", lambda _: workers)
     monkeypatch.setattr(download, "at_once", lambda _: 1)
-
-
-def test_two_workers_ask_no_host_faster_than_one_may_and_give_its_bytes(
-    tmp_path: Path,
-    sites: list[Site],
-    address: str,  # noqa: F811
-) -> None:
-    for site in sites:
-        site.routes["*"] = Counting(0.5)
-    plan, dataset, pairs = ingested(tmp_path / "dask", sites, 7, {"kind": "dask", "address": address}, RATE)
-    assert len(pairs.parts) >= 6
-    download.run(plan, dataset, pairs)
-    for site in sites:
-        counts = site.routes["*"]
-        assert isinstance(counts, Counting)
-        assert 1 <= counts.most <= AT_ONCE
-        assert counts.fastest(5) > 0.7 * 5 / RATE  # twice the rate would be half of it
-        assert site.paths().count("/robots.txt") == 1
-        assert len(set(site.paths())) == len(site.paths()), "one process, and once"
-    assert not dataset.exists(fetch.WORK)
-    assert not list((tmp_path / "dask/data/.spool").iterdir())
-    for site in sites:
-        site.routes["*"] = Counting()
-    one = ingested(tmp_path / "direct", sites, 7, {"workers": 1})
-    download.run(*one)
-    assert downloaded(one[1]) == downloaded(dataset)
 
 
 @pytest.mark.parametrize("then", [1, 2])
