@@ -78,7 +78,7 @@ def pixels_sha256(pixels: np.ndarray) -> str:
     pixels: uint8 [height, width, 3], RGB. With the shape in it, a picture and the same bytes in other rows differ.
     """
     digest = hashlib.sha256(np.array(pixels.shape, "<u4").tobytes())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
