@@ -216,6 +216,14 @@ class TextSignal(Options):
     after: list[str] = []
 
 
+class PiiSignal(Options):
+    """Personal data in captions."""
+
+    kind: Literal["pii"]
+    name: Literal[""] = ""
+    after: list[str] = []
+
+
 class LanguageSignal(Options):
     kind: Literal["language"]
     name: Literal[""] = ""
@@ -247,7 +255,7 @@ class ClipSignal(Options):
 
 
 Signal = Annotated[
-    TextSignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal,
+    TextSignal | PiiSignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal,
     Field(discriminator="kind"),
 ]
 
