@@ -16,8 +16,9 @@ IMAGES = False
 _CHARACTERS = 5  # in a row, for repeated_chars
 # What fastText's tokenizer splits at; every line break is a token of its own.
 _NO_FASTTEXT_BREAK = r"[^ \t\n\v\f\r\x00]+"
+_SPACE = r"\pZ\t-\r\x1c-\x1f\x{85}"  # in brackets: what str.split() splits at
 # Neither letters, marks (which Indic scripts are full of), numbers nor white space.
-_SPECIAL = r"[^\pL\pM\pN\pZ\t-\r\x1c-\x1f\x{85}]"
+_SPECIAL = rf"[^\pL\pM\pN{_SPACE}]"
 
 # A scheme or `www.` and no white space; or a bare host and path (`example.org/a.jpg`), whose last label has two
 # letters or more, so that `and/or` and `e.g./i.e.` are none.
@@ -155,10 +156,10 @@ def repeated_ngrams(items: np.ndarray, rows: np.ndarray, n: int, count: int) -> 
 
 def _words(lower: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Every word as a number that equal words share, and its row."""
-    split = pc.utf8_split_whitespace(lower)
+    # Arrow's own split at white space makes words of some trailing spaces beyond ASCII
+    split = pc.split_pattern(pc.replace_substring_regex(lower, rf"[{_SPACE}]+", " "), " ")
     words, rows = pc.list_flatten(split), pc.list_parent_indices(split)
-    # the split leaves an empty word before leading and after trailing white space
-    there = pc.not_equal(words, "")
+    there = pc.not_equal(words, "")  # the split leaves an empty one before leading and after trailing white space
     return pc.dictionary_encode(words.filter(there)).indices.to_numpy(), rows.filter(there).to_numpy()
 
 
