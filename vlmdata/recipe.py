@@ -224,6 +224,17 @@ class PiiSignal(Options):
     after: list[str] = []
 
 
+class FluencySignal(Options):
+    """The caption's mean token loss under a language model: `smollm2` (embedded), a folder, or one of the hub."""
+
+    kind: Literal["fluency"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    model: str = "smollm2"
+    revision: str | None = Field(None, description="of a model of the hub: a commit, so that its values stay the same")
+    after: list[str] = []
+    tokens: int = Field(512, ge=128, description="in one batch of the model")
+
+
 class LanguageSignal(Options):
     kind: Literal["language"]
     name: Literal[""] = ""
@@ -255,7 +266,7 @@ class ClipSignal(Options):
 
 
 Signal = Annotated[
-    TextSignal | PiiSignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal,
+    TextSignal | PiiSignal | FluencySignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal,
     Field(discriminator="kind"),
 ]
 

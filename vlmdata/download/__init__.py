@@ -16,7 +16,7 @@ from vlmdata.download.known import Known
 from vlmdata.download.optout import OptOut
 from vlmdata.recipe import Consent, Download
 
-VERSION = 2
+VERSION = 3
 
 
 def download_part(
