@@ -84,8 +84,13 @@ def pixels_sha256(pixels: np.ndarray) -> str:
 
 def perceptual_hash(pixels: np.ndarray) -> int:
     """The `phash` of one image: uint8 [height, width, 3], RGB."""
+    return int(perceptual_hashes(small_grey(pixels)[None])[0])
+
+
+def small_grey(pixels: np.ndarray) -> np.ndarray:
+    """What of an image is hashed: grey values [32, 32]."""
     grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-    return int(perceptual_hashes(_resized(grey, _HASHED, _HASHED)[None])[0])
+    return _resized(grey, _HASHED, _HASHED)
 
 
 def perceptual_hashes(small: np.ndarray) -> np.ndarray:
