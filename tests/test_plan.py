@@ -134,6 +134,7 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     },
     recipe.TableSource: {"split": "train"},
     recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
+    recipe.FluencySignal: {"model": "smollm2", "tokens": 512},
     recipe.NsfwSignal: {"batch": 16},
     recipe.OcrSignal: {"size": 736},
     recipe.FacesSignal: {"size": 640, "threshold": 0.4},

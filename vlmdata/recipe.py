@@ -216,6 +216,25 @@ class TextSignal(Options):
     after: list[str] = []
 
 
+class PiiSignal(Options):
+    """Personal data in captions."""
+
+    kind: Literal["pii"]
+    name: Literal[""] = ""
+    after: list[str] = []
+
+
+class FluencySignal(Options):
+    """The caption's mean token loss under a language model: `smollm2` (embedded), a folder, or one of the hub."""
+
+    kind: Literal["fluency"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    model: str = "smollm2"
+    revision: str | None = Field(None, description="of a model of the hub: a commit, so that its values stay the same")
+    after: list[str] = []
+    tokens: int = Field(512, ge=128, description="in one batch of the model")
+
+
 class LanguageSignal(Options):
     kind: Literal["language"]
     name: Literal[""] = ""
@@ -273,7 +292,16 @@ class MaskedClipSignal(ClipSignal):
 
 
 Signal = Annotated[
-    TextSignal | LanguageSignal | ImageSignal | OcrSignal | FacesSignal | NsfwSignal | ClipSignal | MaskedClipSignal,
+    TextSignal
+    | PiiSignal
+    | FluencySignal
+    | LanguageSignal
+    | ImageSignal
+    | OcrSignal
+    | FacesSignal
+    | NsfwSignal
+    | ClipSignal
+    | MaskedClipSignal,
     Field(discriminator="kind"),
 ]
 
