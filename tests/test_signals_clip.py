@@ -178,7 +178,7 @@ def test_the_identity_is_what_open_clip_does(directory: Path) -> None:
 
 
 def test_weights_never_run_with_an_activation_that_they_were_not_trained_with() -> None:
-    with pytest.raises(InputError, match="with QuickGELU: write model: ViT-B-32-quickgelu$"):
+    with pytest.raises(InputError, match=r"with QuickGELU: write model: ViT-B-32-quickgelu$"):
         clip.identity(options(model="ViT-B-32", pretrained="openai"))
     assert clip.identity(options(model="ViT-B-32-quickgelu", pretrained="openai"))["weights"]["pretrained"] == "openai"
 

@@ -38,7 +38,9 @@ def schemas(options: recipe.FilterSignal) -> dict[str, pa.Schema]:
 def job(options: recipe.FilterSignal) -> recipe.TrainJob:
     """The training, on one thread: its weights are then the same on every machine of a kind."""
     taken = ("model", "pretrained", "steps", "batch", "lr", "warmup", "weight_decay", "crop", "seed")
-    return recipe.TrainJob(kind="train", save_every=100, **{name: getattr(options, name) for name in taken})
+    return recipe.TrainJob(
+        kind="train", save_every=max(1, options.steps // 10), **{name: getattr(options, name) for name in taken}
+    )
 
 
 def identity(options: recipe.FilterSignal) -> dict[str, str]:
