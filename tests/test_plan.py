@@ -113,6 +113,7 @@ def every_kind(cls: type[Options] = Options) -> list[type[Options]]:
 def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Options]) -> None:
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
     required: dict[str, Any] = {"start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat"}
+    required |= {"head": "h", "trusted": ["s"]}
     if "kind" in kind.model_fields:
         required["kind"] = get_args(kind.model_fields["kind"].annotation)[0]
     given = {name: value for name, value in required.items() if name in kind.model_fields}
@@ -136,10 +137,15 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
     recipe.FluencySignal: {"model": "smollm2", "tokens": 512},
     recipe.NsfwSignal: {"batch": 16},
+    recipe.ClipSignal: {"model": "lite", "batch": 32, "precision": "auto"},
+    recipe.AestheticSignal: {"embeddings": "clip", "activation": "none"},
+    recipe.FilterSignal: {
+        "model": "tiny", "steps": 200, "batch": 64, "lr": 0.001, "warmup": 10, "weight_decay": 0.1, "crop": 1.0,
+        "seed": 0,
+    },
     recipe.OcrSignal: {"size": 736},
     recipe.FacesSignal: {"size": 640, "threshold": 0.4},
     recipe.MaskedClipSignal: {"model": "lite", "batch": 32, "size": 736},
-    recipe.ClipSignal: {"model": "lite", "batch": 32},
     recipe.PerceptualDedup: {"distance": 4},
     recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
     recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},

@@ -31,6 +31,9 @@ SECONDS_A_ROW = {
     "image": 0.001,
     "clip": 0.025,
     "nsfw": 0.04,
+    "aesthetic": 0.0001,
+    "filter": 0.01,
+    "python": 0.002,
     "ocr": 0.05,
     "faces": 0.1,
     "masked": 0.08,  # masked_clip
@@ -40,11 +43,15 @@ SECONDS_A_ROW = {
 
 @dataclass(frozen=True)
 class SignalPlan:
-    """A signal with the keys of its tables. `base` is the key without `after`: equal bases have equal values."""
+    """A signal with the keys of its tables. `base` is the key without `after`: equal bases have equal values.
+
+    model: what its values depend on beside the options: hashes of model and preprocessing.
+    """
 
     measurement: signals.Measurement
     key: str
     base: str
+    model: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -162,16 +169,24 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
 def _plan_signals(
     recipe: Recipe, columns: pa.Schema, tables: dict[str, str]
 ) -> tuple[pa.Schema, dict[str, Expression], tuple[SignalPlan, ...]]:
-    """Order the signals so that each comes behind those that its `after` rules read, and give each its key."""
+    """Order the signals so that each comes behind those that it or its `after` rules read, and give each its key."""
     waiting = list(recipe.signals)
     planned: list[SignalPlan] = []
     expressions: dict[str, Expression] = {}
     owner: dict[str, str] = {}
+    bases: dict[str, str] = {}
     while waiting:
         problem: InputError | None = None
         for options in waiting:
             try:
                 after = {rule: check_rule(rule, recipe.select.rules[rule], columns) for rule in options.after}
+                vectors = signals.reads(options)
+                for table in vectors:
+                    if table not in bases:
+                        raise InputError(
+                            f"signals.{options.kind}: there is no table {table!r} to read{nearest(table, bases)}; "
+                            "`signals` must name what makes it"
+                        )
             except InputError as error:  # it may read a signal that is planned later
                 problem = problem or error
                 continue
@@ -183,15 +198,17 @@ def _plan_signals(
         module = signals.family(options.kind)
         schemas = module.schemas(options)
         values = options.keyed("after")
-        inputs = [tables["pairs"], *([tables["images"]] if module.IMAGES else [])]
-        stage = f"signal/{signal_name(options)}"
-        base = make_key(stage, module.VERSION, [values, module.identity(options)], inputs)
+        inputs = [tables["pairs"], *([tables["images"]] if signals.images(options) else [])]
+        stage, model = f"signal/{signal_name(options)}", module.identity(options)
         read = sorted({owner[c] for rule in after.values() for c in rule.columns if c in owner})
         gates = {name: rule.sql for name, rule in after.items()}
-        key = make_key(stage, module.VERSION, [base, gates], [tables[name] for name in read])
-        planned.append(SignalPlan(signals.Measurement(options, schemas, after), key, base))
+        base = make_key(stage, module.VERSION, [values, model], [*inputs, *(bases[name] for name in vectors)])
+        key = make_key(stage, module.VERSION, [base, gates], [tables[name] for name in [*read, *vectors]])
+        if signals.trained(options):  # on what the rules let pass: other rules make another model
+            base = key
+        planned.append(SignalPlan(signals.Measurement(options, schemas, after), key, base, model))
         for table, schema in schemas.items():
-            tables[table] = key
+            tables[table], bases[table] = key, base
             twice = sorted((set(schema.names) & set(columns.names)) - {"uid"})
             if twice:
                 raise InputError(f"signals.{options.kind}: the column {twice[0]!r} is there already; give it a `name`")

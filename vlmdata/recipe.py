@@ -282,6 +282,61 @@ class ClipSignal(Options):
     pretrained: str | None = None
     after: list[str] = []
     batch: int = Field(32, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the towers; auto: bf16 on a GPU that has it, else fp32; lite is fp32"
+    )
+
+    # The identity of model and preprocessing is in the key instead: a model that moved is the same model.
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"model", "pretrained"})
+
+
+class AestheticSignal(Options):
+    """A linear or MLP head over another signal's embeddings."""
+
+    kind: Literal["aesthetic"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    embeddings: str = Field("clip", description="the signal whose embeddings are read: `clip`, or `clip_<name>`")
+    head: str = Field(description="the head's weights: a local .safetensors, .npz, .pth or .pt file")
+    activation: Literal["none", "relu"] = Field("none", description="between the head's layers")
+    after: list[str] = []
+
+
+class PythonSignal(Options):
+    """The user's own: a Python file with one function under `@vlmdata.signal(…)`."""
+
+    kind: Literal["python"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    path: str
+    after: list[str] = []
+
+
+class FilterSignal(Options):
+    """A filter network (Fang 2023, arXiv:2309.17425): trained on the pairs of trusted sources, it scores every pair."""
+
+    kind: Literal["filter"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    trusted: list[str] = Field([], description="names of the sources that it is trained on")
+    checkpoint: str | None = Field(None, description="instead of `trusted`: a folder with a filter that is trained")
+    model: str = Field(
+        "tiny", description="tiny, lite (heads on locked towers), an open_clip architecture, or its JSON"
+    )
+    pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
+    steps: int = Field(200, gt=0)
+    batch: int = Field(64, gt=1, description="pairs of one training step")
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(10, ge=0, description="steps")
+    weight_decay: float = Field(0.1, ge=0)
+    crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    seed: int = Field(0, ge=0)
+    after: list[str] = []
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"checkpoint"})  # the hashes of its files are in the key
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "FilterSignal":
+        if bool(self.trusted) == (self.checkpoint is not None):
+            raise ValueError("either `trusted` names the sources to train on, or `checkpoint` a trained filter")
+        return self
 
 
 class MaskedClipSignal(ClipSignal):
@@ -301,7 +356,10 @@ Signal = Annotated[
     | FacesSignal
     | NsfwSignal
     | ClipSignal
-    | MaskedClipSignal,
+    | MaskedClipSignal
+    | AestheticSignal
+    | PythonSignal
+    | FilterSignal,
     Field(discriminator="kind"),
 ]
 
@@ -439,6 +497,11 @@ class Recipe(Options):
             if twice:
                 raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
         for signal in self.signals:
+            for trusted in signal.trusted if isinstance(signal, FilterSignal) else []:
+                if trusted not in named["sources"]:
+                    raise ValueError(
+                        f"signals.filter.trusted: no source is called {trusted!r}{nearest(trusted, named['sources'])}"
+                    )
             for rule in signal.after:
                 if rule not in self.select.rules:
                     raise ValueError(

@@ -69,8 +69,8 @@ def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
         for name, column in schemas.columns(table).items():
             meanings.setdefault(name + (suffix if column.get("suffix") else ""), column["meaning"])
     for name in manifest["columns"]:
-        if name.startswith("source_"):
-            meanings.setdefault(name, "as the source gives it")
+        own = "as the source gives it" if name.startswith("source_") else "as the recipe's own Python file gives it"
+        meanings.setdefault(name, own)
     return meanings
 
 
