@@ -1,0 +1,22 @@
+"""What a selection is made of: the words of reasons, and the recipe's choice without its tables."""
+
+from dataclasses import dataclass
+
+from vlmdata.rules import Expression, Order
+
+CONSENT_STATUSES = ("robots", "noai", "tdm", "noml", "optout")
+ERROR_CLASSES = (
+    "timeout", "dns", "connect", "tls", "4xx", "5xx", "too_large", "type", "decode", "pixels",
+    "hash_mismatch", "blocked",
+)  # fmt: skip
+FAILURES = (*ERROR_CLASSES, *CONSENT_STATUSES)  # every download_status but success
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor."""
+
+    rules: dict[str, Expression]
+    unmeasured: frozenset[str]
+    methods: tuple[str, ...]
+    survivor: tuple[Order, ...]

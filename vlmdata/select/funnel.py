@@ -1,0 +1,27 @@
+"""How many pairs each step of the selection rejected and left."""
+
+from typing import Any
+
+from vlmdata.select.choice import CONSENT_STATUSES, ERROR_CLASSES, Choice
+
+
+def funnel(counts: dict[str | None, int], choice: Choice) -> list[dict[str, Any]]:
+    """The steps in the order of verdicts: `{"reason", "rejected", "left"}`, the first with reason null: all pairs.
+
+    Rules and methods that rejected nothing stand in it too; other reasons only where they rejected something.
+    """
+    left = sum(counts.values())
+    steps: list[dict[str, Any]] = [{"reason": None, "rejected": 0, "left": left}]
+    order = [f"consent: {word}" for word in CONSENT_STATUSES] + [f"download: {word}" for word in ERROR_CLASSES]
+    for name in choice.rules:
+        order += [f"{name}: not measured", name]
+    order += [f"duplicate: {method}" for method in choice.methods]
+    always = {*choice.rules, *(f"duplicate: {method}" for method in choice.methods)}
+    unknown = set(counts) - set(order) - {None}
+    assert not unknown, f"reasons without a place in the funnel: {sorted(map(str, unknown))}"
+    for reason in order:
+        rejected = counts.get(reason, 0)
+        if rejected or reason in always:
+            left -= rejected
+            steps.append({"reason": reason, "rejected": rejected, "left": left})
+    return steps

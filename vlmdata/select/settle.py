@@ -1,0 +1,72 @@
+"""What only a look at all pairs decides, step by step, and the verdicts that come of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from vlmdata.recipe import Shards
+from vlmdata.schemas import table_schema
+from vlmdata.select import duplicates as groups
+from vlmdata.select import places
+from vlmdata.select.choice import Choice
+from vlmdata.select.funnel import funnel
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
+
+VERDICT = table_schema("verdict")
+
+
+def settle(
+    judged: "pads.Dataset",
+    duplicates: "pads.Dataset | None",
+    sizes: list[int],
+    choice: Choice,
+    shards: Shards,
+    spill: Path,
+) -> tuple[Iterator[pa.Table], list[dict[str, Any]], dict[str, int]]:
+    """What only a look at all pairs decides: survivors of duplicate groups, and the place of each kept pair.
+
+    judged: the parts of `judge_part`, in order, of `sizes` rows. spill: a folder that DuckDB may write to.
+    Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
+    """
+    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
+    connection.register("judged", judged)
+    connection.execute("CREATE TABLE verdict AS SELECT row_number() OVER () AS place, * FROM judged")
+    reject(connection, duplicates, choice)
+    splits = places.place(connection, shards)
+    counts = dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
+    rows = connection.sql(
+        """
+        SELECT uid, reason IS NULL AS kept, reason,
+               split || '-' || lpad(shard::VARCHAR, 7, '0') AS shard, index::INTEGER AS index, split,
+               (reason IS NULL)::INTEGER AS copies
+        FROM verdict LEFT JOIN placed USING (place) ORDER BY place"""
+    )
+    return _cut(connection, rows, sizes), funnel(counts, choice), splits
+
+
+def reject(connection: duckdb.DuckDBPyConnection, duplicates: "pads.Dataset | None", choice: Choice) -> None:
+    """Give rows of the table `verdict` their reason, one step after the other: duplicate, top, balance, sample.
+
+    verdict: place (from 1, the order of the rows), uid, reason (null where nothing rejects the row so far) and what
+    `judge_part` adds for the steps. A step is a file of this room with a function `reject`, which looks only at rows
+    without a reason, and needs no more than `choice` and this table.
+    """
+    if duplicates is not None:
+        groups.reject(connection, duplicates, choice)
+
+
+def _cut(connection: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, sizes: list[int]) -> Iterator[pa.Table]:
+    """The rows in tables of `sizes` rows."""
+    reader = rows.to_arrow_reader(65_536)
+    held = reader.schema.empty_table()
+    for size in sizes:
+        while held.num_rows < size:
+            held = pa.concat_tables([held, pa.Table.from_batches([reader.read_next_batch()])])
+        yield held.slice(0, size).select(VERDICT.names).cast(VERDICT)
+        held = held.slice(size)
+    connection.close()
