@@ -280,6 +280,7 @@ class Balance(Options):
         min_length=1,
         description="wordnet; unigrams and bigrams of the pool; files with an entry a line",
     )
+    wordnet: str = Field("/usr/share/wordnet", description="the folder of WordNet's data.noun, data.verb and so on")
     min_count: int = Field(100, gt=0, description="how often a word or bigram of the pool stands in it, at least")
     min_pmi: float = Field(3.0, description="pointwise mutual information of a bigram, bits, at least")
     unmatched: Literal["drop", "keep"] = Field("drop", description="pairs that match no entry")

@@ -1,5 +1,5 @@
-"""Balancing as MetaCLIP describes it (Xu et al. 2023, "Demystifying CLIP Data", section 3 and algorithm 1), written from
-the paper: frequent entries are sampled down to about `limit` matches each, rare ones are kept whole.
+"""Balancing as MetaCLIP describes it (Xu et al. 2023, "Demystifying CLIP Data", section 3 and algorithm 1), written
+from the paper: frequent entries are sampled down to about `limit` matches each, rare ones are kept whole.
 
 A caption matches an entry when it holds the entry's words as whole words, one after the other (`entries.normalise`). An
 entry with more than `limit` matches gets the probability limit / matches, any other 1; a pair stays when any of its

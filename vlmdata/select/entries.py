@@ -4,6 +4,7 @@ MetaCLIP's list is made of WordNet's synsets, words, bigrams and titles of Wikip
 Data", section 3.1). Here words and bigrams are those of the pool: of the captions that come to the balancing.
 """
 
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlmdata import wordnet
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import Balance
+from vlmdata.signals.models import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -23,10 +26,12 @@ GRAMS = pa.schema([("gram", pa.string()), ("words", pa.int8()), ("count", pa.int
 MADE = ("wordnet", "unigrams", "bigrams")
 
 
-def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     """What is compared, of entries and captions alike: NFKC, lower case, the words (runs of letters, marks and digits)
     with one blank between them and one at either end, so that only whole words match. A text without a word is ' '."""
-    lower = pc.utf8_lower(pc.utf8_normalize(texts, "NFKC"))
+    # Not Arrow's utf8_normalize, whose NFC leaves what is decomposed as it is.
+    composed = [unicodedata.normalize("NFKC", text) for text in texts.to_pylist()]
+    lower = pc.utf8_lower(pa.array(composed, pa.string()))
     return pc.replace_substring_regex(pc.binary_join_element_wise(" ", lower, " ", ""), r"[^\p{L}\p{M}\p{N}]+", " ")
 
 
@@ -42,18 +47,19 @@ def read_file(path: str) -> list[str]:
         lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"select.balance.entries: {path}: {said}; it should be a text file, an entry a line") from error
+        raise InputError(
+            f"select.balance.entries: {path}: {said}; it should be a text file, an entry a line"
+        ) from error
     found = [line for line in lines if line.strip()]
     if not found:
         raise InputError(f"select.balance.entries: {path} holds no entry")
     return found
 
 
-def count_grams(captions: pa.Array | pa.ChunkedArray) -> pa.Table:
+def count_grams(captions: pa.Array) -> pa.Table:
     """The words and the pairs of neighbouring words of normalised captions with how often each stands in them: GRAMS,
     `words` 1 or 2, in the order of (words, gram)."""
     lists = pc.split_pattern(pc.utf8_trim(captions, " "), " ")
-    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     words, parents = lists.flatten(), np.asarray(pc.list_parent_indices(lists))
     some = pc.not_equal(words, "")
     words, parents = words.filter(some), parents[np.asarray(some)]
@@ -104,12 +110,25 @@ def listed(options: Balance) -> list[str]:
     found: list[str] = []
     for entry in options.entries:
         if entry == "wordnet":
-            from vlmdata import wordnet
-
-            found += wordnet.lemmas()
+            found += wordnet.names(options.wordnet)
         elif entry not in MADE:
             found += read_file(entry)
     return found
+
+
+def identity(options: Balance) -> list[str]:
+    """What the list hangs on beside the options and the pool: sha256 of WordNet's files and of the recipe's.
+
+    Raises InputError where one is not there.
+    """
+    hashes: list[str] = []
+    for entry in options.entries:
+        if entry == "wordnet":
+            hashes += wordnet.files(options.wordnet).values()
+        elif entry not in MADE:
+            read_file(entry)
+            hashes.append(file_sha256(Path(entry)))
+    return hashes
 
 
 def united(options: Balance, pool: list[str]) -> list[str]:
