@@ -9,6 +9,7 @@ from vlmdata import layers
 from vlmdata.catalog import beside, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
 from vlmdata.download import lists, optout
+from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
 from vlmdata.schemas import table_schema
@@ -21,12 +22,13 @@ _Element = tuple[list[Part], pa.BooleanArray | None]
 @dataclass(frozen=True)
 class Selection:
     """What the selection came to: parts of samples, the funnel, samples in each split; and of the parts that have rows
-    not in force (which have none in samples) which rows are, by the part's name."""
+    not in force (which have none in samples) which rows are, by the part's name; and what a balancing records."""
 
     samples: Table
     funnel: list[dict[str, Any]]
     splits: dict[str, int]
     in_force: dict[str, pa.BooleanArray]
+    balance: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ def choice_of(plan: Plan) -> Choice:
         if column != "uid"
     }
     methods = tuple(method.kind for method in plan.recipe.dedup)
-    return Choice(plan.rules, frozenset(unmeasured), methods, plan.survivor)
+    asked = plan.recipe.select
+    return Choice(
+        plan.rules, frozenset(unmeasured), methods, plan.survivor, asked.balance is not None, asked.sample, plan.weight
+    )
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
@@ -107,6 +112,16 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     duplicates = None
     if "duplicates" in tables:
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
+    recorded: dict[str, Any] = {}
+
+    def balancing(left: list[pa.BooleanArray]) -> list[pa.BooleanArray]:
+        options, runner = plan.recipe.select.balance, plan.recipe.runner
+        assert options is not None
+        elements = [(parts[0], mask, rows) for (parts, mask), rows in zip(by_part, left, strict=True)]
+        kept, found = balance.run(dataset, options, plan.select, elements, number, runner)
+        recorded.update(found)
+        return kept
+
     with dataset.spool() as spill:
         verdicts, funnel, splits = settle(
             dataset.scan(judged_parts, _judged_schema(dataset, judged_parts)),
@@ -115,6 +130,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             choice,
             plan.recipe.shards,
             spill,
+            balancing if choice.balanced else None,
         )
         verdict_parts = [
             dataset.write_part("verdict", plan.select, part_name(number), rows, {})
@@ -124,12 +140,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     results = run_parts(dataset, "select", _Write(dataset.absolute, str(number)), elements, plan.recipe.runner)
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
-    about = {"select": plan.select, "funnel": funnel, "splits": splits}
+    about = {"select": plan.select, "funnel": funnel, "splits": splits, **({"balance": recorded} if recorded else {})}
     samples = Table(
         "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
     )
     dataset.write_table(samples)
-    return Selection(samples, funnel, splits, in_force)
+    return Selection(samples, funnel, splits, in_force, recorded or None)
 
 
 def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:

@@ -16,8 +16,9 @@ from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
 from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
-from vlmdata.rules import Expression, Order, check_order, check_rule
+from vlmdata.rules import Expression, Order, check_number, check_order, check_rule
 from vlmdata.schemas import table_schema
+from vlmdata.select import entries, sample
 from vlmdata.sources import video, webdataset
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
@@ -68,6 +69,7 @@ class Plan:
     select: str
     shards: str
     tables: dict[str, str] = field(default_factory=dict)
+    weight: Expression | None = None
     optout: str = ""
     known: str = ""
 
@@ -117,6 +119,9 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables["duplicates"] = duplicates
+    weight = None
+    if recipe.select.sample is not None:
+        weight = check_number("select.sample.weights", sample.weight_sql(recipe.select.sample), columns)
     survivor = check_order("select.survivor", recipe.select.survivor, columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
@@ -128,6 +133,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
             list(recipe.select.rules),
             sorted(set(recipe.consent.respect)),
             *([listed["optout"]] if listed["optout"] else []),
+            *([entries.identity(recipe.select.balance)] if recipe.select.balance else []),
         ],
         [tables[name] for name in sorted(tables)],
     )
@@ -147,6 +153,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         chosen,
         written,
         tables,
+        weight,
         **listed,
     )
 

@@ -270,11 +270,41 @@ class SemanticDedup(Options):
 Dedup = Annotated[ExactDedup | PerceptualDedup | SemanticDedup, Field(discriminator="kind")]
 
 
+class Balance(Options):
+    """Frequent entries (words and phrases) are sampled down, rare ones are kept whole, as MetaCLIP describes."""
+
+    kind: Literal["metaclip"]
+    limit: int = Field(20_000, gt=0, description="matches of an entry from which on it is sampled")
+    entries: Paths = Field(
+        ["wordnet", "unigrams", "bigrams"],
+        min_length=1,
+        description="wordnet; unigrams and bigrams of the pool; files with an entry a line",
+    )
+    wordnet: str = Field("/usr/share/wordnet", description="the folder of WordNet's data.noun, data.verb and so on")
+    min_count: int = Field(100, gt=0, description="how often a word or bigram of the pool stands in it, at least")
+    min_pmi: float = Field(3.0, description="pointwise mutual information of a bigram, bits, at least")
+    unmatched: Literal["drop", "keep"] = Field("drop", description="pairs that match no entry")
+    seed: int = 0
+
+
+class Sample(Options):
+    """A fixed number of the pairs that are left, drawn by weight."""
+
+    weights: dict[Name, Annotated[float, Field(ge=0)]] | str = Field(
+        {}, description="source -> weight (1 where it is not named), or a SQL expression over columns"
+    )
+    count: int = Field(gt=0, description="samples in the shards")
+    replacement: bool = Field(False, description="whether a pair may stand in the shards more than once")
+    seed: int = 0
+
+
 class Select(Options):
     """Which pairs are kept: the first rule that is not true is the reason."""
 
     rules: dict[Name, str] = {}
     survivor: str = "original_width * original_height desc, length(caption) desc"
+    balance: Balance | None = None
+    sample: Sample | None = None
 
 
 class Shards(Options):
@@ -383,6 +413,12 @@ class Recipe(Options):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
+        if self.select.sample and isinstance(self.select.sample.weights, dict):
+            for source in self.select.sample.weights:
+                if source not in named["sources"]:
+                    raise ValueError(
+                        f"select.sample.weights: no source is called {source!r}{nearest(source, named['sources'])}"
+                    )
         for signal in self.signals:
             for rule in signal.after:
                 if rule not in self.select.rules:

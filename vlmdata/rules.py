@@ -91,6 +91,15 @@ def check_rule(name: str, text: str, schema: pa.Schema) -> Expression:
     return expression
 
 
+def check_number(what: str, text: str, schema: pa.Schema) -> Expression:
+    """An expression of the recipe whose value is a number, checked like a rule; its value is a DOUBLE."""
+    expression = _checked(what, _select_list(what, text), schema)
+    kind = _type(what, expression, schema)
+    if kind.split("(")[0] not in _NUMERIC:
+        raise InputError(f"{what}: the expression is {kind}, not a number")
+    return Expression(f"CAST({expression.sql} AS DOUBLE)", expression.columns)
+
+
 def check_order(what: str, text: str, schema: pa.Schema) -> list[Order]:
     """An ORDER BY of the recipe (`a * b desc, length(c)`), checked like a rule."""
     statement = _parse(what, f"SELECT 1 ORDER BY {text}\n")
@@ -219,6 +228,10 @@ def _functions() -> frozenset[str]:
     return names - _NOT_PURE - _BOMBS - {name for name in names if name.startswith("__internal")}
 
 
+_NUMERIC = {
+    "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
+    "FLOAT", "DOUBLE", "DECIMAL",
+}  # fmt: skip
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
     pa.bool_(): "BOOLEAN",

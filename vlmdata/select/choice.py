@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vlmdata.recipe import Sample
 from vlmdata.rules import Expression, Order
 
 CONSENT_STATUSES = ("robots", "noai", "tdm", "noml", "optout")
@@ -14,9 +15,15 @@ FAILURES = (*ERROR_CLASSES, *CONSENT_STATUSES)  # every download_status but succ
 
 @dataclass(frozen=True)
 class Choice:
-    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor."""
+    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor.
+
+    balanced: whether pairs are balanced. sample: how many are drawn, by the value of `weight`.
+    """
 
     rules: dict[str, Expression]
     unmeasured: frozenset[str]
     methods: tuple[str, ...]
     survivor: tuple[Order, ...]
+    balanced: bool = False
+    sample: Sample | None = None
+    weight: Expression | None = None

@@ -16,7 +16,9 @@ def funnel(counts: dict[str | None, int], choice: Choice) -> list[dict[str, Any]
     for name in choice.rules:
         order += [f"{name}: not measured", name]
     order += [f"duplicate: {method}" for method in choice.methods]
-    always = {*choice.rules, *(f"duplicate: {method}" for method in choice.methods)}
+    last = [step for step, asked in (("balance", choice.balanced), ("sample", choice.sample)) if asked]
+    order += last
+    always = {*choice.rules, *(f"duplicate: {method}" for method in choice.methods), *last}
     unknown = set(counts) - set(order) - {None}
     assert not unknown, f"reasons without a place in the funnel: {sorted(map(str, unknown))}"
     for reason in order:

@@ -30,7 +30,7 @@ def judge_part(
     is today. denied: string [n], see `denials`. listed: bool [n], which rows an opt-out list names; the column `known`,
     where it is there, says the same of lists of known images.
     Returns uid, reason (string, null where nothing rejects the row), sha256, and the values of the survivor's terms
-    (term_0, …).
+    (term_0, …); where pairs are sampled also `weight` (double).
     """
     status = rows["download_status"]
     consent = pc.is_in(status, pa.array(CONSENT_STATUSES))
@@ -58,4 +58,6 @@ def judge_part(
     judged = pa.table({"uid": rows["uid"], "reason": pc.cast(reason, pa.string()), "sha256": rows["sha256"]})
     for name in terms.column_names:
         judged = judged.append_column(name, terms[name])
+    if choice.weight is not None:
+        judged = judged.append_column("weight", evaluate(rows, {"select.sample.weights": choice.weight}).column(0))
     return judged
