@@ -15,7 +15,7 @@ from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
 from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, denials, judge_part, settle, top
+from vlmdata.select import Choice, checked, denials, judge_part, settle, top
 
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
@@ -114,19 +114,7 @@ def choice_of(plan: Plan) -> Choice:
         for column in schema.names
         if column != "uid"
     }
-    methods = tuple(method.kind for method in plan.recipe.dedup)
-    asked = plan.recipe.select
-    return Choice(
-        plan.rules,
-        frozenset(unmeasured),
-        methods,
-        plan.survivor,
-        asked.balance is not None,
-        asked.sample,
-        plan.weight,
-        asked.top,
-        plan.top_by,
-    )
+    return checked.choice(plan.recipe, plan.checked, frozenset(unmeasured))
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
@@ -190,7 +178,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
 def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:
     """The rules that rank all pairs, as rules on the exact threshold."""
     rules = {}
-    for name, fraction in plan.ranked.items():
+    for name, fraction in plan.checked.ranked.items():
         results = run_parts(
             dataset, "rank", _Keys(dataset.absolute, plan.select, plan.rules[name]), elements, plan.recipe.runner
         )

@@ -145,6 +145,7 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     recipe.Top: {"of": "passed"},
     recipe.DatacompClipPreset: {"score": "clip_score"},
     recipe.DatacompLaion2bPreset: {"score": "clip_score"},
+    recipe.DatacompImageBasedPreset: {"near_target": "near_target"},
     recipe.LaionAestheticsPreset: {"score": "aesthetic_score", "threshold": 5.0},
     recipe.Shards: {"formats": ["webdataset", "parquet"], "samples": 10_000, "seed": 0, "splits": {"train": 1.0}},
     recipe.LiteHeads: {"hidden": 512, "dropout": 0.6, "temperature": 1.5, "share": 0.35, "context": 0.4},

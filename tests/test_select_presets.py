@@ -64,7 +64,7 @@ def pool(folder: str) -> pa.Table:
         "sha256": pa.array(uids),
         "source_clip_l14_similarity_score": pa.array(scores),
         "source_aesthetic": pa.array(draw.uniform(3, 8, len(uids))),
-        "near_target": pa.array(draw.random(len(uids)) < 0.5),
+        "source_near": pa.array(draw.random(len(uids)) < 0.5),
     }
     for name, column in more.items():
         rows = rows.append_column(name, column)
@@ -85,11 +85,11 @@ SIGNALS = ["text", "language", {"kind": "language", "model": "cld3", "name": "cl
 SCORE = "source_clip_l14_similarity_score"
 
 
-def selected(folder, rows, *presets):
+def selected(folder, rows, *presets, only=""):
     """The uids that pass the presets' rules as the recipe's plan has them, in three parts."""
     listed = folder / "list.csv"
-    listed.write_text("url,caption,clip_l14_similarity_score,aesthetic\nhttp://h.example/a,a,0.5,1.5\n")
-    keep = {"clip_l14_similarity_score": "float64", "aesthetic": "float64"}
+    listed.write_text("url,caption,clip_l14_similarity_score,aesthetic,near\nhttp://h.example/a,a,0.5,1.5,true\n")
+    keep = {"clip_l14_similarity_score": "float64", "aesthetic": "float64", "near": "bool"}
     source = {"kind": "table", "name": "web", "path": str(listed), "keep": keep}
     about = {
         "dataset": str(folder / "data"),
@@ -98,9 +98,9 @@ def selected(folder, rows, *presets):
         "select": {"preset": list(presets)},
     }
     plan = make_plan(Recipe.model_validate(about))
-    rules = dict(plan.rules)
+    rules = {name: rule for name, rule in plan.rules.items() if name.endswith(only)}
     cuts = [rows.slice(start, len(rows) // 3 + 1) for start in range(0, len(rows), len(rows) // 3 + 1)]
-    for name, fraction in plan.ranked.items():
+    for name, fraction in plan.checked.ranked.items():
         found = [top.keys(rows[rules[name].columns[0]]) for rows in cuts]
 
         def count(prefix, known, found=found):
@@ -153,7 +153,7 @@ def fasttext_tokens(caption):
 
 def image_based(row):
     tokens = len(fasttext_tokens(row["caption"])) > 1
-    return english(row) and tokens and len(row["caption"]) > 5 and row["near_target"]
+    return english(row) and tokens and len(row["caption"]) > 5 and row["source_near"]
 
 
 @needs_demo
@@ -169,6 +169,7 @@ def image_based(row):
             [{"kind": "datacomp-clip", "score": SCORE, "threshold": 0.3}],
             lambda row: np.float32(row[SCORE]) >= np.float32(0.3),
         ),
+        ([{"kind": "datacomp-image-based", "near_target": "source_near"}], image_based),
         (["datacomp-text-based"], lambda row: english(row) and row["imagenet_words"]),
     ],
 )
@@ -190,6 +191,34 @@ def folder(tmp_path_factory):
     more = "".join(f"filler_{n} n 1 1 @ 1 0 {c:08d}\n" for n, c in enumerate(classes))
     (path / "index.noun").write_text(index + "dogs n 1 1 @ 1 0 00000001\n" + more)
     return str(path)
+
+
+@needs_demo
+def test_tokens_are_fasttexts(tmp_path, folder):
+    hostile = [
+        "",
+        " ",
+        "a",
+        "a b",
+        "\n",
+        "a\n",
+        "\na",
+        "\n\n",
+        "a\0b",
+        "a\vb",
+        "a\u00a0b",
+        "a\u3000b",
+        "ä\tö",
+        "a\r\nb",
+        "\0",
+    ]
+    rows = pool(folder).slice(0, len(hostile))
+    near = pa.array([True] * len(hostile))
+    rows = rows.set_column(rows.schema.get_field_index("source_near"), "source_near", near)
+    rows = rows.set_column(rows.schema.get_field_index("caption"), "caption", pa.array(hostile))
+    kept = selected(tmp_path, rows, {"kind": "datacomp-image-based", "near_target": "source_near"}, only="tokens")
+    expected = {u for u, c in zip(rows["uid"].to_pylist(), hostile, strict=True) if len(fasttext_tokens(c)) > 1}
+    assert kept == expected
 
 
 @needs_demo

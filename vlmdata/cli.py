@@ -173,6 +173,20 @@ def show(dataset: DatasetUrl, uid: Annotated[str, typer.Argument(metavar="UID")]
 
 
 @app.command()
+def funnel(dataset: DatasetUrl, set_: Setting = None) -> None:
+    """What the newest snapshot's selection kept, or what a changed one would keep; nothing is written."""
+    from vlmdata.dataset import Dataset
+    from vlmdata.select.funnel import table
+    from vlmdata.select.reconsider import reconsider
+
+    published, steps, left_out = reconsider(Dataset(dataset), set_ or [])
+    for line in table(published, steps):
+        print(line)
+    for step in left_out:
+        _say(f"{step} is not counted: `vlmdata run` does that")
+
+
+@app.command()
 def report(dataset: DatasetUrl) -> None:
     """Write the newest snapshot's HTML report again and print its path."""
     from vlmdata.dataset import Dataset

@@ -16,9 +16,10 @@ from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
 from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
-from vlmdata.rules import Expression, Order, check_number, check_order, check_rule
+from vlmdata.rules import Expression, check_rule
 from vlmdata.schemas import table_schema
-from vlmdata.select import entries, presets, sample
+from vlmdata.select import entries, presets
+from vlmdata.select.checked import Checked, check_preset, check_select
 from vlmdata.sources import video, webdataset
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
@@ -53,7 +54,6 @@ class Plan:
     """The recipe, resolved. `columns` are those of `samples` before the verdict, in order.
 
     `brings`: the signals of all sources, columns of the table `source_signals`; without any there is no such table.
-    `rules`: those of presets first; of those in `ranked` (rule -> fraction of all pairs) the number that is ranked.
     `optout` and `known` are the digests of what the user's lists hold.
     """
 
@@ -66,16 +66,17 @@ class Plan:
     signals: tuple[SignalPlan, ...]
     duplicates: str | None
     columns: pa.Schema
-    rules: dict[str, Expression]
-    survivor: tuple[Order, ...]
+    checked: Checked
     select: str
     shards: str
     tables: dict[str, str] = field(default_factory=dict)
-    ranked: dict[str, float] = field(default_factory=dict)
-    top_by: Expression | None = None
-    weight: Expression | None = None
     optout: str = ""
     known: str = ""
+
+    @property
+    def rules(self) -> dict[str, Expression]:
+        """The selection's rules in order."""
+        return self.checked.rules
 
     @property
     def signal_tables(self) -> list[str]:
@@ -106,10 +107,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         check = [listed["known"], recipe.consent.known_distance]
         tables["known"] = make_key("known", known.VERSION, check, [images])
         columns = _scalars(columns, table_schema("known"))
-    preset = presets.rules(recipe)
-    columns, planned = _plan_signals(recipe, preset, columns, tables)
-    rules = {name: _check_preset(name, rule, columns) for name, rule in preset.items()}
-    rules |= {name: check_rule(name, text, columns) for name, text in recipe.select.rules.items()}
+    columns, planned = _plan_signals(recipe, presets.rules(recipe), columns, tables)
     duplicates = None
     if recipe.dedup:
         for method in recipe.dedup:
@@ -123,12 +121,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables["duplicates"] = duplicates
-    top = recipe.select.top
-    top_by = check_number("select.top.by", top.by, columns) if top else None
-    weight = None
-    if recipe.select.sample is not None:
-        weight = check_number("select.sample.weights", sample.weight_sql(recipe.select.sample), columns)
-    survivor = check_order("select.survivor", recipe.select.survivor, columns)
+    checked = check_select(recipe, columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
         "select",
@@ -154,26 +147,12 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         planned,
         duplicates,
         columns,
-        rules,
-        tuple(survivor),
+        checked,
         chosen,
         written,
         tables,
-        {name: rule.fraction for name, rule in preset.items() if rule.fraction is not None},
-        top_by,
-        weight,
         **listed,
     )
-
-
-def _check_preset(name: str, rule: presets.Rule, columns: pa.Schema) -> Expression:
-    try:
-        if rule.fraction is not None:
-            return check_number(f"select.preset: {name}", rule.sql, columns)
-        return check_rule(name, rule.sql, columns)
-    except InputError as error:
-        reason = str(error).removeprefix(f"select.rules.{name}: ").removeprefix(f"select.preset: {name}: ")
-        raise InputError(f"select.preset: {name} needs {rule.add}: {reason}") from error
 
 
 def _plan_signals(
@@ -195,7 +174,7 @@ def _plan_signals(
         for options in waiting:
             try:
                 after = {
-                    name: _check_preset(name, preset[name], columns)
+                    name: check_preset(name, preset[name], columns)
                     if name in preset
                     else check_rule(name, recipe.select.rules[name], columns)
                     for name in options.after

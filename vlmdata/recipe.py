@@ -368,6 +368,7 @@ class DatacompImageBasedPreset(Options):
     """DataComp's image-based filter."""
 
     kind: Literal["datacomp-image-based"]
+    near_target: str = Field("near_target", description="the bool column: the image's cluster is nearest to a target's")
 
 
 class LaionAestheticsPreset(Options):

@@ -1,22 +1,15 @@
 """The survivor of each duplicate group: of its members that pass so far, the first by the recipe's order."""
 
-from typing import TYPE_CHECKING
-
 import duckdb
 
 from vlmdata.select.choice import Choice
 
-if TYPE_CHECKING:
-    import pyarrow.dataset as pads
 
-
-def reject(connection: duckdb.DuckDBPyConnection, duplicates: "pads.Dataset", choice: Choice) -> None:
+def reject(connection: duckdb.DuckDBPyConnection, choice: Choice) -> None:
     """Give all but the survivor of each group the reason `duplicate: <method>`, method after method; ties by uid.
 
-    connection: has the table `verdict` (see `settle`) with the survivor's terms term_0, ….
-    duplicates: the table of groups.
+    connection: has the table `verdict` (see `settle`) with the survivor's terms term_0, …, and `duplicates`.
     """
-    connection.register("duplicates", duplicates)
     terms = [f"term_{place}" for place in range(len(choice.survivor))]
     order = "".join(f"{term} {by.direction} NULLS LAST, " for term, by in zip(terms, choice.survivor, strict=True))
     for method in choice.methods:

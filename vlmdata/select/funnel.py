@@ -28,3 +28,24 @@ def funnel(counts: dict[str | None, int], choice: Choice) -> list[dict[str, Any]
             left -= rejected
             steps.append({"reason": reason, "rejected": rejected, "left": left})
     return steps
+
+
+def table(published: list[dict[str, Any]], steps: list[dict[str, Any]]) -> list[str]:
+    """Lines of text: for each step what it rejects and leaves, what it rejected when published, and the difference."""
+    was = {step["reason"]: step for step in published}
+    gone = [{"reason": name, "rejected": 0, "left": None} for name in was if name not in {s["reason"] for s in steps}]
+    lines = [("", "rejected", "left", "published", "difference")]
+    for step in [*steps, *gone]:
+        before = was.get(step["reason"], {"rejected": 0})["rejected"]
+        left = "" if step["left"] is None else f"{step['left']:,}"
+        if step["reason"] is None:
+            lines.append(("all pairs", "", left, "", ""))
+        else:
+            difference = step["rejected"] - before
+            lines.append(
+                (step["reason"], f"{step['rejected']:,}", left, f"{before:,}", f"{difference:+,}" if difference else "")
+            )
+    now, before = steps[-1]["left"], published[-1]["left"]
+    lines.append(("kept", "", f"{now:,}", f"{before:,}", f"{now - before:+,}" if now != before else ""))
+    width = max(len(line[0]) for line in lines)
+    return [f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells).rstrip() for name, *cells in lines]

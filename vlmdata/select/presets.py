@@ -86,7 +86,7 @@ def _image_based(options: Any, recipe: Recipe) -> dict[str, Rule]:
         "english": _language(recipe, options.kind, "fasttext"),
         "tokens": Rule(f"{tokens} > 1", ""),
         "characters": Rule("chars > 5", "the signal `text`"),
-        "near_target": Rule("near_target", "the signal `clusters`"),
+        "near_target": Rule(_column(options.near_target), "a bool column of your own (docs/selection.md)"),
     }
 
 

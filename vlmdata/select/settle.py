@@ -44,7 +44,9 @@ def settle(
     connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
     connection.register("judged", judged)
     connection.execute("CREATE TABLE verdict AS SELECT row_number() OVER () AS place, *, 1 AS copies FROM judged")
-    reject(connection, duplicates, choice, sizes, balancing)
+    if duplicates is not None:
+        connection.register("duplicates", duplicates)
+    reject(connection, choice, duplicates is not None, sizes, balancing)
     splits = places.place(connection, shards)
     counts = dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
     rows = connection.sql(
@@ -59,19 +61,19 @@ def settle(
 
 def reject(
     connection: duckdb.DuckDBPyConnection,
-    duplicates: "pads.Dataset | None",
     choice: Choice,
+    grouped: bool,
     sizes: list[int],
     balancing: Balancing | None,
 ) -> None:
     """Give rows of the table `verdict` their reason, one step after the other: duplicate, top, balance, sample.
 
     verdict: place (from 1, the order of the rows), uid, reason (null where nothing rejects the row so far) and what
-    `judge_part` adds for the steps. A step is a file of this room with a function `reject`, which looks only at rows
-    without a reason, and needs no more than `choice` and this table.
+    `judge_part` adds for the steps. grouped: whether there is the table `duplicates`. A step is a file of this room
+    with a function `reject`, which looks only at rows without a reason, and needs no more than `choice` and this table.
     """
-    if duplicates is not None:
-        groups.reject(connection, duplicates, choice)
+    if grouped:
+        groups.reject(connection, choice)
     if choice.top is not None:
         tops.reject(connection, choice.top)
     if balancing is not None:
