@@ -1,10 +1,12 @@
 """The stage `download`: the images of every part of `pairs`."""
 
+import tarfile
 import threading
 import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import layers
@@ -16,6 +18,7 @@ from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
 from vlmdata.recipe import Consent, Download
+from vlmdata.schemas import table_schema
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     Raises OutageError when nearly everything ends in one class, DataError when not one image of many came. Neither
     outcome is recorded: the next run tries again.
     """
+    if plan.recipe.download.skip:
+        return _skip(plan, dataset, pairs)
     before = dataset.read_table("images", plan.images)
     seen = {part.name for part in before.parts} if before else set()
     fresh = [part for part in pairs.parts if part.name not in seen]
@@ -138,6 +143,37 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     _check(dataset, plan, images, fresh, retried)
     observations = tuple(part_from(result["observations"]) for result in results)
     dataset.write_table(Table("observations", plan.images, observations, noted([pairs])))
+    dataset.write_table(images)
+    return images
+
+
+@dataclass(frozen=True)
+class _Skip:
+    """Nothing is fetched: all is null but the uid."""
+
+    dataset: str
+    key: str
+
+    def __call__(self, pairs: Part) -> dict[str, Any]:
+        dataset = Dataset(self.dataset)
+        inputs = {pairs.path: pairs.sha256}
+        part = dataset.current_part("images", self.key, pairs.name, inputs)
+        if part is None:
+            uids = dataset.read_part(pairs, ["uid"])["uid"]
+            schema = table_schema("images")
+            columns = [uids if field.name == "uid" else pa.nulls(len(uids), field.type) for field in schema]
+            stored = f"{table_folder('images', self.key)}/{pairs.name}.tar"
+            tar = dataset.write_bytes(stored, bytes(2 * tarfile.BLOCKSIZE))  # a tar of nothing
+            rows = pa.Table.from_arrays(columns, schema=schema)
+            part = dataset.write_part("images", self.key, pairs.name, rows, inputs, also=(tar,))
+        return asdict(part)
+
+
+def _skip(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
+    """The table `images` of a recipe that downloads nothing."""
+    work = _Skip(dataset.absolute, plan.images)
+    results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
+    images = Table("images", plan.images, tuple(part_from(result) for result in results), noted([pairs]))
     dataset.write_table(images)
     return images
 
