@@ -1,8 +1,9 @@
 """The stage `select`: verdicts part by part, what only all pairs decide, then one row a pair in `samples`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
@@ -12,8 +13,9 @@ from vlmdata.download import lists, optout
 from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
+from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, denials, judge_part, settle
+from vlmdata.select import Choice, denials, judge_part, settle, top
 
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
@@ -58,6 +60,34 @@ class _Judge:
 
 
 @dataclass(frozen=True)
+class _Keys:
+    """The keys (see `top.keys`) of a ranked number, as a part of their own."""
+
+    dataset: str
+    key: str
+    by: Expression
+
+    def __call__(self, element: _Element) -> dict[str, Any]:
+        dataset = Dataset(self.dataset)
+        ranked = top.keys(evaluate(wide_part(dataset, *element), {"by": self.by})["by"])
+        return asdict(dataset.write_part("ranked", self.key, element[0][0].name, pa.table({"key": ranked}), {}))
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A part's histogram: digit, pairs (see `top.Count`)."""
+
+    dataset: str
+    prefix: int
+    known: int
+
+    def __call__(self, part: Part) -> list[list[int]]:
+        keys = Dataset(self.dataset).read_part(part)["key"].to_numpy()
+        histogram = top.count_keys(keys, self.prefix, self.known)
+        return [[int(digit), int(histogram[digit])] for digit in np.flatnonzero(histogram)]
+
+
+@dataclass(frozen=True)
 class _Write:
     dataset: str
     snapshot: str
@@ -87,7 +117,15 @@ def choice_of(plan: Plan) -> Choice:
     methods = tuple(method.kind for method in plan.recipe.dedup)
     asked = plan.recipe.select
     return Choice(
-        plan.rules, frozenset(unmeasured), methods, plan.survivor, asked.balance is not None, asked.sample, plan.weight
+        plan.rules,
+        frozenset(unmeasured),
+        methods,
+        plan.survivor,
+        asked.balance is not None,
+        asked.sample,
+        plan.weight,
+        asked.top,
+        plan.top_by,
     )
 
 
@@ -106,6 +144,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     named = list_files(plan.recipe, "optout")
     folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
     places = scalar.index("pairs"), scalar.index("images")
+    choice = replace(choice, rules=plan.rules | _thresholds(plan, dataset, by_part))
     judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
@@ -146,6 +185,28 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     )
     dataset.write_table(samples)
     return Selection(samples, funnel, splits, in_force, recorded or None)
+
+
+def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:
+    """The rules that rank all pairs, as rules on the exact threshold."""
+    rules = {}
+    for name, fraction in plan.ranked.items():
+        results = run_parts(
+            dataset, "rank", _Keys(dataset.absolute, plan.select, plan.rules[name]), elements, plan.recipe.runner
+        )
+        parts = [part_from(result) for result in results]
+
+        def count(prefix: int, known: int, parts: list[Part] = parts) -> np.ndarray:
+            histogram = np.zeros(1 << top.DIGIT, np.int64)
+            for found in run_parts(dataset, "rank", _Count(dataset.absolute, prefix, known), parts, plan.recipe.runner):
+                for digit, pairs in found:
+                    histogram[digit] += pairs
+            return histogram
+
+        place = top.datacomp_place(fraction, sum(part.rows for part in parts))
+        rules[name] = top.at_least(plan.rules[name], top.threshold(count, place))
+        dataset.remove("tables/ranked")
+    return rules
 
 
 def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:

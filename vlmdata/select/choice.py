@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vlmdata.recipe import Sample
+from vlmdata.recipe import Sample, Top
 from vlmdata.rules import Expression, Order
 
 CONSENT_STATUSES = ("robots", "noai", "tdm", "noml", "optout")
@@ -17,7 +17,8 @@ FAILURES = (*ERROR_CLASSES, *CONSENT_STATUSES)  # every download_status but succ
 class Choice:
     """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor.
 
-    balanced: whether pairs are balanced. sample: how many are drawn, by the value of `weight`.
+    top: what is kept of those that are left, by the value of `top_by`. balanced: whether pairs are balanced. sample:
+    how many are drawn, by the value of `weight`.
     """
 
     rules: dict[str, Expression]
@@ -27,3 +28,5 @@ class Choice:
     balanced: bool = False
     sample: Sample | None = None
     weight: Expression | None = None
+    top: Top | None = None
+    top_by: Expression | None = None

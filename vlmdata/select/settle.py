@@ -14,6 +14,7 @@ from vlmdata.recipe import Shards
 from vlmdata.schemas import table_schema
 from vlmdata.select import duplicates as groups
 from vlmdata.select import places, sample
+from vlmdata.select import top as tops
 from vlmdata.select.choice import Choice
 from vlmdata.select.funnel import funnel
 
@@ -71,6 +72,8 @@ def reject(
     """
     if duplicates is not None:
         groups.reject(connection, duplicates, choice)
+    if choice.top is not None:
+        tops.reject(connection, choice.top)
     if balancing is not None:
         _balance(connection, sizes, balancing)
     if choice.sample is not None:
