@@ -9,8 +9,10 @@ import pytest
 from conftest import vlmdata
 from made_dataset import pair, picture, publish
 
+from vlmdata import sources
 from vlmdata.errors import DataError, InputError
 from vlmdata.export import export
+from vlmdata.recipe import TableSource
 
 HOSTILE = 'a "house", in\nthe street; número 1 =HYPERLINK("x")'
 
@@ -63,6 +65,9 @@ def test_a_csv_holds_every_kept_pair(published, samples, tmp_path):
     assert all(rows[uid]["caption"] == kept[uid]["caption"] for uid in kept)
     assert all(int(rows[uid]["copies"]) == kept[uid]["copies"] for uid in kept)
     assert all(rows[uid]["license"] == "" for uid in kept)
+    again = TableSource(kind="table", path=out, source_id="source_id")
+    found = [row for batch in sources.read(again, ".") for row in batch.to_pylist()]
+    assert {row["url"]: row["source_id"] for row in found} == {row["url"]: row["source_id"] for row in kept.values()}
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
