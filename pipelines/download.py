@@ -1,14 +1,8 @@
 """The stage `download`: the images of every part of `pairs`."""
 
-<<<<<<< HEAD
-import tarfile
-import threading
-=======
->>>>>>> main
 import uuid
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import layers
@@ -16,15 +10,11 @@ from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
 from vlmdata.download import lists, optout
 from vlmdata.download.outage import Tally
 from vlmdata.errors import DataError, OutageError
+from vlmdata.pipelines import skip
 from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, There, Whole, Work, forget
 from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import at_once, processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
-<<<<<<< HEAD
-from vlmdata.recipe import Consent, Download
-from vlmdata.schemas import table_schema
-=======
->>>>>>> main
 
 _GROUP = f"{WORK}/group.json"
 # Of a group, for each that is worked on at once, and as many buckets: a bucket then has about as many rows as a part,
@@ -39,7 +29,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     outcome is recorded: the next run tries again.
     """
     if plan.recipe.download.skip:
-        return _skip(plan, dataset, pairs)
+        return skip.run(plan, dataset, pairs)
     before = dataset.read_table("images", plan.images)
     seen = {part.name for part in before.parts} if before else set()
     fresh = [part for part in pairs.parts if part.name not in seen]
@@ -73,37 +63,6 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     return images
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class _Skip:
-    """Nothing is fetched: all is null but the uid."""
-
-    dataset: str
-    key: str
-
-    def __call__(self, pairs: Part) -> dict[str, Any]:
-        dataset = Dataset(self.dataset)
-        inputs = {pairs.path: pairs.sha256}
-        part = dataset.current_part("images", self.key, pairs.name, inputs)
-        if part is None:
-            uids = dataset.read_part(pairs, ["uid"])["uid"]
-            schema = table_schema("images")
-            columns = [uids if field.name == "uid" else pa.nulls(len(uids), field.type) for field in schema]
-            stored = f"{table_folder('images', self.key)}/{pairs.name}.tar"
-            tar = dataset.write_bytes(stored, bytes(2 * tarfile.BLOCKSIZE))  # a tar of nothing
-            rows = pa.Table.from_arrays(columns, schema=schema)
-            part = dataset.write_part("images", self.key, pairs.name, rows, inputs, also=(tar,))
-        return asdict(part)
-
-
-def _skip(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
-    """The table `images` of a recipe that downloads nothing."""
-    work = _Skip(dataset.absolute, plan.images)
-    results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
-    images = Table("images", plan.images, tuple(part_from(result) for result in results), noted([pairs]))
-    dataset.write_table(images)
-    return images
-=======
 def clean(dataset: Dataset) -> None:
     """Remove what a kill has left of groups that nobody goes on with. Only the holder of the lock may call it."""
     dataset.remove(WORK)
@@ -164,7 +123,6 @@ def _made_from(plan: Plan, group: list[Part]) -> dict[str, Any]:
         "consent": plan.recipe.consent.model_dump(mode="json"),
         "pairs": {part.path: part.sha256 for part in group},
     }
->>>>>>> main
 
 
 def _check(dataset: Dataset, plan: Plan, images: Table, fresh: list[Part], retried: dict[int, frozenset[str]]) -> None:
