@@ -81,6 +81,8 @@ def test_what_changes_no_value_changes_no_key(setting: str) -> None:
         ("select.rules.tall=height > 8", "select"),
         ("select.rules={tall: height > 9, wide: width > 9}", "select"),
         ("select.survivor=width desc", "select"),
+        ("select.balance={kind: metaclip, entries: [unigrams]}", "select"),
+        ("select.sample={count: 3}", "select"),
         ("shards.samples=3", "shards"),
         ("shards.seed=3", "shards"),
         ("shards.splits={test: 0.5, train: 0.5}", "shards"),  # which images are whose depends on their order
@@ -101,7 +103,7 @@ def test_a_signal_changes_without_the_others() -> None:
 
 
 def test_every_option_of_the_download_is_decided_on() -> None:
-    assert set(Download.model_fields) - Download.unkeyed == {"size", "mode", "quality", "max_pixels", "agent"}
+    assert set(Download.model_fields) - Download.unkeyed == {"size", "mode", "quality", "max_pixels", "agent", "skip"}
     assert set(Download.model_fields) >= Download.unkeyed
 
 
@@ -128,20 +130,26 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
 
 # Keys leave these out. Whoever changes one raises the VERSION of the module whose values it changes, then this.
 DEFAULTS: dict[type[Options], dict[str, Any]] = {
-    recipe.CrawlSource: {"sitemaps": False, "agent": "vlmdata", "max_page_bytes": 10_000_000},
+    recipe.CrawlSource: {"sitemaps": True, "agent": "vlmdata", "max_page_bytes": 10_000_000},
     recipe.CommonCrawlSource: {"base": "", "agent": "vlmdata"},
     recipe.VideoSource: {
         "column": "path", "caption": "caption", "frames": "scene", "seconds": 2.0, "threshold": 10.0,
         "max_seconds": 14_400, "max_bytes": 20_000_000_000, "max_pixels": 36_000_000,
     },
     recipe.TableSource: {"split": "train"},
-    recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
+    recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata",
+                      "skip": False},
     recipe.LanguageSignal: {"model": "fasttext"},
     recipe.NsfwSignal: {"batch": 16},
     recipe.ClipSignal: {"model": "lite", "batch": 32},
     recipe.PerceptualDedup: {"distance": 4},
     recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
     recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},
+    recipe.Balance: {
+        "limit": 20_000, "entries": ["wordnet", "unigrams", "bigrams"], "wordnet": "/usr/share/wordnet",
+        "min_count": 100, "min_pmi": 3.0, "unmatched": "drop", "seed": 0,
+    },
+    recipe.Sample: {"weights": {}, "replacement": False, "seed": 0},
     recipe.Top: {"of": "passed"},
     recipe.DatacompClipPreset: {"score": "clip_score"},
     recipe.DatacompLaion2bPreset: {"score": "clip_score"},

@@ -1,23 +1,27 @@
 """Balancing: what matches, how often each entry draws, and that neither order nor cut of the rows changes anything."""
 
-import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_dataset import RECIPE, pair, picture, publish
 
 from vlmdata import snapshot
+from vlmdata.dataset import Dataset, part_name
 from vlmdata.errors import DataError, InputError
 from vlmdata.ingest import connect
+from vlmdata.pipelines import balance as stage
 from vlmdata.plan import make_plan
-from vlmdata.recipe import Balance, Recipe
+from vlmdata.recipe import Balance, Recipe, Runner
+from vlmdata.report import write_report
 from vlmdata.select import balance, entries
 
 WORDS = ["a", "black", "cat", "dog", "sat", "Straße", "niño", "猫"]
@@ -163,55 +167,136 @@ def made(extra=()):
     return [*found, pair("nothing of it", picture(90)), pair("qqq", picture(91)), *extra]
 
 
-def recipe(**changes):
-    return {"signals": ["text"], "dedup": ["exact"], "select": {"rules": {"chars": "chars > 3"}, **changes}}
+def recipe(select):
+    return {"signals": ["text"], "dedup": ["exact"], "select": select}
 
 
-def test_a_run_balances_after_duplicates_and_records_what_it_did(tmp_path):
-    (tmp_path / "entries.txt").write_text("House\nheron\nunicorn\n")
-    asked = {"kind": "metaclip", "limit": 12, "entries": str(tmp_path / "entries.txt")}
-    dataset, manifest = publish(tmp_path, made(), recipe(balance=asked))
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A run that balances by a file's entries, then draws 100 samples with replacement."""
+    folder = tmp_path_factory.mktemp("balance")
+    (folder / "entries.txt").write_text("House\nheron\nunicorn\n<b>number</b> 7\n")
+    select = {
+        "rules": {"chars": "chars > 3"},
+        "balance": {"kind": "metaclip", "limit": 12, "entries": str(folder / "entries.txt")},
+        "sample": {"count": 100, "replacement": True, "weights": "1 + chars"},
+    }
+    return publish(folder, made(), recipe(select), part_rows=40)
+
+
+def rows_of(published):
+    dataset, manifest = published
+    return pa.concat_tables([dataset.read_part(part["path"]) for part in manifest["samples"]]).to_pylist()
+
+
+def test_a_run_balances_after_duplicates_and_records_what_it_did(published):
+    dataset, manifest = published
     assert [(step["reason"], step["left"]) for step in manifest["funnel"][:3]] == [
         (None, 64), ("chars", 63), ("duplicate: exact", 61)
     ]  # fmt: skip
-    rows = pa.concat_tables([dataset.read_part(part["path"]) for part in manifest["samples"]]).to_pylist()
-    kept = [row["caption"] for row in rows if row["kept"]]
-    assert manifest["funnel"][-1] == {"reason": "balance", "rejected": 61 - len(kept), "left": len(kept)}
-    assert sum("heron" in caption for caption in kept) == sum(
-        "heron" in row["caption"] for row in rows if row["reason"] in (None, "balance")
-    ), "a rare entry keeps all its pairs"
+    assert [step["reason"] for step in manifest["funnel"][3:]] == ["balance", "sample"]
+    rows = rows_of(published)
+    kept = [row["caption"] for row in rows if row["reason"] in (None, "sample")]
+    assert manifest["funnel"][3] == {"reason": "balance", "rejected": 61 - len(kept), "left": len(kept)}
+    came = [row["caption"] for row in rows if row["reason"] in (None, "sample", "balance")]
+    herons = sum("heron" in caption for caption in came)
+    assert sum("heron" in caption for caption in kept) == herons, "a rare entry keeps all its pairs"
     assert 6 < len(kept) < 40
     assert next(row["reason"] for row in rows if row["caption"] == "nothing of it") == "balance"
     recorded = manifest["balance"]
     with dataset.open(recorded["path"]) as file:
         table = {row["entry"]: row for row in pq.read_table(file).to_pylist()}
-    assert table["house"]["matches"] == 60
-    assert table["house"]["probability"] == 12 / 60
-    assert table["house"]["kept"] == len(kept)
+    assert table["house"] == {"entry": "house", "matches": 60, "kept": len(kept), "probability": 12 / 60}
     assert table["unicorn"] == {"entry": "unicorn", "matches": 0, "kept": 0, "probability": 1.0}
+    assert table["heron"]["kept"] == table["heron"]["matches"] == herons
     mass = recorded["mass"]
     assert (mass["head_entries"], mass["head_before"], mass["head_after"]) == (1, 60, len(kept))
-    assert (mass["tail_before"], mass["tail_after"]) == (table["heron"]["matches"], table["heron"]["kept"])
+    assert (mass["tail_before"], mass["tail_after"]) == (herons, herons)
     assert (mass["pairs"], mass["unmatched"], mass["kept"]) == (61, 1, len(kept))
     assert mass["largest"][0] == {"entry": "house", "matches": 60, "kept": len(kept)}
     assert not dataset.exists("tables/matches")
+
+
+def test_every_copy_is_in_the_shards_under_a_name_of_its_own(published):
+    dataset, manifest = published
+    rows = {row["uid"]: row for row in rows_of(published)}
+    assert sum(row["copies"] for row in rows.values()) == sum(manifest["splits"].values()) == 100
+    assert max(row["copies"] for row in rows.values()) > 1
+    wanted, names, order = Counter({uid: row["copies"] for uid, row in rows.items() if row["copies"]}), [], {}
+    for shard in manifest["shards"]:
+        name = shard["path"].rsplit("/", 1)[1].rsplit(".", 1)[0]
+        if shard["format"] == "webdataset":
+            read = webdataset.WebDataset(dataset.path(shard["path"]), shardshuffle=False, empty_check=False)
+            keys = [sample["__key__"] for sample in read if sample["jpg"]]
+            names += keys
+            order |= {(name, place): key for place, key in enumerate(keys)}
+            assert len(keys) == shard["rows"]
+        else:
+            with dataset.open(shard["path"]) as file:
+                uids = pq.read_table(file)["uid"].to_pylist()
+            assert uids == [order[name, place].partition("_")[0] for place in range(shard["rows"])]
+    assert len(names) == len(set(names)) == 100
+    assert Counter(name.partition("_")[0] for name in names) == wanted
+    for uid, row in rows.items():
+        if row["kept"]:
+            places = [(row["shard"], row["index"])]
+            places += [(s, int(n)) for s, n in (p.split(":") for p in (row["further_copies"] or "").split())]
+            assert [order[place] for place in places] == [uid, *(f"{uid}_{n}" for n in range(2, row["copies"] + 1))]
+        else:
+            assert (row["copies"], row["further_copies"]) == (0, None)
+
+
+def test_card_croissant_and_report_count_pairs_and_samples(published, tmp_path):
+    dataset, manifest = published
+    pairs = manifest["funnel"][-1]["left"]
+    card = dataset.read_bytes("snapshots/000001/README.md").decode()
+    assert f"{pairs} image-text pairs in 100 samples" in card
+    assert "- 100 samples drawn with replacement, by weight: `1 + chars`" in card
+    described = dataset.read_json("snapshots/000001/croissant.json")
+    assert "key" not in described["recordSet"][0], "a uid stands in the shards more than once"
+    told = [shard["rows"] for shard in manifest["shards"] if shard["format"] == "parquet"]
+    assert sum(told) == 100
+    page = Path(write_report(dataset, manifest)).read_text()
+    assert "The head has 91" in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "<b>number" not in page
+    assert "1 pair matched no entry" in " ".join(page.split())
+
+
+def test_a_changed_list_of_entries_is_seen(published):
+    dataset, manifest = published
     assert list(snapshot.verify(dataset)) == []
-    dataset.write_bytes(recorded["path"], b"something else")
-    assert [difference[0] for difference in snapshot.verify(dataset)] == [recorded["path"]]
+    content = dataset.read_bytes(manifest["balance"]["path"])
+    dataset.write_bytes(manifest["balance"]["path"], b"something else")
+    try:
+        assert [difference[0] for difference in snapshot.verify(dataset)] == [manifest["balance"]["path"]]
+    finally:
+        dataset.write_bytes(manifest["balance"]["path"], content)
 
 
-def test_neither_parts_nor_a_pool_of_its_own_words_change_the_outcome(tmp_path):
-    asked = {"kind": "metaclip", "limit": 12, "entries": ["unigrams", "bigrams"], "min_count": 5, "min_pmi": 1}
+def test_neither_parts_nor_workers_change_the_outcome(tmp_path):
+    texts = [
+        ("gone " if n % 9 == 4 else "") + f"a house number {n % 7}" + (" with a heron" if n % 10 == 0 else "")
+        for n in range(60)
+    ]
+    options = Balance(kind="metaclip", limit=12, entries=["unigrams", "bigrams"], min_count=5, min_pmi=1)
+    uids = [uid(n) for n in range(60)]
     outcomes = []
-    for rows in (20, 7):
-        folder = tmp_path / str(rows)
-        folder.mkdir()
-        dataset, manifest = publish(folder, made(), recipe(balance=asked), part_rows=rows)
-        samples = pa.concat_tables([dataset.read_part(part["path"]) for part in manifest["samples"]])
-        outcomes.append((samples.select(["uid", "reason"]).to_pylist(), manifest["balance"]))
+    for rows, workers in ((60, 1), (17, 2)):
+        dataset = Dataset(str(tmp_path / str(rows)))
+        elements = []
+        for number, start in enumerate(range(0, 60, rows)):
+            table = pa.table({"uid": uids[start : start + rows], "caption": texts[start : start + rows]})
+            left = pa.array([n % 9 != 4 for n in range(start, start + table.num_rows)])
+            elements.append((dataset.write_part("pairs", "k", part_name(number), table, {}), None, left))
+        kept, recorded = stage.run(dataset, options, "k", elements, 1, Runner(workers=workers))
+        outcomes.append((pa.concat_arrays(kept).to_pylist(), recorded))
     assert outcomes[0] == outcomes[1]
-    assert {"house", "a house", "heron", "a heron"} <= {entry["entry"] for entry in outcomes[0][1]["mass"]["largest"]}
-    json.dumps(outcomes)
+    kept, recorded = outcomes[0]
+    assert not any(kept[n] for n in range(60) if n % 9 == 4)
+    listed = dataset.read_part(recorded["path"])["entry"].to_pylist()
+    assert {"house", "heron", "a heron"} <= set(listed)
+    assert "gone" not in listed, "pairs that are rejected already bring no entries"
+    assert recorded["mass"]["pairs"] == 53
 
 
 def test_the_lists_content_is_part_of_the_key(tmp_path):

@@ -112,6 +112,8 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     if recipe.dedup:
         for method in recipe.dedup:
             read, _ = dedup.reads(method)
+            if recipe.download.skip and read == "images":
+                raise InputError(f"dedup.{method.kind}: it compares images, and download.skip leaves them out")
             if read not in tables:
                 raise InputError(
                     f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
@@ -188,6 +190,8 @@ def _plan_signals(
             raise problem
         waiting.remove(options)
         module = signals.family(options.kind)
+        if module.IMAGES and recipe.download.skip:
+            raise InputError(f"signals.{options.kind}: it looks at images, and download.skip leaves them out")
         schemas = module.schemas(options)
         values = options.keyed("after")
         inputs = [tables["pairs"], *([tables["images"]] if module.IMAGES else [])]

@@ -50,10 +50,11 @@ class CrawlSource(Options):
     start: list[str] = Field(min_length=1)
     max_pages: int | None = Field(None, gt=0, description="pages read, at most")
     max_depth: int | None = Field(None, ge=0, description="links from a start page or a sitemap's page, at most")
-    sitemaps: bool = Field(False, description="read the pages that the hosts' sitemaps list, too")
+    sitemaps: bool = Field(True, description="read the pages that the hosts' sitemaps list, too")
     concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host, at most")
     delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
     autothrottle: bool = Field(True, description="leave as much time between requests as the host needs to answer one")
+    skip: bool = Field(False, description="no image is fetched: pairs are selected by what the sources tell of them")
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
     allow_hosts: list[str] = Field([], description="`host` or `host:port` that may be at a private address")
@@ -161,8 +162,16 @@ class TableSource(Options):
         return self
 
 
+class DatacompSource(Options):
+    """A pool of DataComp's metadata: Parquet files whose signals are there already."""
+
+    kind: Literal["datacomp"]
+    name: Name = "datacomp"
+    path: str = Field(description="the folder of the Parquet files, a glob or a file; any fsspec URL")
+
+
 Source = Annotated[
-    CommonCrawlSource | CrawlSource | FolderSource | TableSource | VideoSource | WebdatasetSource,
+    CommonCrawlSource | CrawlSource | DatacompSource | FolderSource | TableSource | VideoSource | WebdatasetSource,
     Field(discriminator="kind"),
 ]
 
@@ -204,6 +213,7 @@ class Download(Options):
         description="the download stops when more than this share fails in one way: dns, connect, "
         "timeout, tls, type or decode",
     )
+    skip: bool = Field(False, description="no image is fetched: pairs are selected by what the sources tell of them")
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 
@@ -499,6 +509,13 @@ class Recipe(Options):
     runner: Runner = Runner()
     parts: Parts = Parts()
     jobs: list[Job] = []
+
+    @model_validator(mode="after")
+    def _without_images(self) -> "Recipe":
+        if self.download.skip and (self.jobs or self.consent.known):
+            what = "jobs" if self.jobs else "consent.known"
+            raise ValueError(f"download.skip: without images there is nothing for {what}: leave one of the two out")
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> "Recipe":

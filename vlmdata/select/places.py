@@ -45,7 +45,7 @@ def place(connection: duckdb.DuckDBPyConnection, shards: Shards) -> dict[str, in
 
 def _split(shards: Shards) -> str:
     """SQL that gives a kept pair's split: a seeded hash of the image's sha256 against the splits' shares."""
-    share = f"(('0x' || left(md5('{shards.seed} split ' || sha256), 8))::UBIGINT / 4294967296.0)"
+    share = f"(('0x' || left(md5('{shards.seed} split ' || coalesce(sha256, uid)), 8))::UBIGINT / 4294967296.0)"
     names = list(shards.splits)
     cases, up_to = "", 0.0
     for name in names[:-1]:
