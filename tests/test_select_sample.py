@@ -114,7 +114,7 @@ def planned(tmp_path, weights):
 
 def test_weights_are_numbers_of_known_sources_and_columns(tmp_path):
     assert planned(tmp_path, {"web": 2.0}).checked.weight.columns == ("source",)
-    assert planned(tmp_path, "sqrt(words)").weight.columns == ("words",)
+    assert planned(tmp_path, "sqrt(words)").checked.weight.columns == ("words",)
     with pytest.raises(ValueError, match="no source is called 'wbe'; did you mean 'web'"):
         planned(tmp_path, {"wbe": 2.0})
     with pytest.raises(InputError, match=r"select\.sample\.weights: the expression is BOOLEAN, not a number"):
