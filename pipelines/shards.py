@@ -83,7 +83,10 @@ class _Gather:
 def run(
     plan: Plan, dataset: Dataset, tables: dict[str, Table], selection: Selection, number: int
 ) -> list[dict[str, Any]]:
-    """Write the shards of snapshot `number`; its manifest's entries (path, bytes, sha256, rows, split, format)."""
+    """Write the shards of snapshot `number`; its manifest's entries (path, bytes, sha256, rows, split, format). There
+    are none without images."""
+    if plan.recipe.download.skip:
+        return []
     recipe: Shards = plan.recipe.shards
     columns = columns_of(plan)
     into = shards.buckets(selection.splits, recipe.samples, _image_bytes(dataset, selection))

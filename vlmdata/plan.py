@@ -16,8 +16,10 @@ from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
 from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
-from vlmdata.rules import Expression, Order, check_order, check_rule
+from vlmdata.rules import Expression, check_rule
 from vlmdata.schemas import table_schema
+from vlmdata.select import entries, presets
+from vlmdata.select.checked import Checked, check_preset, check_select
 from vlmdata.sources import video, webdataset
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
@@ -28,6 +30,7 @@ SECONDS_A_ROW = {
     "pii": 0.00002,
     "fluency": 0.1,
     "language": 0.0001,
+    "wordnet": 0.0001,
     "image": 0.001,
     "clip": 0.025,
     "nsfw": 0.04,
@@ -75,13 +78,17 @@ class Plan:
     signals: tuple[SignalPlan, ...]
     duplicates: str | None
     columns: pa.Schema
-    rules: dict[str, Expression]
-    survivor: tuple[Order, ...]
+    checked: Checked
     select: str
     shards: str
     tables: dict[str, str] = field(default_factory=dict)
     optout: str = ""
     known: str = ""
+
+    @property
+    def rules(self) -> dict[str, Expression]:
+        """The selection's rules in order."""
+        return self.checked.rules
 
     @property
     def signal_tables(self) -> list[str]:
@@ -112,14 +119,13 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         check = [listed["known"], recipe.consent.known_distance]
         tables["known"] = make_key("known", known.VERSION, check, [images])
         columns = _scalars(columns, table_schema("known"))
-    columns, expressions, planned = _plan_signals(recipe, columns, tables)
-    rules = {
-        name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
-    }
+    columns, planned = _plan_signals(recipe, presets.rules(recipe), columns, tables)
     duplicates = None
     if recipe.dedup:
         for method in recipe.dedup:
             read, _ = dedup.reads(method)
+            if recipe.download.skip and read == "images":
+                raise InputError(f"dedup.{method.kind}: it compares images, and download.skip leaves them out")
             if read not in tables:
                 raise InputError(
                     f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
@@ -129,7 +135,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables["duplicates"] = duplicates
-    survivor = check_order("select.survivor", recipe.select.survivor, columns)
+    checked = check_select(recipe, columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
         "select",
@@ -140,6 +146,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
             list(recipe.select.rules),
             sorted(set(recipe.consent.respect)),
             *([listed["optout"]] if listed["optout"] else []),
+            *([entries.identity(recipe.select.balance)] if recipe.select.balance else []),
         ],
         [tables[name] for name in sorted(tables)],
     )
@@ -157,8 +164,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         planned,
         duplicates,
         columns,
-        rules,
-        tuple(survivor),
+        checked,
         chosen,
         written,
         tables,
@@ -167,19 +173,30 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
 
 
 def _plan_signals(
-    recipe: Recipe, columns: pa.Schema, tables: dict[str, str]
-) -> tuple[pa.Schema, dict[str, Expression], tuple[SignalPlan, ...]]:
+    recipe: Recipe, preset: dict[str, presets.Rule], columns: pa.Schema, tables: dict[str, str]
+) -> tuple[pa.Schema, tuple[SignalPlan, ...]]:
     """Order the signals so that each comes behind those that it or its `after` rules read, and give each its key."""
+    for options in recipe.signals:
+        for name in options.after:
+            if name not in recipe.select.rules and (name not in preset or preset[name].fraction is not None):
+                raise InputError(
+                    f"signals.{options.kind}.after: no preset has a rule {name!r} that a pair alone decides"
+                    f"{nearest(name, preset)}"
+                )
     waiting = list(recipe.signals)
     planned: list[SignalPlan] = []
-    expressions: dict[str, Expression] = {}
     owner: dict[str, str] = {}
     bases: dict[str, str] = {}
     while waiting:
         problem: InputError | None = None
         for options in waiting:
             try:
-                after = {rule: check_rule(rule, recipe.select.rules[rule], columns) for rule in options.after}
+                after = {
+                    name: check_preset(name, preset[name], columns)
+                    if name in preset
+                    else check_rule(name, recipe.select.rules[name], columns)
+                    for name in options.after
+                }
                 vectors = signals.reads(options)
                 for table in vectors:
                     if table not in bases:
@@ -196,6 +213,8 @@ def _plan_signals(
             raise problem
         waiting.remove(options)
         module = signals.family(options.kind)
+        if signals.images(options) and recipe.download.skip:
+            raise InputError(f"signals.{options.kind}: it looks at images, and download.skip leaves them out")
         schemas = module.schemas(options)
         values = options.keyed("after")
         inputs = [tables["pairs"], *([tables["images"]] if signals.images(options) else [])]
@@ -214,8 +233,7 @@ def _plan_signals(
                 raise InputError(f"signals.{options.kind}: the column {twice[0]!r} is there already; give it a `name`")
             owner |= {name: table for name in schema.names if name != "uid"}
             columns = _scalars(columns, schema)
-        expressions |= after
-    return columns, expressions, tuple(planned)
+    return columns, tuple(planned)
 
 
 def _without_fetch_url(schema: pa.Schema) -> pa.Schema:

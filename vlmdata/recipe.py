@@ -15,6 +15,11 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * {None: 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]]) if match else value
 
 
+def _kind_alone(value: object) -> object:
+    """`- text` as `- {kind: text}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 
@@ -49,6 +54,7 @@ class CrawlSource(Options):
     concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host, at most")
     delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
     autothrottle: bool = Field(True, description="leave as much time between requests as the host needs to answer one")
+    skip: bool = Field(False, description="no image is fetched: pairs are selected by what the sources tell of them")
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
     allow_hosts: list[str] = Field([], description="`host` or `host:port` that may be at a private address")
@@ -156,8 +162,16 @@ class TableSource(Options):
         return self
 
 
+class DatacompSource(Options):
+    """A pool of DataComp's metadata: Parquet files whose signals are there already."""
+
+    kind: Literal["datacomp"]
+    name: Name = "datacomp"
+    path: str = Field(description="the folder of the Parquet files, a glob or a file; any fsspec URL")
+
+
 Source = Annotated[
-    CommonCrawlSource | CrawlSource | FolderSource | TableSource | VideoSource | WebdatasetSource,
+    CommonCrawlSource | CrawlSource | DatacompSource | FolderSource | TableSource | VideoSource | WebdatasetSource,
     Field(discriminator="kind"),
 ]
 
@@ -199,6 +213,7 @@ class Download(Options):
         description="the download stops when more than this share fails in one way: dns, connect, "
         "timeout, tls, type or decode",
     )
+    skip: bool = Field(False, description="no image is fetched: pairs are selected by what the sources tell of them")
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 
@@ -236,8 +251,20 @@ class FluencySignal(Options):
 
 
 class LanguageSignal(Options):
+    """`fasttext` is lid.176, `cld3` Google's compact language detector; a second one has a `name`."""
+
     kind: Literal["language"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    model: Literal["fasttext", "cld3"] = "fasttext"
+    after: list[str] = []
+
+
+class WordnetSignal(Options):
+    """Whether a caption speaks of what is among ImageNet-21k's classes."""
+
+    kind: Literal["wordnet"]
     name: Literal[""] = ""
+    path: str = Field("/usr/share/wordnet", description="the folder of WordNet 3.0's index.noun, noun.exc and so on")
     after: list[str] = []
 
 
@@ -351,6 +378,7 @@ Signal = Annotated[
     | PiiSignal
     | FluencySignal
     | LanguageSignal
+    | WordnetSignal
     | ImageSignal
     | OcrSignal
     | FacesSignal
@@ -382,11 +410,128 @@ class SemanticDedup(Options):
 Dedup = Annotated[ExactDedup | PerceptualDedup | SemanticDedup, Field(discriminator="kind")]
 
 
+class Balance(Options):
+    """Frequent entries (words and phrases) are sampled down, rare ones are kept whole, as MetaCLIP describes."""
+
+    kind: Literal["metaclip"]
+    limit: int = Field(20_000, gt=0, description="matches of an entry from which on it is sampled")
+    entries: Paths = Field(
+        ["wordnet", "unigrams", "bigrams"],
+        min_length=1,
+        description="wordnet; unigrams and bigrams of the pool; files with an entry a line",
+    )
+    wordnet: str = Field("/usr/share/wordnet", description="the folder of WordNet's data.noun, data.verb and so on")
+    min_count: int = Field(100, gt=0, description="how often a word or bigram of the pool stands in it, at least")
+    min_pmi: float = Field(3.0, description="pointwise mutual information of a bigram, bits, at least")
+    unmatched: Literal["drop", "keep"] = Field("drop", description="pairs that match no entry")
+    seed: int = 0
+
+
+class Sample(Options):
+    """A fixed number of the pairs that are left, drawn by weight."""
+
+    weights: dict[Name, Annotated[float, Field(ge=0)]] | str = Field(
+        {}, description="source -> weight (1 where it is not named), or a SQL expression over columns"
+    )
+    count: int = Field(gt=0, description="samples in the shards")
+    replacement: bool = Field(False, description="whether a pair may stand in the shards more than once")
+    seed: int = 0
+
+
+class Top(Options):
+    """The pairs with the largest values, ties by uid; NULL and NaN are never among them."""
+
+    by: str = Field(description="a column, or a SQL expression whose value is a number")
+    fraction: float | None = Field(None, gt=0, le=1, description="of the pairs that are ranked, rounded up")
+    count: int | None = Field(None, gt=0, description="instead of fraction")
+    of: Literal["passed", "pool"] = Field("passed", description="ranked are those that are left, or all pairs")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Top":
+        if (self.fraction is None) == (self.count is None):
+            raise ValueError("either `fraction` or `count` says how many stay")
+        return self
+
+
+class DatacompBasicPreset(Options):
+    """DataComp's basic filter."""
+
+    kind: Literal["datacomp-basic"]
+
+
+class DatacompClipPreset(Options):
+    """DataComp's CLIP score filter: at least `threshold`, or the `fraction` of all pairs by its rank rule."""
+
+    kind: Literal["datacomp-clip"]
+    score: str = Field("clip_score", description="the column")
+    threshold: float | None = None
+    fraction: float | None = Field(None, gt=0, le=1, description="default, without a threshold: 0.3")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "DatacompClipPreset":
+        if self.threshold is not None and self.fraction is not None:
+            raise ValueError("either `threshold` or `fraction` says how many stay")
+        return self
+
+
+class DatacompLaion2bPreset(Options):
+    """DataComp's reproduction of LAION-2B's filter."""
+
+    kind: Literal["datacomp-laion2b"]
+    score: str = Field("clip_score", description="the column with ViT-B/32's score")
+
+
+class DatacompTextBasedPreset(Options):
+    """DataComp's text-based filter."""
+
+    kind: Literal["datacomp-text-based"]
+
+
+class DatacompImageBasedPreset(Options):
+    """DataComp's image-based filter."""
+
+    kind: Literal["datacomp-image-based"]
+    near_target: str = Field("near_target", description="the bool column: the image's cluster is nearest to a target's")
+
+
+class LaionAestheticsPreset(Options):
+    """LAION-Aesthetics V2's subsets by predicted aesthetic score."""
+
+    kind: Literal["laion-aesthetics"]
+    score: str = Field("aesthetic_score", description="the column")
+    threshold: float = Field(5.0, description="the published subsets: 4.5, 4.75, 5, 6, 6.25, 6.5")
+
+
+class ObelicsImagePreset(Options):
+    """OBELICS' filter of images by their size."""
+
+    kind: Literal["obelics-image"]
+
+
+Preset = Annotated[
+    DatacompBasicPreset
+    | DatacompClipPreset
+    | DatacompLaion2bPreset
+    | DatacompTextBasedPreset
+    | DatacompImageBasedPreset
+    | LaionAestheticsPreset
+    | ObelicsImagePreset,
+    Field(discriminator="kind"),
+]
+
+
 class Select(Options):
     """Which pairs are kept: the first rule that is not true is the reason."""
 
+    preset: Annotated[
+        list[Annotated[Preset, BeforeValidator(_kind_alone)]],
+        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    ] = Field([], description="published selections; their rules come first, and several make an intersection")
     rules: dict[Name, str] = {}
     survivor: str = "original_width * original_height desc, length(caption) desc"
+    top: Top | None = None
+    balance: Balance | None = None
+    sample: Sample | None = None
 
 
 class Shards(Options):
@@ -464,11 +609,6 @@ class TrainJob(Options):
 Job = Annotated[TrainJob, Field()]
 
 
-def _kind_alone(value: object) -> object:
-    """`- text` as `- {kind: text}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
 class Recipe(Options):
     """A whole recipe. Its JSON Schema is `schemas/recipe.schema.json`."""
 
@@ -485,17 +625,31 @@ class Recipe(Options):
     jobs: list[Job] = []
 
     @model_validator(mode="after")
+    def _without_images(self) -> "Recipe":
+        if self.download.skip and (self.jobs or self.consent.known):
+            what = "jobs" if self.jobs else "consent.known"
+            raise ValueError(f"download.skip: without images there is nothing for {what}: leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
     def _names(self) -> "Recipe":
         named: dict[str, list[str]] = {
             "sources": [s.name for s in self.sources],
             "signals": [signal_name(s) for s in self.signals],
             "dedup": [d.kind for d in self.dedup],
+            "select.preset": [p.kind for p in self.select.preset],
             "jobs": [j.name for j in self.jobs],
         }
         for what, names in named.items():
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
+        if self.select.sample and isinstance(self.select.sample.weights, dict):
+            for source in self.select.sample.weights:
+                if source not in named["sources"]:
+                    raise ValueError(
+                        f"select.sample.weights: no source is called {source!r}{nearest(source, named['sources'])}"
+                    )
         for signal in self.signals:
             for trusted in signal.trusted if isinstance(signal, FilterSignal) else []:
                 if trusted not in named["sources"]:
@@ -503,7 +657,7 @@ class Recipe(Options):
                         f"signals.filter.trusted: no source is called {trusted!r}{nearest(trusted, named['sources'])}"
                     )
             for rule in signal.after:
-                if rule not in self.select.rules:
+                if rule not in self.select.rules and "/" not in rule:  # a preset's is looked up by the plan
                     raise ValueError(
                         f"signals.{signal.kind}.after: no rule is called {rule!r}{nearest(rule, self.select.rules)}"
                     )

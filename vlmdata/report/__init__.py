@@ -53,6 +53,7 @@ def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dic
         "judged": [(chart, charts.histogram(chart)) for chart in drawn if chart.thresholds],
         "observed": [(chart, charts.histogram(chart)) for chart in drawn if not chart.thresholds],
         "booleans": facts.booleans(connection, manifest),
+        "balance": facts.balance(manifest),
         "languages": facts.languages(connection, manifest),
         "sources": facts.sources(connection),
         "sheets": contact_sheets(dataset, connection, manifest),

@@ -54,6 +54,21 @@ class Signal:
     refused: int
 
 
+@dataclass(frozen=True)
+class Balance:
+    """A balancing: head entries have more than `limit` matches, the others are the tail. head_before, head_after: their
+    share of all matches. mass, largest: matches of kept and of rejected pairs."""
+
+    limit: int
+    entries: int
+    unmatched: int
+    unmatched_kept: bool
+    head_before: float
+    head_after: float
+    mass: list[Bar]
+    largest: list[Bar]
+
+
 def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
     """What the columns of a snapshot's samples mean, as `schemas/tables.yaml` has it.
 
@@ -103,6 +118,30 @@ def languages(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) -
     ).fetchall()
     bars = [Bar(lang or "no text", kept, rejected) for lang, kept, rejected in rows]
     return _first(bars, LANGUAGES, "languages")
+
+
+def balance(manifest: dict[str, Any]) -> Balance | None:
+    """What a balancing came to, or None where the recipe asks for none."""
+    if "balance" not in manifest:
+        return None
+    mass, options = manifest["balance"]["mass"], manifest["recipe"]["select"]["balance"]
+    before, after = mass["head_before"] + mass["tail_before"], mass["head_after"] + mass["tail_after"]
+    head = Bar(
+        "head", mass["head_after"], mass["head_before"] - mass["head_after"], f"{mass['head_entries']:,} entries"
+    )
+    rest = f"{mass['matched'] - mass['head_entries']:,} entries"
+    tail = Bar("tail", mass["tail_after"], mass["tail_before"] - mass["tail_after"], rest)
+    largest = [Bar(one["entry"], one["kept"], one["matches"] - one["kept"]) for one in mass["largest"]]
+    return Balance(
+        options["limit"],
+        mass["entries"],
+        mass["unmatched"],
+        options["unmatched"] == "keep",
+        mass["head_before"] / max(before, 1),
+        mass["head_after"] / max(after, 1),
+        [head, tail],
+        largest,
+    )
 
 
 def sources(connection: duckdb.DuckDBPyConnection) -> list[Bar]:

@@ -256,7 +256,7 @@ def _pair(row: dict[str, Any], read: list[str], picture: str | None, similarity:
         row["kept"],
         row["reason"],
         row["split"],
-        row["download_status"],
+        row["download_status"] or "not fetched",
         row["score"],
         [(name, cut(value, _NAME) if isinstance(value, str) else value) for name, value in values],
         picture,
