@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import made_wordnet
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -157,6 +158,14 @@ def test_a_list_that_holds_nothing_is_refused(tmp_path):
         entries.listed(Balance(kind="metaclip", entries=[str(tmp_path / "blank.txt")]))
     with pytest.raises(DataError, match="no word of the pool stands 100 times"):
         entries.united(Balance(kind="metaclip", entries=["unigrams"]), [])
+
+
+def test_wordnets_names_are_entries(tmp_path):
+    asked = Balance(kind="metaclip", entries="wordnet", wordnet=made_wordnet.write(tmp_path / "wordnet"))
+    assert {"hot dog", "domestic dog", "adam", "galore"} <= set(entries.united(asked, ["Hot  DOG", "pool"]))
+    assert entries.identity(asked)
+    with pytest.raises(InputError, match="wordnet-base"):
+        entries.identity(Balance(kind="metaclip", wordnet=str(tmp_path)))
 
 
 def made(extra=()):
