@@ -88,7 +88,7 @@ def child(method: str, folder: str) -> dict[str, Any]:
     def watched() -> Any:
         for block in blocks:
             mine = asked[block.i] | asked[block.j]
-            found.append(Edges(*(column[mine] for column in block[:3])))
+            found.append(Edges(block.i[mine], block.j[mine], block.similarity[mine]))
             yield block
 
     own, ended = [0], threading.Event()

@@ -5,13 +5,14 @@ describes (Abbas et al. 2023, "SemDeDup: Data-efficient learning at web-scale th
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from vlmdata import recipe
 from vlmdata.dedup import partitions
-from vlmdata.dedup.components import Edges, stars
+from vlmdata.dedup.components import Compared, Edges, stars
 from vlmdata.dedup.partitions import Partitions, cut
 
 BRUTE_FORCE = 20_000  # up to so many different vectors all are compared with all
@@ -41,9 +42,28 @@ def reads(options: recipe.SemanticDedup) -> tuple[str, list[str]]:
     return f"embeddings_{options.embeddings}", ["vector"]
 
 
-def edges(options: recipe.SemanticDedup, values: Mapping[str, np.ndarray]) -> Iterator[Edges]:
-    """The edges between rows whose embeddings are as similar as the options say."""
-    return pairs(values["vector"], options.similarity)
+def compare(
+    options: recipe.SemanticDedup,
+    values: Mapping[str, np.ndarray],
+    earlier: int = 0,
+    index: Mapping[str, np.ndarray] | None = None,
+) -> Compared:
+    """The edges between rows whose embeddings are as similar as the options say.
+
+    earlier, index: of a former comparison of so many first rows; what these have among themselves is then left out.
+    """
+    vectors = values["vector"]
+    if index is None:
+        codes, rows = distinct(vectors)
+        made = index_of(vectors, rows)
+        edges = chain([stars(codes)], among(vectors, made, options.similarity))
+    else:
+        known = Index(
+            index["rows"], index["near"], Partitions(index["cells"], index["centroids"]) if "cells" in index else None
+        )
+        made, edges = added(vectors, earlier, known, options.similarity)
+    stored = {"rows": made.rows, "near": made.near, **(made.partitions._asdict() if made.partitions else {})}
+    return Compared(edges, stored, lambda rows: centrality(vectors, made, rows))
 
 
 def pairs(vectors: np.ndarray, similarity: float, brute_force: int = BRUTE_FORCE) -> Iterator[Edges]:
@@ -106,6 +126,22 @@ def _added(vectors: np.ndarray, earlier: int, codes: np.ndarray, grown: Index, s
     else:
         found = _near(vectors, grown, fresh, similarity)
     yield from _edges(grown.rows, found)
+
+
+def centrality(vectors: np.ndarray, index: Index, rows: np.ndarray) -> np.ndarray:
+    """float32 [len(rows)]: the cosine of rows to the centroid of their partition: of all vectors where there is but
+    one."""
+    if index.partitions is None:
+        total = sum(_whole(unit(vectors, index.rows[part])).sum(axis=0) for part in cut(np.arange(len(index.rows))))
+        centroids, home = np.atleast_2d(total), np.zeros(len(rows), np.int64)
+    else:
+        centroids, home = index.partitions.centroids.astype(np.float64), nearest(vectors, rows, index.partitions)[:, 0]
+    centroids = _whole(centroids / np.sqrt(np.square(centroids).sum(axis=1, keepdims=True)))
+    found = np.empty(len(rows), np.float32)
+    for part in cut(np.arange(len(rows))):
+        block = _whole(unit(vectors, rows[part]))
+        found[part] = np.einsum("nd,nd->n", block, centroids[home[part]]) * 2.0**-52
+    return found
 
 
 def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
