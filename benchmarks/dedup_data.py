@@ -78,21 +78,31 @@ def embeddings(rows: int, path: Path) -> None:
 
 
 def hashes(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint64 [rows] and the entropies: the real hashes, then such with up to 32 bits flipped, every tenth up to 6."""
+    """uint64 [rows] and the entropies: the real hashes, then such with 8 to 32 bits flipped; one row in ten is a copy
+    of another with up to 6 bits flipped."""
     draw = np.random.default_rng(0)
     measured = np.load(MEASURED)
-    source = draw.integers(0, len(measured["phash"]), rows)
-    source[: len(measured["phash"])] = np.arange(len(measured["phash"]))[:rows]
-    flips = draw.integers(0, 33, rows)
-    flips[draw.random(rows) < 0.1] %= 7
-    flips[: len(measured["phash"])] = 0
-    found = measured["phash"][source]
-    for start in range(0, rows, BLOCK):
-        count = flips[start : start + BLOCK, None]
-        order = draw.random((len(count), 64)).argsort(axis=1)
-        bits = np.where(np.arange(64) < count, np.uint64(1) << order.astype(np.uint64), np.uint64(0))
-        found[start : start + BLOCK] ^= np.bitwise_or.reduce(bits, axis=1)
+    real = len(measured["phash"])
+    source = draw.integers(0, real, rows)
+    source[:real] = np.arange(real)[:rows]
+    flips = draw.integers(8, 33, rows)
+    flips[:real] = 0
+    found = measured["phash"][source] ^ _bits(flips, draw)
+    copies = draw.permutation(rows)[: rows // 10]
+    of = draw.integers(0, rows, len(copies))
+    source[copies] = source[of]
+    found[copies] = found[of] ^ _bits(draw.integers(0, 7, len(copies)), draw)
     return found, measured["entropy"][source]
+
+
+def _bits(count: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """uint64 [n], so many random bits set in each."""
+    found = np.empty(len(count), np.uint64)
+    for start in range(0, len(count), BLOCK):
+        order = draw.random((len(count[start : start + BLOCK]), 64)).argsort(axis=1).astype(np.uint64)
+        bits = np.where(np.arange(64) < count[start : start + BLOCK, None], np.uint64(1) << order, np.uint64(0))
+        found[start : start + BLOCK] = np.bitwise_or.reduce(bits, axis=1)
+    return found
 
 
 def _turned(rows: np.ndarray, towards: np.ndarray, draw: np.random.Generator) -> np.ndarray:

@@ -8,13 +8,14 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import dedup, layers
-from vlmdata.dataset import Dataset, Table, noted, part_name
+from vlmdata.dataset import Dataset, Table, noted, part_name, table_folder
 from vlmdata.errors import DataError
 from vlmdata.plan import Plan
 
@@ -29,12 +30,21 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
         read, columns = dedup.reads(method)
         told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
         progress.info("dedup: %s", method.kind, extra=told)
+        # A snapshot that is out relies on the groups of its own layers, which stay.
+        name, key = part_name(number, tables["pairs"].layer), plan.tables["duplicates"]
+        also = []
         with dataset.spool() as folder:
             values = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
-            groups = dedup.groups(method, values.pop("uid"), values)
-        # A snapshot that is out relies on the groups of its own layers, which stay.
-        name = part_name(number, tables["pairs"].layer)
-        parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], name, groups, {}))
+            near = folder / "near.parquet" if getattr(method, "groups", "") == "semdedup" else None
+            found = dedup.grouped(method, values.pop("uid"), values, near=near)
+            if near:
+                also.append(dataset.commit(near, f"{table_folder('duplicates', key)}/{name}.near.parquet"))
+            if found.known:  # what a refresh compares its rows with
+                arrays: Any = found.known
+                np.savez(folder / "known.npz", **arrays)
+                path = f"{table_folder('duplicates', key)}/{name}.known.npz"
+                also.append(dataset.commit(folder / "known.npz", path))
+        parts.append(dataset.write_part("duplicates", key, name, found.table, {}, tuple(also)))
     progress.info("dedup: done", extra={"stage": "dedup", "done": len(parts), "total": len(parts)})
     table = Table("duplicates", plan.tables["duplicates"], tuple(parts), noted(tables.values()))
     dataset.write_table(table)

@@ -8,11 +8,12 @@ import pyarrow as pa
 from vlmdata import layers
 from vlmdata.catalog import beside, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
+from vlmdata.dedup import NEAR
 from vlmdata.download import lists, optout
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, denials, judge_part, settle
+from vlmdata.select import SURVIVORS, Choice, denials, judge_part, settle
 
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
@@ -83,7 +84,9 @@ def choice_of(plan: Plan) -> Choice:
         if column != "uid"
     }
     methods = tuple(method.kind for method in plan.recipe.dedup)
-    return Choice(plan.rules, frozenset(unmeasured), methods, plan.survivor)
+    named = plan.recipe.select.survivor
+    ahead = named if named in SURVIVORS else None
+    return Choice(plan.rules, frozenset(unmeasured), methods, plan.survivor, ahead)
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
@@ -104,8 +107,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
-    duplicates = None
+    duplicates, near = None, {}
     if "duplicates" in tables:
+        for method, part in zip(plan.recipe.dedup, tables["duplicates"].parts, strict=True):
+            pairs = [file for file in part.also if file.path.endswith(".near.parquet")]
+            if pairs:
+                near[method.kind] = dataset.scan(pairs, NEAR)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
     with dataset.spool() as spill:
         verdicts, funnel, splits = settle(
@@ -115,6 +122,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             choice,
             plan.recipe.shards,
             spill,
+            near,
         )
         verdict_parts = [
             dataset.write_part("verdict", plan.select, part_name(number), rows, {})

@@ -62,13 +62,13 @@ def test_values_are_mapped_and_the_groups_are_those_of_values_in_memory(
     parts = [rows(0, 0), rows(300, 1), rows(0, 2), rows(500, 3)]
     dataset, tables = written(tmp_path, parts)
     given = []
-    real = dedup.groups
+    real = dedup.grouped
 
-    def groups(options: Any, uids: Any, values: Any) -> pa.Table:
+    def grouped(options: Any, uids: Any, values: Any, **more: Any) -> dedup.Grouped:
         given.extend([uids, *values.values()])
-        return real(options, uids, values)
+        return real(options, uids, values, **more)
 
-    monkeypatch.setattr(dedup, "groups", groups)
+    monkeypatch.setattr(dedup, "grouped", grouped)
     found = stage.run(plan(), dataset, tables)
     assert len(given) == 3 + 4
     assert all(isinstance(array, np.memmap) for array in given)
@@ -80,9 +80,9 @@ def test_values_are_mapped_and_the_groups_are_those_of_values_in_memory(
         values = {column: every[column].combine_chunks() for column in columns}
         if "vector" in values:
             values["vector"] = values["vector"].flatten().to_numpy().reshape(-1, 16)
-        want = real(method, every["uid"], values)
+        want = real(method, every["uid"], values).table
         assert want.num_rows > 200
-        dataset.write_part("duplicates", "in-memory", part.name, want, {})
+        dataset.write_part("duplicates", "in-memory", part.name, want, {}, part.also)
         again = dataset.read_bytes(f"tables/duplicates/in-memory/{part.name}.parquet")
         assert dataset.read_bytes(part.path) == again
     assert not list(tmp_path.glob(".spool/*"))

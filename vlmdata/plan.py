@@ -15,7 +15,7 @@ from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
-from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
+from vlmdata.recipe import FolderSource, Recipe, Select, VideoSource, WebdatasetSource, nearest, signal_name
 from vlmdata.rules import Expression, Order, check_order, check_rule
 from vlmdata.schemas import table_schema
 from vlmdata.sources import video, webdataset
@@ -117,7 +117,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables["duplicates"] = duplicates
-    survivor = check_order("select.survivor", recipe.select.survivor, columns)
+    survivor = check_order("select.survivor", _survivor(recipe), columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
         "select",
@@ -149,6 +149,14 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         tables,
         **listed,
     )
+
+
+def _survivor(recipe: Recipe) -> str:
+    """The survivor's order in SQL; behind a named one it is the default's, for ties and methods without centroids."""
+    named = recipe.select.survivor
+    if named in ("hard", "easy") and not any(method.kind == "semantic" for method in recipe.dedup):
+        raise InputError(f"select.survivor: {named} is told by embeddings: `dedup` must name the kind semantic")
+    return Select.model_fields["survivor"].default if named in select.SURVIVORS else named
 
 
 def _plan_signals(

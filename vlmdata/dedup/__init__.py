@@ -1,7 +1,7 @@
 """Groups of duplicates: one file a method. Which member of a group is kept is the selection's to decide.
 
 A method is a module with `reads(options)`, the table and columns that it compares, and `compare(options, values,
-earlier, index)`, the pairs of rows that are alike.
+earlier, known)`, the pairs of rows that are alike.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,19 +25,19 @@ _METHODS: dict[str, ModuleType] = {"exact": exact, "perceptual": perceptual, "se
 
 
 class Earlier(NamedTuple):
-    """What is known of the first `rows` of some rows: their groups, as `groups` gave them, and the method's index as
-    `Grouped` has it. Every row of both must be among them."""
+    """What is known of the first `rows` of some rows: their groups, as `groups` gave them, and what
+    `Grouped` has of them besides. Every row of both must be among them."""
 
     rows: int
     groups: pa.Table
-    index: Mapping[str, np.ndarray]
+    known: Mapping[str, np.ndarray]
 
 
 class Grouped(NamedTuple):
-    """table: the members of all groups. index: what finds the neighbours of later rows, uids (S32) for its rows."""
+    """table: the members of all groups. known: what finds the neighbours of later rows, uids (S32) for its rows."""
 
     table: pa.Table
-    index: dict[str, np.ndarray]
+    known: dict[str, np.ndarray]
 
 
 def reads(options: recipe.Dedup) -> tuple[str, list[str]]:
@@ -65,29 +65,29 @@ def grouped(
     earlier: Earlier | None = None,
     near: Path | None = None,
 ) -> Grouped:
-    """As `groups`, with the index that a later call takes as `earlier`: then only what the rows behind bring is
-    looked for, and the outcome is that of all rows at once (of the semantic method by the index's partitions).
+    """As `groups`, with what a later call takes as `earlier`: then only what the rows behind bring is
+    looked for, and the outcome is that of all rows at once (of the semantic method by the partitions that there are).
 
     near: a Parquet file to write to, whose columns are NEAR: every pair of rows that are alike, of which one is not
     among the earlier. Rows of one value are with the first of them only, `equal`, as `other`.
     """
     uid = np.asarray(uids).astype("S32")
-    index = None
+    known = None
     if earlier is not None:
         place = dict(zip(uid[: earlier.rows].tolist(), range(earlier.rows), strict=True))
-        index = {**earlier.index, **({"rows": _places(place, earlier.index["rows"])} if earlier.index else {})}
-    found = _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, index)
+        known = {**earlier.known, **({"rows": _places(place, earlier.known["rows"])} if earlier.known else {})}
+    found = _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, known)
     edges = found.edges if near is None else _written(found.edges, uid, near)
-    known = np.zeros(len(uid), np.float32)
+    least = np.zeros(len(uid), np.float32)
     if earlier is not None:
         codes = np.full(len(uid), -1, np.int64)
         members = _places(place, np.asarray(earlier.groups["uid"]).astype("S32"))
         codes[members] = earlier.groups["dup_group"].combine_chunks().dictionary_encode().indices.to_numpy()
-        known[members] = earlier.groups["similarity"].to_numpy()
+        least[members] = earlier.groups["similarity"].to_numpy()
         edges = _after(stars(codes), edges)
     label, similarity = unite(len(uid), edges)
-    stored = {**found.index, "rows": uid[found.index["rows"]]} if found.index else {}
-    return Grouped(_table(options.kind, uid, label, np.maximum(similarity, known), found.centroid), stored)
+    stored = {**found.known, "rows": uid[found.known["rows"]]} if found.known else {}
+    return Grouped(_table(options.kind, uid, label, np.maximum(similarity, least), found.centroid), stored)
 
 
 def _table(kind: str, uid: np.ndarray, label: np.ndarray, similarity: np.ndarray, centroid: object) -> pa.Table:

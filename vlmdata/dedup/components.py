@@ -22,13 +22,13 @@ class Edges(NamedTuple):
 class Compared(NamedTuple):
     """What a method finds.
 
-    index: what its module needs, besides the values, to compare later rows with these: arrays by name, of which
+    known: what its module needs, besides the values, to compare later rows with these: arrays by name, of which
     `rows` holds places of rows. centroid: gives the float32 cosine of some rows (int64 [m]) to the centroid of their
     partition, asked for once the edges are through; None where a method has no partitions.
     """
 
     edges: Iterator[Edges]
-    index: dict[str, np.ndarray] = {}  # noqa: RUF012 - never written to
+    known: dict[str, np.ndarray]
     centroid: Callable[[np.ndarray], np.ndarray] | None = None
 
 

@@ -16,10 +16,10 @@ def reads(options: recipe.ExactDedup) -> tuple[str, list[str]]:
 
 
 def compare(
-    options: recipe.ExactDedup, values: Mapping[str, np.ndarray | pa.Array], earlier: int = 0, index: object = None
+    options: recipe.ExactDedup, values: Mapping[str, np.ndarray | pa.Array], earlier: int = 0, known: object = None
 ) -> Compared:
     """The edges between rows of the same sha256, of which one is not among the `earlier` first."""
-    return Compared(iter([since(pairs(values["sha256"]), earlier)]))
+    return Compared(iter([since(pairs(values["sha256"]), earlier)]), {})
 
 
 def pairs(sha256: np.ndarray | pa.Array | pa.ChunkedArray) -> Edges:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 PARTITION = 256  # rows in a partition, about
-NEAREST = 4  # partitions in which a row is compared
-PROBED = 4  # cells in which a row's nearest centroids are looked for
+NEAREST = 8  # partitions in which a row is compared
+PROBED = 8  # cells in which a row's nearest centroids are looked for
 _TRAINING = 32  # rows for each centroid that k-means sees
 _SAMPLE = 1 << 20  # rows that it sees altogether, at most
 _CELL_TRAINING = 256  # rows for each cell

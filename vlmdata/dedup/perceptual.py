@@ -27,12 +27,12 @@ def reads(options: recipe.PerceptualDedup) -> tuple[str, list[str]]:
 
 
 def compare(
-    options: recipe.PerceptualDedup, values: Mapping[str, np.ndarray], earlier: int = 0, index: object = None
+    options: recipe.PerceptualDedup, values: Mapping[str, np.ndarray], earlier: int = 0, known: object = None
 ) -> Compared:
     """The edges between rows whose hashes are within the distance of the options, of which one is not among the
     `earlier` first."""
     hashes, entropy = np.asarray(values["phash"]), np.asarray(values["entropy"])
-    return Compared(pairs(hashes, options.distance, entropy, earlier=earlier))
+    return Compared(pairs(hashes, options.distance, entropy, earlier=earlier), {})
 
 
 def pairs(
@@ -102,7 +102,7 @@ def _all_near(
         places = asked[start : start + _QUERIES]
         # FAISS finds what is nearer than the radius
         limits, differing, found = index.range_search(codes[places], distance + 1)
-        a = np.repeat(places, np.diff(limits.astype(np.int64)))
+        a = np.repeat(places, (limits[1:] - limits[:-1]).astype(np.int64))
         once = (a < found) | ~fresh[found]
         yield a[once], found[once], differing[once].astype(np.int64)
 

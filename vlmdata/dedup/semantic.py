@@ -46,24 +46,23 @@ def compare(
     options: recipe.SemanticDedup,
     values: Mapping[str, np.ndarray],
     earlier: int = 0,
-    index: Mapping[str, np.ndarray] | None = None,
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> Compared:
     """The edges between rows whose embeddings are as similar as the options say.
 
-    earlier, index: of a former comparison of so many first rows; what these have among themselves is then left out.
+    earlier, known: of a former comparison of so many first rows; what these have among themselves is then left out.
     """
     vectors = values["vector"]
-    if index is None:
+    edges: Iterator[Edges]
+    if known is None:
         codes, rows = distinct(vectors)
-        made = index_of(vectors, rows)
-        edges = chain([stars(codes)], among(vectors, made, options.similarity))
+        index = index_of(vectors, rows)
+        edges = chain([stars(codes)], among(vectors, index, options.similarity))
     else:
-        known = Index(
-            index["rows"], index["near"], Partitions(index["cells"], index["centroids"]) if "cells" in index else None
-        )
-        made, edges = added(vectors, earlier, known, options.similarity)
-    stored = {"rows": made.rows, "near": made.near, **(made.partitions._asdict() if made.partitions else {})}
-    return Compared(edges, stored, lambda rows: centrality(vectors, made, rows))
+        made = Partitions(known["cells"], known["centroids"]) if "cells" in known else None
+        index, edges = added(vectors, earlier, Index(known["rows"], known["near"], made), options.similarity)
+    stored = {"rows": index.rows, "near": index.near, **(index.partitions._asdict() if index.partitions else {})}
+    return Compared(edges, stored, lambda rows: centrality(vectors, index, rows))
 
 
 def pairs(vectors: np.ndarray, similarity: float, brute_force: int = BRUTE_FORCE) -> Iterator[Edges]:
@@ -122,7 +121,7 @@ def _added(vectors: np.ndarray, earlier: int, codes: np.ndarray, grown: Index, s
     yield same._replace(i=same.i + earlier, j=same.j + earlier)
     fresh = grown.rows >= earlier
     if grown.partitions is None:
-        found = _all_near(unit(vectors, grown.rows), len(fresh) - np.count_nonzero(fresh), similarity)
+        found = _all_near(unit(vectors, grown.rows), len(fresh) - int(np.count_nonzero(fresh)), similarity)
     else:
         found = _near(vectors, grown, fresh, similarity)
     yield from _edges(grown.rows, found)
@@ -239,7 +238,7 @@ def _all_near(rows: np.ndarray, first: int, similarity: float) -> Iterator[Found
     index.add(rows)
     for start in range(first, len(rows), _QUERIES):
         limits, _, found = index.range_search(rows[start : start + _QUERIES], similarity - _SLACK)
-        later = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)))
+        later = np.repeat(np.arange(start, start + len(limits) - 1), (limits[1:] - limits[:-1]).astype(np.int64))
         once = found < later
         # in no order, which `unite` does not mind
         yield from _exact(rows, found[once], later[once], similarity)

@@ -10,13 +10,23 @@ ERROR_CLASSES = (
     "hash_mismatch", "blocked",
 )  # fmt: skip
 FAILURES = (*ERROR_CLASSES, *CONSENT_STATUSES)  # every download_status but success
+# SemDeDup's names (Abbas et al. 2023) -> SQL over `verdict` v and `duplicates` d.
+SURVIVORS = {
+    "hard": "d.centroid_similarity ASC NULLS LAST, ",
+    "easy": "d.centroid_similarity DESC NULLS LAST, ",
+    "random": "md5('survivor' || v.uid), ",
+}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor."""
+    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor.
+
+    ahead: a name of SURVIVORS whose order comes before the survivor's.
+    """
 
     rules: dict[str, Expression]
     unmeasured: frozenset[str]
     methods: tuple[str, ...]
     survivor: tuple[Order, ...]
+    ahead: str | None = None

@@ -1,6 +1,6 @@
 """What only a look at all pairs decides, step by step, and the verdicts that come of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +27,18 @@ def settle(
     choice: Choice,
     shards: Shards,
     spill: Path,
+    near: Mapping[str, "pads.Dataset"] | None = None,
 ) -> tuple[Iterator[pa.Table], list[dict[str, Any]], dict[str, int]]:
     """What only a look at all pairs decides: survivors of duplicate groups, and the place of each kept pair.
 
-    judged: the parts of `judge_part`, in order, of `sizes` rows. spill: a folder that DuckDB may write to.
+    judged: the parts of `judge_part`, in order, of `sizes` rows. spill: a folder that DuckDB may write to. near: see
+    `duplicates.reject`.
     Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
     """
     connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
     connection.register("judged", judged)
     connection.execute("CREATE TABLE verdict AS SELECT row_number() OVER () AS place, * FROM judged")
-    reject(connection, duplicates, choice)
+    reject(connection, duplicates, choice, near or {})
     splits = places.place(connection, shards)
     counts = dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
     rows = connection.sql(
@@ -49,7 +51,12 @@ def settle(
     return _cut(connection, rows, sizes), funnel(counts, choice), splits
 
 
-def reject(connection: duckdb.DuckDBPyConnection, duplicates: "pads.Dataset | None", choice: Choice) -> None:
+def reject(
+    connection: duckdb.DuckDBPyConnection,
+    duplicates: "pads.Dataset | None",
+    choice: Choice,
+    near: Mapping[str, "pads.Dataset"],
+) -> None:
     """Give rows of the table `verdict` their reason, one step after the other: duplicate, top, balance, sample.
 
     verdict: place (from 1, the order of the rows), uid, reason (null where nothing rejects the row so far) and what
@@ -57,7 +64,7 @@ def reject(connection: duckdb.DuckDBPyConnection, duplicates: "pads.Dataset | No
     without a reason, and needs no more than `choice` and this table.
     """
     if duplicates is not None:
-        groups.reject(connection, duplicates, choice)
+        groups.reject(connection, duplicates, choice, near)
 
 
 def _cut(connection: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, sizes: list[int]) -> Iterator[pa.Table]:
