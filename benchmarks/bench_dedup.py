@@ -215,8 +215,10 @@ def _first(values: np.ndarray, method: str) -> np.ndarray:
     if method == "semantic":
         from vlmdata.dedup.semantic import distinct
 
-        codes, rows = distinct(values)
-        return rows[codes]
+        first = np.arange(len(values))
+        same = distinct(values)[0]
+        first[same.j] = same.i
+        return first
     _, rows, codes = np.unique(values[0], return_index=True, return_inverse=True)
     return rows[codes]
 

@@ -65,6 +65,7 @@ def test_partitions_find_99_of_100_pairs_and_no_others(similarity: float, monkey
 
 def test_partitions_that_a_pair_lies_across_give_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "PARTITION", 8)
+    monkeypatch.setattr(partitions, "NEAREST", 2)
     vectors = clustered(1_500, d=6)
     want = compared_all(vectors, 0.95)
     found = found_pairs(vectors, 0.95, brute_force=0)

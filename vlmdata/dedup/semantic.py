@@ -12,7 +12,7 @@ import numpy as np
 
 from vlmdata import recipe
 from vlmdata.dedup import partitions
-from vlmdata.dedup.components import Compared, Edges, stars
+from vlmdata.dedup.components import Compared, Edges
 from vlmdata.dedup.partitions import Partitions, cut
 
 BRUTE_FORCE = 20_000  # up to so many different vectors all are compared with all
@@ -28,11 +28,12 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Index(NamedTuple):
     """What finds the neighbours of new rows without looking at all earlier ones again.
 
-    rows: int64 [m], the earlier rows that stand for themselves (the first of each vector), ascending. near: int32
+    rows: int64 [m], the first of each vector, ascending. keys: [m], by which a vector is known again. near: int32
     [m, NEAREST], their partitions. partitions: None, and no columns in `near`, where there were too few rows for any.
     """
 
     rows: np.ndarray
+    keys: np.ndarray
     near: np.ndarray
     partitions: Partitions | None
 
@@ -55,14 +56,18 @@ def compare(
     vectors = values["vector"]
     edges: Iterator[Edges]
     if known is None:
-        codes, rows = distinct(vectors)
-        index = index_of(vectors, rows)
-        edges = chain([stars(codes)], among(vectors, index, options.similarity))
+        index, same = index_of(vectors)
+        edges = chain([same], among(vectors, index, options.similarity))
     else:
         made = Partitions(known["cells"], known["centroids"]) if "cells" in known else None
-        index, edges = added(vectors, earlier, Index(known["rows"], known["near"], made), options.similarity)
-    stored = {"rows": index.rows, "near": index.near, **(index.partitions._asdict() if index.partitions else {})}
-    return Compared(edges, stored, lambda rows: centrality(vectors, index, rows))
+        before = Index(known["rows"], known["keys"], known["near"], made)
+        index, edges = added(vectors, earlier, before, options.similarity)
+    stored = {name: array for name, array in index._asdict().items() if name != "partitions"}
+    return Compared(
+        edges,
+        stored | (index.partitions._asdict() if index.partitions else {}),
+        lambda rows: centrality(vectors, index, rows),
+    )
 
 
 def pairs(vectors: np.ndarray, similarity: float, brute_force: int = BRUTE_FORCE) -> Iterator[Edges]:
@@ -74,17 +79,18 @@ def pairs(vectors: np.ndarray, similarity: float, brute_force: int = BRUTE_FORCE
     different vectors every pair is found; of more, those of which one lies in the other's nearest partitions.
     The values do not depend on the number of threads.
     """
-    codes, rows = distinct(vectors)
-    yield stars(codes)
-    yield from among(vectors, index_of(vectors, rows, brute_force), similarity)
+    index, same = index_of(vectors, brute_force)
+    yield same
+    yield from among(vectors, index, similarity)
 
 
-def index_of(vectors: np.ndarray, rows: np.ndarray, brute_force: int = BRUTE_FORCE) -> Index:
-    """The index of different vectors, those of `rows`."""
+def index_of(vectors: np.ndarray, brute_force: int = BRUTE_FORCE) -> tuple[Index, Edges]:
+    """The index of all rows, and the edges from the first row of each vector to the others of it."""
+    same, rows, keys = distinct(vectors)
     if len(rows) <= brute_force:
-        return Index(rows, np.zeros((len(rows), 0), np.int32), None)
+        return Index(rows, keys, np.zeros((len(rows), 0), np.int32), None), same
     made = partitions.train(lambda places: unit(vectors, rows[places]), len(rows))
-    return Index(rows, nearest(vectors, rows, made), made)
+    return Index(rows, keys, nearest(vectors, rows, made), made), same
 
 
 def nearest(vectors: np.ndarray, rows: np.ndarray, of: Partitions) -> np.ndarray:
@@ -104,27 +110,19 @@ def among(vectors: np.ndarray, index: Index, similarity: float) -> Iterator[Edge
 def added(vectors: np.ndarray, earlier: int, index: Index, similarity: float) -> tuple[Index, Iterator[Edges]]:
     """What rows behind the `earlier` ones bring: the index grown by them, and their edges.
 
-    vectors: of the earlier rows, then of the new ones; index: of the earlier rows. Edges: new rows of one vector to
-    their first, and each pair of a new row and an earlier or new one. With the earlier rows' own edges they connect
-    what `pairs` connects; of partitions there are those of the index.
+    vectors: of the earlier rows, then of the new ones; index: of the earlier rows. The edges are those that `pairs`
+    gives of all rows and that no two earlier ones have; of partitions there are those of the index.
     """
-    codes, rows = distinct(vectors[earlier:])
-    rows = rows + earlier
+    same, rows, keys = distinct(vectors, earlier, index)
     made = index.partitions
     near = nearest(vectors, rows, made) if made else np.zeros((len(rows), 0), np.int32)
-    grown = Index(np.concatenate([index.rows, rows]), np.concatenate([index.near, near]), made)
-    return grown, _added(vectors, earlier, codes, grown, similarity)
-
-
-def _added(vectors: np.ndarray, earlier: int, codes: np.ndarray, grown: Index, similarity: float) -> Iterator[Edges]:
-    same = stars(codes)
-    yield same._replace(i=same.i + earlier, j=same.j + earlier)
-    fresh = grown.rows >= earlier
-    if grown.partitions is None:
-        found = _all_near(unit(vectors, grown.rows), len(fresh) - int(np.count_nonzero(fresh)), similarity)
+    every = (np.concatenate(both) for both in zip(index[:3], (rows, keys, near), strict=True))
+    grown = Index(*every, made)
+    if made is None:
+        found = _all_near(unit(vectors, grown.rows), len(index.rows), similarity)
     else:
-        found = _near(vectors, grown, fresh, similarity)
-    yield from _edges(grown.rows, found)
+        found = _near(vectors, grown, grown.rows >= earlier, similarity)
+    return grown, chain([same], _edges(grown.rows, found))
 
 
 def centrality(vectors: np.ndarray, index: Index, rows: np.ndarray) -> np.ndarray:
@@ -143,29 +141,37 @@ def centrality(vectors: np.ndarray, index: Index, rows: np.ndarray) -> np.ndarra
     return found
 
 
-def distinct(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [n] codes, equal for equal vectors, -1 for unusable ones; and the first row of each code, in order."""
+def distinct(vectors: np.ndarray, earlier: int = 0, index: Index | None = None) -> tuple[Edges, np.ndarray, np.ndarray]:
+    """Rows behind the `earlier` ones whose vector is new: edges from the first row of each vector to the others of it,
+    which may be one of the index; int64 [m], the first row of each new vector, ascending; and their keys [m]."""
+    keys, rows = _keys(vectors, earlier)
+    there = 0
+    if index is not None:
+        there = len(index.rows)
+        keys, rows = np.concatenate([index.keys, keys]), np.concatenate([index.rows, rows])
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    hub = rows[first[inverse]]
+    other = hub != rows
+    fresh = np.sort(first[first >= there])
+    same = Edges(hub[other], rows[other], np.ones(np.count_nonzero(other), np.float32), equal=True)
+    return same, rows[fresh], keys[fresh]
+
+
+def _keys(vectors: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the usable rows from `start` on two 64-bit sums of the vector's bits, equal by chance in no data that was not
+    made for it; and the rows, int64."""
     n, d = vectors.shape
     words = d * vectors.dtype.itemsize // 2
     factors = np.random.default_rng(0).integers(0, 2**63, (words, 2), np.uint64) * 2 + 1
-    keys = np.empty((n, 2), np.uint64)
-    usable = np.empty(n, np.bool_)
-    for start in range(0, n, _ROWS):
-        block = np.ascontiguousarray(vectors[start : start + _ROWS])
-        usable[start : start + _ROWS] = np.isfinite(block).all(axis=1) & block.any(axis=1)
+    keys, rows = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+    for place in range(start, n, _ROWS):
+        block = np.ascontiguousarray(vectors[place : place + _ROWS])
+        usable = np.isfinite(block).all(axis=1) & block.any(axis=1)
         # -0.0 + 0.0 is 0.0: equal vectors have equal bits
         bits = (block + block.dtype.type(0)).view(np.uint16).astype(np.uint64)
-        keys[start : start + _ROWS] = bits @ factors
-    codes = np.full(n, -1, np.int64)
-    place = np.flatnonzero(usable)
-    # two 64-bit sums of the bits stand for a vector: equal by chance in no data that was not made for it
-    both = keys[place].view([("", np.uint64), ("", np.uint64)]).ravel()
-    _, first, inverse = np.unique(both, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    codes[place] = rank[inverse]
-    return codes, place[first[order]]
+        keys.append((bits @ factors)[usable])
+        rows.append(place + np.flatnonzero(usable))
+    return np.concatenate(keys).view([("a", np.uint64), ("b", np.uint64)]).ravel(), np.concatenate(rows)
 
 
 def _edges(rows: np.ndarray, found: Iterator[Found]) -> Iterator[Edges]:
