@@ -17,8 +17,11 @@ import pyarrow.compute as pc
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset, Table, noted, part_name, table_folder
 from vlmdata.errors import DataError
+from vlmdata.pipelines import near as workers
 from vlmdata.plan import Plan
+from vlmdata.recipe import SemanticDedup
 
+IN_MEMORY = 4 << 30  # bytes of vectors; more are compared by workers
 progress = logging.getLogger("vlmdata.progress")
 
 
@@ -34,9 +37,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
         name, key = part_name(number, tables["pairs"].layer), plan.tables["duplicates"]
         also = []
         with dataset.spool() as folder:
-            values = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
+            values, sources = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
+            compared = None
+            if isinstance(method, SemanticDedup) and values["vector"].nbytes > IN_MEMORY:
+                compared = workers.compare(dataset, plan.recipe.runner, method, values["vector"], sources)
             near = folder / "near.parquet" if getattr(method, "groups", "") == "semdedup" else None
-            found = dedup.grouped(method, values.pop("uid"), values, near=near)
+            found = dedup.grouped(method, values.pop("uid"), values, near=near, found=compared)
             if near:
                 also.append(dataset.commit(near, f"{table_folder('duplicates', key)}/{name}.near.parquet"))
             if found.known:  # what a refresh compares its rows with
@@ -53,13 +59,13 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
 
 def _gather(
     dataset: Dataset, table: Table, columns: list[str], in_force: Mapping[str, pa.BooleanArray], folder: Path
-) -> dict[str, np.ndarray]:
-    """The columns of all rows in force that have every value, each mapped from a file in `folder`.
+) -> tuple[dict[str, np.ndarray], list[workers.Source]]:
+    """The columns of all rows in force that have every value, each mapped from a file in `folder`; and their parts.
 
     Memory is bounded by a part: what of the files is in memory is the system's to decide.
     """
     like: dict[str, np.ndarray] = {}
-    rows = 0
+    sources, rows = [], 0
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in columns}
         for part in table.parts:
@@ -73,12 +79,14 @@ def _gather(
                 raise DataError(f"{part.path}: its vectors have another length than those of the parts before")
             for name in columns:
                 values[name].astype(like[name].dtype, casting="safe", copy=False).tofile(files[name])
+            sources.append(workers.Source(part, in_force.get(part.name), rows))
             rows += found.num_rows
     if not rows:  # an empty file cannot be mapped
-        return like
-    return {
+        return like, sources
+    mapped = {
         name: np.memmap(folder / name, first.dtype, "r", shape=(rows, *first.shape[1:])) for name, first in like.items()
     }
+    return mapped, sources
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:

@@ -107,7 +107,8 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
-    duplicates, near = None, {}
+    duplicates = None
+    near: dict[str, Any] = {}
     if "duplicates" in tables:
         for method, part in zip(plan.recipe.dedup, tables["duplicates"].parts, strict=True):
             pairs = [file for file in part.also if file.path.endswith(".near.parquet")]

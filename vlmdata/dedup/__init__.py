@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from vlmdata import recipe
 from vlmdata.dedup import exact, perceptual, semantic
-from vlmdata.dedup.components import Edges, stars, unite
+from vlmdata.dedup.components import Compared, Edges, stars, unite
 from vlmdata.schemas import conform, table_schema
 
 VERSION = 2
@@ -64,19 +64,21 @@ def grouped(
     values: Mapping[str, np.ndarray | pa.Array],
     earlier: Earlier | None = None,
     near: Path | None = None,
+    found: Compared | None = None,
 ) -> Grouped:
     """As `groups`, with what a later call takes as `earlier`: then only what the rows behind bring is
     looked for, and the outcome is that of all rows at once (of the semantic method by the partitions that there are).
 
     near: a Parquet file to write to, whose columns are NEAR: every pair of rows that are alike, of which one is not
     among the earlier. Rows of one value are with the first of them only, `equal`, as `other`.
+    found: what workers have compared already.
     """
     uid = np.asarray(uids).astype("S32")
     known = None
     if earlier is not None:
         place = dict(zip(uid[: earlier.rows].tolist(), range(earlier.rows), strict=True))
         known = {**earlier.known, **({"rows": _places(place, earlier.known["rows"])} if earlier.known else {})}
-    found = _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, known)
+    found = found or _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, known)
     edges = found.edges if near is None else _written(found.edges, uid, near)
     least = np.zeros(len(uid), np.float32)
     if earlier is not None:

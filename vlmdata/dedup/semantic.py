@@ -62,12 +62,14 @@ def compare(
         made = Partitions(known["cells"], known["centroids"]) if "cells" in known else None
         before = Index(known["rows"], known["keys"], known["near"], made)
         index, edges = added(vectors, earlier, before, options.similarity)
+    return told(vectors, index, edges)
+
+
+def told(vectors: np.ndarray, index: Index, edges: Iterator[Edges]) -> Compared:
+    """What `compare` gives, of edges found by an index."""
     stored = {name: array for name, array in index._asdict().items() if name != "partitions"}
-    return Compared(
-        edges,
-        stored | (index.partitions._asdict() if index.partitions else {}),
-        lambda rows: centrality(vectors, index, rows),
-    )
+    stored |= index.partitions._asdict() if index.partitions else {}
+    return Compared(edges, stored, lambda rows: centrality(vectors, index, rows))
 
 
 def pairs(vectors: np.ndarray, similarity: float, brute_force: int = BRUTE_FORCE) -> Iterator[Edges]:
@@ -116,8 +118,12 @@ def added(vectors: np.ndarray, earlier: int, index: Index, similarity: float) ->
     same, rows, keys = distinct(vectors, earlier, index)
     made = index.partitions
     near = nearest(vectors, rows, made) if made else np.zeros((len(rows), 0), np.int32)
-    every = (np.concatenate(both) for both in zip(index[:3], (rows, keys, near), strict=True))
-    grown = Index(*every, made)
+    grown = Index(
+        np.concatenate([index.rows, rows]),
+        np.concatenate([index.keys, keys]),
+        np.concatenate([index.near, near]),
+        made,
+    )
     if made is None:
         found = _all_near(unit(vectors, grown.rows), len(index.rows), similarity)
     else:
