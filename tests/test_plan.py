@@ -126,7 +126,7 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
 
 # Keys leave these out. Whoever changes one raises the VERSION of the module whose values it changes, then this.
 DEFAULTS: dict[type[Options], dict[str, Any]] = {
-    recipe.CrawlSource: {"sitemaps": False, "agent": "vlmdata", "max_page_bytes": 10_000_000},
+    recipe.CrawlSource: {"sitemaps": True, "agent": "vlmdata", "max_page_bytes": 10_000_000},
     recipe.CommonCrawlSource: {"base": "", "agent": "vlmdata"},
     recipe.VideoSource: {
         "column": "path", "caption": "caption", "frames": "scene", "seconds": 2.0, "threshold": 10.0,

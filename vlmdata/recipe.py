@@ -45,7 +45,7 @@ class CrawlSource(Options):
     start: list[str] = Field(min_length=1)
     max_pages: int | None = Field(None, gt=0, description="pages read, at most")
     max_depth: int | None = Field(None, ge=0, description="links from a start page or a sitemap's page, at most")
-    sitemaps: bool = Field(False, description="read the pages that the hosts' sitemaps list, too")
+    sitemaps: bool = Field(True, description="read the pages that the hosts' sitemaps list, too")
     concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host, at most")
     delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
     autothrottle: bool = Field(True, description="leave as much time between requests as the host needs to answer one")
