@@ -65,7 +65,8 @@ def _gather(
     Memory is bounded by a part: what of the files is in memory is the system's to decide.
     """
     like: dict[str, np.ndarray] = {}
-    sources, rows = [], 0
+    sources: list[workers.Source] = []
+    rows = 0
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in columns}
         for part in table.parts:
@@ -83,7 +84,7 @@ def _gather(
             rows += found.num_rows
     if not rows:  # an empty file cannot be mapped
         return like, sources
-    mapped = {
+    mapped: dict[str, np.ndarray] = {
         name: np.memmap(folder / name, first.dtype, "r", shape=(rows, *first.shape[1:])) for name, first in like.items()
     }
     return mapped, sources

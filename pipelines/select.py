@@ -1,8 +1,9 @@
 """The stage `select`: verdicts part by part, what only all pairs decide, then one row a pair in `samples`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
@@ -10,10 +11,12 @@ from vlmdata.catalog import beside, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
 from vlmdata.dedup import NEAR
 from vlmdata.download import lists, optout
+from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
+from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
-from vlmdata.select import SURVIVORS, Choice, denials, judge_part, settle
+from vlmdata.select import SURVIVORS, Choice, denials, judge_part, settle, top
 
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
@@ -22,12 +25,13 @@ _Element = tuple[list[Part], pa.BooleanArray | None]
 @dataclass(frozen=True)
 class Selection:
     """What the selection came to: parts of samples, the funnel, samples in each split; and of the parts that have rows
-    not in force (which have none in samples) which rows are, by the part's name."""
+    not in force (which have none in samples) which rows are, by the part's name; and what a balancing records."""
 
     samples: Table
     funnel: list[dict[str, Any]]
     splits: dict[str, int]
     in_force: dict[str, pa.BooleanArray]
+    balance: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,34 @@ class _Judge:
         denied = denials(page, host, self.respect)
         rows = judge_part(wide, self.choice, listed, denied if in_force is None else denied.filter(in_force))
         return asdict(dataset.write_part("judged", self.key, parts[0].name, rows, {}))
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The keys (see `top.keys`) of a ranked number, as a part of their own."""
+
+    dataset: str
+    key: str
+    by: Expression
+
+    def __call__(self, element: _Element) -> dict[str, Any]:
+        dataset = Dataset(self.dataset)
+        ranked = top.keys(evaluate(wide_part(dataset, *element), {"by": self.by})["by"])
+        return asdict(dataset.write_part("ranked", self.key, element[0][0].name, pa.table({"key": ranked}), {}))
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A part's histogram: digit, pairs (see `top.Count`)."""
+
+    dataset: str
+    prefix: int
+    known: int
+
+    def __call__(self, part: Part) -> list[list[int]]:
+        keys = Dataset(self.dataset).read_part(part)["key"].to_numpy()
+        histogram = top.count_keys(keys, self.prefix, self.known)
+        return [[int(digit), int(histogram[digit])] for digit in np.flatnonzero(histogram)]
 
 
 @dataclass(frozen=True)
@@ -84,9 +116,19 @@ def choice_of(plan: Plan) -> Choice:
         if column != "uid"
     }
     methods = tuple(method.kind for method in plan.recipe.dedup)
-    named = plan.recipe.select.survivor
-    ahead = named if named in SURVIVORS else None
-    return Choice(plan.rules, frozenset(unmeasured), methods, plan.survivor, ahead)
+    asked = plan.recipe.select
+    return Choice(
+        plan.rules,
+        frozenset(unmeasured),
+        methods,
+        plan.survivor,
+        asked.balance is not None,
+        asked.sample,
+        plan.weight,
+        asked.top,
+        plan.top_by,
+        asked.survivor if asked.survivor in SURVIVORS else None,
+    )
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
@@ -104,6 +146,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     named = list_files(plan.recipe, "optout")
     folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
     places = scalar.index("pairs"), scalar.index("images")
+    choice = replace(choice, rules=plan.rules | _thresholds(plan, dataset, by_part))
     judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
@@ -115,6 +158,16 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             if pairs:
                 near[method.kind] = dataset.scan(pairs, NEAR)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
+    recorded: dict[str, Any] = {}
+
+    def balancing(left: list[pa.BooleanArray]) -> list[pa.BooleanArray]:
+        options, runner = plan.recipe.select.balance, plan.recipe.runner
+        assert options is not None
+        elements = [(parts[0], mask, rows) for (parts, mask), rows in zip(by_part, left, strict=True)]
+        kept, found = balance.run(dataset, options, plan.select, elements, number, runner)
+        recorded.update(found)
+        return kept
+
     with dataset.spool() as spill:
         verdicts, funnel, splits = settle(
             dataset.scan(judged_parts, _judged_schema(dataset, judged_parts)),
@@ -123,6 +176,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             choice,
             plan.recipe.shards,
             spill,
+            balancing if choice.balanced else None,
             near,
         )
         verdict_parts = [
@@ -133,12 +187,34 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     results = run_parts(dataset, "select", _Write(dataset.absolute, str(number)), elements, plan.recipe.runner)
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
-    about = {"select": plan.select, "funnel": funnel, "splits": splits}
+    about = {"select": plan.select, "funnel": funnel, "splits": splits, **({"balance": recorded} if recorded else {})}
     samples = Table(
         "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
     )
     dataset.write_table(samples)
-    return Selection(samples, funnel, splits, in_force)
+    return Selection(samples, funnel, splits, in_force, recorded or None)
+
+
+def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:
+    """The rules that rank all pairs, as rules on the exact threshold."""
+    rules = {}
+    for name, fraction in plan.ranked.items():
+        results = run_parts(
+            dataset, "rank", _Keys(dataset.absolute, plan.select, plan.rules[name]), elements, plan.recipe.runner
+        )
+        parts = [part_from(result) for result in results]
+
+        def count(prefix: int, known: int, parts: list[Part] = parts) -> np.ndarray:
+            histogram = np.zeros(1 << top.DIGIT, np.int64)
+            for found in run_parts(dataset, "rank", _Count(dataset.absolute, prefix, known), parts, plan.recipe.runner):
+                for digit, pairs in found:
+                    histogram[digit] += pairs
+            return histogram
+
+        place = top.datacomp_place(fraction, sum(part.rows for part in parts))
+        rules[name] = top.at_least(plan.rules[name], top.threshold(count, place))
+        dataset.remove("tables/ranked")
+    return rules
 
 
 def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:

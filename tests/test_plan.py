@@ -112,7 +112,9 @@ def every_kind(cls: type[Options] = Options) -> list[type[Options]]:
 @pytest.mark.parametrize("kind", [kind for kind in every_kind() if kind is not Recipe])
 def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Options]) -> None:
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
-    required: dict[str, Any] = {"start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat"}
+    required: dict[str, Any] = {
+        "start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat", "by": "words", "count": 1,
+    }  # fmt: skip
     if "kind" in kind.model_fields:
         required["kind"] = get_args(kind.model_fields["kind"].annotation)[0]
     given = {name: value for name, value in required.items() if name in kind.model_fields}
@@ -134,11 +136,16 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     },
     recipe.TableSource: {"split": "train"},
     recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
+    recipe.LanguageSignal: {"model": "fasttext"},
     recipe.NsfwSignal: {"batch": 16},
     recipe.ClipSignal: {"model": "lite", "batch": 32},
     recipe.PerceptualDedup: {"distance": 4},
     recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
     recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},
+    recipe.Top: {"of": "passed"},
+    recipe.DatacompClipPreset: {"score": "clip_score"},
+    recipe.DatacompLaion2bPreset: {"score": "clip_score"},
+    recipe.LaionAestheticsPreset: {"score": "aesthetic_score", "threshold": 5.0},
     recipe.Shards: {"formats": ["webdataset", "parquet"], "samples": 10_000, "seed": 0, "splits": {"train": 1.0}},
     recipe.LiteHeads: {"hidden": 512, "dropout": 0.6, "temperature": 1.5, "share": 0.35, "context": 0.4},
     recipe.TrainJob: {

@@ -32,13 +32,13 @@ def kept(
     status = ["success" if passes else "dns" for passes in passing]
     rows = pa.table([uid, status, uid, widths], schema=COLUMNS)
     order = tuple(check_order("select.survivor", "width desc", COLUMNS))
-    choice = Choice({}, frozenset(), ("semantic",), order, ahead)
+    choice = Choice({}, frozenset(), ("semantic",), order, ahead=ahead)
     near = folder / "near.parquet"
     options = SemanticDedup(kind="semantic", similarity=SIMILARITY)
     table = dedup.grouped(options, pa.array(uid), {"vector": vectors}, near=near).table
     pairs = {"semantic": pads.dataset(str(near), dedup.NEAR)} if groups == "semdedup" else {}
     judged = pads.dataset(judge_part(rows, choice))
-    verdicts, _, _ = settle(judged, pads.dataset(table), [n], choice, Shards(), folder, pairs)
+    verdicts, _, _ = settle(judged, pads.dataset(table), [n], choice, Shards(), folder, near=pairs)
     return [row for row, stays in enumerate(next(verdicts)["kept"].to_pylist()) if stays]
 
 

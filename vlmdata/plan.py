@@ -16,8 +16,9 @@ from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
 from vlmdata.recipe import FolderSource, Recipe, Select, VideoSource, WebdatasetSource, nearest, signal_name
-from vlmdata.rules import Expression, Order, check_order, check_rule
+from vlmdata.rules import Expression, Order, check_number, check_order, check_rule
 from vlmdata.schemas import table_schema
+from vlmdata.select import entries, presets, sample
 from vlmdata.sources import video, webdataset
 
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
@@ -26,6 +27,7 @@ SECONDS_A_ROW = {
     "images": 0.006,
     "text": 0.0001,
     "language": 0.0001,
+    "wordnet": 0.0001,
     "image": 0.001,
     "clip": 0.025,
     "nsfw": 0.04,
@@ -51,6 +53,7 @@ class Plan:
     """The recipe, resolved. `columns` are those of `samples` before the verdict, in order.
 
     `brings`: the signals of all sources, columns of the table `source_signals`; without any there is no such table.
+    `rules`: those of presets first; of those in `ranked` (rule -> fraction of all pairs) the number that is ranked.
     `optout` and `known` are the digests of what the user's lists hold.
     """
 
@@ -68,6 +71,9 @@ class Plan:
     select: str
     shards: str
     tables: dict[str, str] = field(default_factory=dict)
+    ranked: dict[str, float] = field(default_factory=dict)
+    top_by: Expression | None = None
+    weight: Expression | None = None
     optout: str = ""
     known: str = ""
 
@@ -100,10 +106,10 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         check = [listed["known"], recipe.consent.known_distance]
         tables["known"] = make_key("known", known.VERSION, check, [images])
         columns = _scalars(columns, table_schema("known"))
-    columns, expressions, planned = _plan_signals(recipe, columns, tables)
-    rules = {
-        name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
-    }
+    preset = presets.rules(recipe)
+    columns, planned = _plan_signals(recipe, preset, columns, tables)
+    rules = {name: _check_preset(name, rule, columns) for name, rule in preset.items()}
+    rules |= {name: check_rule(name, text, columns) for name, text in recipe.select.rules.items()}
     duplicates = None
     if recipe.dedup:
         for method in recipe.dedup:
@@ -117,6 +123,11 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables["duplicates"] = duplicates
+    top = recipe.select.top
+    top_by = check_number("select.top.by", top.by, columns) if top else None
+    weight = None
+    if recipe.select.sample is not None:
+        weight = check_number("select.sample.weights", sample.weight_sql(recipe.select.sample), columns)
     survivor = check_order("select.survivor", _survivor(recipe), columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
@@ -128,6 +139,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
             list(recipe.select.rules),
             sorted(set(recipe.consent.respect)),
             *([listed["optout"]] if listed["optout"] else []),
+            *([entries.identity(recipe.select.balance)] if recipe.select.balance else []),
         ],
         [tables[name] for name in sorted(tables)],
     )
@@ -147,6 +159,9 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         chosen,
         written,
         tables,
+        {name: rule.fraction for name, rule in preset.items() if rule.fraction is not None},
+        top_by,
+        weight,
         **listed,
     )
 
@@ -159,19 +174,40 @@ def _survivor(recipe: Recipe) -> str:
     return Select.model_fields["survivor"].default if named in select.SURVIVORS else named
 
 
+def _check_preset(name: str, rule: presets.Rule, columns: pa.Schema) -> Expression:
+    try:
+        if rule.fraction is not None:
+            return check_number(f"select.preset: {name}", rule.sql, columns)
+        return check_rule(name, rule.sql, columns)
+    except InputError as error:
+        reason = str(error).removeprefix(f"select.rules.{name}: ").removeprefix(f"select.preset: {name}: ")
+        raise InputError(f"select.preset: {name} needs {rule.add}: {reason}") from error
+
+
 def _plan_signals(
-    recipe: Recipe, columns: pa.Schema, tables: dict[str, str]
-) -> tuple[pa.Schema, dict[str, Expression], tuple[SignalPlan, ...]]:
+    recipe: Recipe, preset: dict[str, presets.Rule], columns: pa.Schema, tables: dict[str, str]
+) -> tuple[pa.Schema, tuple[SignalPlan, ...]]:
     """Order the signals so that each comes behind those that its `after` rules read, and give each its key."""
+    for options in recipe.signals:
+        for name in options.after:
+            if name not in recipe.select.rules and (name not in preset or preset[name].fraction is not None):
+                raise InputError(
+                    f"signals.{options.kind}.after: no preset has a rule {name!r} that a pair alone decides"
+                    f"{nearest(name, preset)}"
+                )
     waiting = list(recipe.signals)
     planned: list[SignalPlan] = []
-    expressions: dict[str, Expression] = {}
     owner: dict[str, str] = {}
     while waiting:
         problem: InputError | None = None
         for options in waiting:
             try:
-                after = {rule: check_rule(rule, recipe.select.rules[rule], columns) for rule in options.after}
+                after = {
+                    name: _check_preset(name, preset[name], columns)
+                    if name in preset
+                    else check_rule(name, recipe.select.rules[name], columns)
+                    for name in options.after
+                }
             except InputError as error:  # it may read a signal that is planned later
                 problem = problem or error
                 continue
@@ -197,8 +233,7 @@ def _plan_signals(
                 raise InputError(f"signals.{options.kind}: the column {twice[0]!r} is there already; give it a `name`")
             owner |= {name: table for name in schema.names if name != "uid"}
             columns = _scalars(columns, schema)
-        expressions |= after
-    return columns, expressions, tuple(planned)
+    return columns, tuple(planned)
 
 
 def _without_fetch_url(schema: pa.Schema) -> pa.Schema:

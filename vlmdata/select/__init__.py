@@ -9,7 +9,7 @@ from vlmdata.select.funnel import funnel
 from vlmdata.select.judge import denials, judge_part
 from vlmdata.select.settle import settle
 
-VERSION = 1
+VERSION = 2
 
 __all__ = [
     "CONSENT_STATUSES",

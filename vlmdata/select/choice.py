@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vlmdata.recipe import Sample, Top
 from vlmdata.rules import Expression, Order
 
 CONSENT_STATUSES = ("robots", "noai", "tdm", "noml", "optout")
@@ -22,6 +23,8 @@ SURVIVORS = {
 class Choice:
     """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor.
 
+    top: what is kept of those that are left, by the value of `top_by`. balanced: whether pairs are balanced. sample:
+    how many are drawn, by the value of `weight`.
     ahead: a name of SURVIVORS whose order comes before the survivor's.
     """
 
@@ -29,4 +32,9 @@ class Choice:
     unmeasured: frozenset[str]
     methods: tuple[str, ...]
     survivor: tuple[Order, ...]
+    balanced: bool = False
+    sample: Sample | None = None
+    weight: Expression | None = None
+    top: Top | None = None
+    top_by: Expression | None = None
     ahead: str | None = None

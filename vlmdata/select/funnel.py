@@ -16,7 +16,10 @@ def funnel(counts: dict[str | None, int], choice: Choice) -> list[dict[str, Any]
     for name in choice.rules:
         order += [f"{name}: not measured", name]
     order += [f"duplicate: {method}" for method in choice.methods]
-    always = {*choice.rules, *(f"duplicate: {method}" for method in choice.methods)}
+    asked = (("top", choice.top), ("balance", choice.balanced), ("sample", choice.sample))
+    last = [step for step, wanted in asked if wanted]
+    order += last
+    always = {*choice.rules, *(f"duplicate: {method}" for method in choice.methods), *last}
     unknown = set(counts) - set(order) - {None}
     assert not unknown, f"reasons without a place in the funnel: {sorted(map(str, unknown))}"
     for reason in order:

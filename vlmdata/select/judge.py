@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from vlmdata.rules import evaluate
 from vlmdata.select.choice import CONSENT_STATUSES, Choice
+from vlmdata.select.top import keys
 
 
 def denials(page: pa.ChunkedArray, host: pa.ChunkedArray, respect: Iterable[str]) -> pa.ChunkedArray:
@@ -30,7 +31,7 @@ def judge_part(
     is today. denied: string [n], see `denials`. listed: bool [n], which rows an opt-out list names; the column `known`,
     where it is there, says the same of lists of known images.
     Returns uid, reason (string, null where nothing rejects the row), sha256, and the values of the survivor's terms
-    (term_0, …).
+    (term_0, …); where pairs are ranked `top` (uint64, see `top.keys`), where they are sampled `weight` (double).
     """
     status = rows["download_status"]
     consent = pc.is_in(status, pa.array(CONSENT_STATUSES))
@@ -58,4 +59,8 @@ def judge_part(
     judged = pa.table({"uid": rows["uid"], "reason": pc.cast(reason, pa.string()), "sha256": rows["sha256"]})
     for name in terms.column_names:
         judged = judged.append_column(name, terms[name])
+    if choice.top_by is not None:
+        judged = judged.append_column("top", pa.array(keys(evaluate(rows, {"select.top.by": choice.top_by}).column(0))))
+    if choice.weight is not None:
+        judged = judged.append_column("weight", evaluate(rows, {"select.sample.weights": choice.weight}).column(0))
     return judged
