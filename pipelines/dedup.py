@@ -8,16 +8,20 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import dedup, layers
-from vlmdata.dataset import Dataset, Table, noted, part_name
+from vlmdata.dataset import Dataset, Table, noted, part_name, table_folder
 from vlmdata.errors import DataError
+from vlmdata.pipelines import near as workers
 from vlmdata.plan import Plan
+from vlmdata.recipe import SemanticDedup
 
+IN_MEMORY = 4 << 30  # bytes of vectors; more are compared by workers
 progress = logging.getLogger("vlmdata.progress")
 
 
@@ -29,12 +33,24 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
         read, columns = dedup.reads(method)
         told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
         progress.info("dedup: %s", method.kind, extra=told)
-        with dataset.spool() as folder:
-            values = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
-            groups = dedup.groups(method, values.pop("uid"), values)
         # A snapshot that is out relies on the groups of its own layers, which stay.
-        name = part_name(number, tables["pairs"].layer)
-        parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], name, groups, {}))
+        name, key = part_name(number, tables["pairs"].layer), plan.tables["duplicates"]
+        also = []
+        with dataset.spool() as folder:
+            values, sources = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
+            compared = None
+            if isinstance(method, SemanticDedup) and values["vector"].nbytes > IN_MEMORY:
+                compared = workers.compare(dataset, plan.recipe.runner, method, values["vector"], sources)
+            near = folder / "near.parquet" if getattr(method, "groups", "") == "semdedup" else None
+            found = dedup.grouped(method, values.pop("uid"), values, near=near, found=compared)
+            if near:
+                also.append(dataset.commit(near, f"{table_folder('duplicates', key)}/{name}.near.parquet"))
+            if found.known:  # what a refresh compares its rows with
+                arrays: Any = found.known
+                np.savez(folder / "known.npz", **arrays)
+                path = f"{table_folder('duplicates', key)}/{name}.known.npz"
+                also.append(dataset.commit(folder / "known.npz", path))
+        parts.append(dataset.write_part("duplicates", key, name, found.table, {}, tuple(also)))
     progress.info("dedup: done", extra={"stage": "dedup", "done": len(parts), "total": len(parts)})
     table = Table("duplicates", plan.tables["duplicates"], tuple(parts), noted(tables.values()))
     dataset.write_table(table)
@@ -43,12 +59,13 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
 
 def _gather(
     dataset: Dataset, table: Table, columns: list[str], in_force: Mapping[str, pa.BooleanArray], folder: Path
-) -> dict[str, np.ndarray]:
-    """The columns of all rows in force that have every value, each mapped from a file in `folder`.
+) -> tuple[dict[str, np.ndarray], list[workers.Source]]:
+    """The columns of all rows in force that have every value, each mapped from a file in `folder`; and their parts.
 
     Memory is bounded by a part: what of the files is in memory is the system's to decide.
     """
     like: dict[str, np.ndarray] = {}
+    sources: list[workers.Source] = []
     rows = 0
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in columns}
@@ -63,12 +80,14 @@ def _gather(
                 raise DataError(f"{part.path}: its vectors have another length than those of the parts before")
             for name in columns:
                 values[name].astype(like[name].dtype, casting="safe", copy=False).tofile(files[name])
+            sources.append(workers.Source(part, in_force.get(part.name), rows))
             rows += found.num_rows
     if not rows:  # an empty file cannot be mapped
-        return like
-    return {
+        return like, sources
+    mapped: dict[str, np.ndarray] = {
         name: np.memmap(folder / name, first.dtype, "r", shape=(rows, *first.shape[1:])) for name, first in like.items()
     }
+    return mapped, sources
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from vlmdata import layers
 from vlmdata.catalog import beside, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
+from vlmdata.dedup import NEAR
 from vlmdata.download import lists, optout
 from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
@@ -137,7 +138,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
     duplicates = None
+    near: dict[str, Any] = {}
     if "duplicates" in tables:
+        for method, part in zip(plan.recipe.dedup, tables["duplicates"].parts, strict=True):
+            pairs = [file for file in part.also if file.path.endswith(".near.parquet")]
+            if pairs:
+                near[method.kind] = dataset.scan(pairs, NEAR)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
     recorded: dict[str, Any] = {}
 
@@ -158,6 +164,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             plan.recipe.shards,
             spill,
             balancing if choice.balanced else None,
+            near,
         )
         verdict_parts = [
             dataset.write_part("verdict", plan.select, part_name(number), rows, {})

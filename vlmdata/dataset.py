@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -293,7 +293,7 @@ class Dataset:
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
 
-    def scan(self, parts: list[Part], schema: pa.Schema) -> "pads.Dataset":
+    def scan(self, parts: Sequence[Part | File], schema: pa.Schema) -> "pads.Dataset":
         """The parts' rows as an Arrow dataset, read as they are asked for."""
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 

@@ -396,15 +396,21 @@ class ExactDedup(Options):
     kind: Literal["exact"]
 
 
+Groups = Literal["connected", "semdedup"]
+_GROUPS = "one survivor a connected group; or SemDeDup's rule: what is like an earlier one by `survivor` goes"
+
+
 class PerceptualDedup(Options):
     kind: Literal["perceptual"]
     distance: int = Field(4, ge=0, le=16, description="differing bits of 64, at most")
+    groups: Groups = Field("connected", description=_GROUPS)
 
 
 class SemanticDedup(Options):
     kind: Literal["semantic"]
     embeddings: str = Field("clip", description="the signal whose embeddings are compared: `clip`, or `clip_<name>`")
     similarity: float = Field(0.95, gt=0, le=1, description="cosine, at least")
+    groups: Groups = Field("connected", description=_GROUPS)
 
 
 Dedup = Annotated[ExactDedup | PerceptualDedup | SemanticDedup, Field(discriminator="kind")]
@@ -528,7 +534,11 @@ class Select(Options):
         BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
     ] = Field([], description="published selections; their rules come first, and several make an intersection")
     rules: dict[Name, str] = {}
-    survivor: str = "original_width * original_height desc, length(caption) desc"
+    survivor: str = Field(
+        "original_width * original_height desc, length(caption) desc",
+        description="which of a group stays: an order in SQL, or `hard`, `easy` (farthest from and nearest to the "
+        "centroid of its partition, as SemDeDup has them) or `random`",
+    )
     top: Top | None = None
     balance: Balance | None = None
     sample: Sample | None = None

@@ -4,7 +4,7 @@ Every pair ends with one verdict. The order of reasons: consent, download, rules
 balance, sample. What the row alone decides is `judge`; what only a look at all pairs decides is `settle`.
 """
 
-from vlmdata.select.choice import CONSENT_STATUSES, ERROR_CLASSES, FAILURES, Choice
+from vlmdata.select.choice import CONSENT_STATUSES, ERROR_CLASSES, FAILURES, SURVIVORS, Choice
 from vlmdata.select.funnel import funnel
 from vlmdata.select.judge import denials, judge_part
 from vlmdata.select.settle import settle
@@ -15,6 +15,7 @@ __all__ = [
     "CONSENT_STATUSES",
     "ERROR_CLASSES",
     "FAILURES",
+    "SURVIVORS",
     "VERSION",
     "Choice",
     "denials",

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from vlmdata.errors import InputError
-from vlmdata.recipe import Recipe
+from vlmdata.recipe import Recipe, Select
 from vlmdata.rules import Expression, Order, check_number, check_order, check_rule
 from vlmdata.select import presets, sample
-from vlmdata.select.choice import Choice
+from vlmdata.select.choice import SURVIVORS, Choice
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def check_select(recipe: Recipe, columns: pa.Schema) -> Checked:
     return Checked(
         rules,
         {name: rule.fraction for name, rule in preset.items() if rule.fraction is not None},
-        tuple(check_order("select.survivor", asked.survivor, columns)),
+        tuple(check_order("select.survivor", _survivor(recipe), columns)),
         check_number("select.top.by", asked.top.by, columns) if asked.top else None,
         check_number("select.sample.weights", sample.weight_sql(asked.sample), columns) if asked.sample else None,
     )
@@ -63,4 +63,13 @@ def choice(recipe: Recipe, checked: Checked, unmeasured: frozenset[str]) -> Choi
         checked.weight,
         asked.top,
         checked.top_by,
+        asked.survivor if asked.survivor in SURVIVORS else None,
     )
+
+
+def _survivor(recipe: Recipe) -> str:
+    """The survivor's order in SQL; behind a named one it is the default's, for ties and methods without centroids."""
+    named = recipe.select.survivor
+    if named in ("hard", "easy") and not any(method.kind == "semantic" for method in recipe.dedup):
+        raise InputError(f"select.survivor: {named} is told by embeddings: `dedup` must name the kind semantic")
+    return Select.model_fields["survivor"].default if named in SURVIVORS else named

@@ -11,6 +11,12 @@ ERROR_CLASSES = (
     "hash_mismatch", "blocked",
 )  # fmt: skip
 FAILURES = (*ERROR_CLASSES, *CONSENT_STATUSES)  # every download_status but success
+# SemDeDup's names (Abbas et al. 2023) -> SQL over `verdict` v and `duplicates` d.
+SURVIVORS = {
+    "hard": "d.centroid_similarity ASC NULLS LAST, ",
+    "easy": "d.centroid_similarity DESC NULLS LAST, ",
+    "random": "md5('survivor' || v.uid), ",
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Choice:
 
     top: what is kept of those that are left, by the value of `top_by`. balanced: whether pairs are balanced. sample:
     how many are drawn, by the value of `weight`.
+    ahead: a name of SURVIVORS whose order comes before the survivor's.
     """
 
     rules: dict[str, Expression]
@@ -30,3 +37,4 @@ class Choice:
     weight: Expression | None = None
     top: Top | None = None
     top_by: Expression | None = None
+    ahead: str | None = None

@@ -105,8 +105,14 @@ def _counts(
         + ("" if whole else " WHERE reason IS NULL")
     )
     if chosen.methods:
-        _view(connection, dataset, "duplicates", [part["path"] for part in snapshot["tables"]["duplicates"]["parts"]])
-        duplicates.reject(connection, chosen)
+        parts = snapshot["tables"]["duplicates"]["parts"]
+        _view(connection, dataset, "duplicates", [part["path"] for part in parts])
+        near = []
+        for method, part in zip(chosen.methods, parts, strict=True):
+            if pairs := [file["path"] for file in part["also"] if file["path"].endswith(".near.parquet")]:
+                _view(connection, dataset, f"near_{method}", pairs)
+                near.append(method)
+        duplicates.reject(connection, chosen, near)
     if chosen.top is not None:
         ranked = connection.sql("SELECT ranked FROM verdict").to_arrow_table()["ranked"]  # in the order of the table
         connection.register("keys", pa.table({"top": top.keys(ranked)}))

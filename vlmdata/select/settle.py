@@ -1,6 +1,6 @@
 """What only a look at all pairs decides, step by step, and the verdicts that come of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +34,13 @@ def settle(
     shards: Shards,
     spill: Path,
     balancing: Balancing | None = None,
+    near: Mapping[str, "pads.Dataset"] | None = None,
 ) -> tuple[Iterator[pa.Table], list[dict[str, Any]], dict[str, int]]:
     """What only a look at all pairs decides: survivors of duplicate groups, and the place of each kept pair.
 
     judged: the parts of `judge_part`, in order, of `sizes` rows. spill: a folder that DuckDB may write to.
-    balancing: looks at the captions of the pairs that are left, where the choice is to balance.
+    balancing: looks at the captions of the pairs that are left, where the choice is to balance. near: see
+    `duplicates.reject`.
     Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
     """
     connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
@@ -46,7 +48,9 @@ def settle(
     connection.execute("CREATE TABLE verdict AS SELECT row_number() OVER () AS place, *, 1 AS copies FROM judged")
     if duplicates is not None:
         connection.register("duplicates", duplicates)
-    reject(connection, choice, duplicates is not None, sizes, balancing)
+        for method, pairs in (near or {}).items():
+            connection.register(f"near_{method}", pairs)
+    reject(connection, choice, sizes, balancing, duplicates is not None, list(near or {}))
     splits = places.place(connection, shards)
     counts = dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
     rows = connection.sql(
@@ -62,18 +66,19 @@ def settle(
 def reject(
     connection: duckdb.DuckDBPyConnection,
     choice: Choice,
-    grouped: bool,
     sizes: list[int],
     balancing: Balancing | None,
+    grouped: bool,
+    near: list[str],
 ) -> None:
     """Give rows of the table `verdict` their reason, one step after the other: duplicate, top, balance, sample.
 
     verdict: place (from 1, the order of the rows), uid, reason (null where nothing rejects the row so far) and what
-    `judge_part` adds for the steps. grouped: whether there is the table `duplicates`. A step is a file of this room
+    `judge_part` adds for the steps. grouped, near: see `duplicates.reject`. A step is a file of this room
     with a function `reject`, which looks only at rows without a reason, and needs no more than `choice` and this table.
     """
     if grouped:
-        groups.reject(connection, choice)
+        groups.reject(connection, choice, near)
     if choice.top is not None:
         tops.reject(connection, choice.top)
     if balancing is not None:
