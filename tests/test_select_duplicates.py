@@ -103,4 +103,4 @@ def test_a_survivor_by_centroids_needs_embeddings(tmp_path) -> None:
     with pytest.raises(InputError, match="must name the kind semantic"):
         make_plan(Recipe.model_validate(recipe))
     recipe["select"] = {"survivor": "random"}
-    assert [order.direction for order in make_plan(Recipe.model_validate(recipe)).survivor] == ["desc", "desc"]
+    assert [order.direction for order in make_plan(Recipe.model_validate(recipe)).checked.survivor] == ["desc", "desc"]

@@ -10,12 +10,12 @@ import duckdb
 
 from vlmdata.select.choice import SURVIVORS, Choice
 
-_LATER = "SELECT uid FROM ranked QUALIFY rank > min(rank) OVER (PARTITION BY dup_group)"
+_LATER = "SELECT uid FROM members QUALIFY rank > min(rank) OVER (PARTITION BY dup_group)"
 # Rows of one value have the same neighbours: the first of them stands for all.
 _LATER_AND_NEAR = """
     WITH valued AS (
         SELECT r.uid, r.rank, coalesce(n.other, r.uid) AS value
-        FROM ranked r LEFT JOIN {near} n ON n.uid = r.uid AND n.equal
+        FROM members r LEFT JOIN {near} n ON n.uid = r.uid AND n.equal
     ),
     first AS (SELECT value, min(rank) AS rank FROM valued GROUP BY value),
     met AS (
@@ -42,7 +42,7 @@ def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collecti
     for method in choice.methods:
         connection.execute(
             f"""
-            CREATE OR REPLACE TEMP TABLE ranked AS
+            CREATE OR REPLACE TEMP TABLE members AS
             SELECT v.uid, d.dup_group, row_number() OVER (ORDER BY {order} v.uid) AS rank
             FROM verdict v JOIN duplicates d ON d.uid = v.uid WHERE d.dup_method = $method AND v.reason IS NULL""",
             {"method": method},
