@@ -16,24 +16,34 @@ import pyarrow.compute as pc
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset, Table, noted, part_name
 from vlmdata.errors import DataError
+from vlmdata.pipelines import decontaminate
 from vlmdata.plan import Plan
+from vlmdata.recipe import DecontaminateDedup, Dedup
 
 progress = logging.getLogger("vlmdata.progress")
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
-    """Group the pairs by every method of the recipe and write the table's manifest."""
+    """Group the pairs by every method of the recipe and write the table's manifest; with decontamination also that of
+    `contamination`."""
     parts = []
     in_force = layers.in_force(dataset, tables["pairs"])
     for number, method in enumerate(plan.recipe.dedup):
-        read, columns = dedup.reads(method)
         told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
         progress.info("dedup: %s", method.kind, extra=told)
-        with dataset.spool() as folder:
-            values = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
-            groups = dedup.groups(method, values.pop("uid"), values)
         # A snapshot that is out relies on the groups of its own layers, which stay.
         name = part_name(number, tables["pairs"].layer)
+        if isinstance(method, DecontaminateDedup):
+            groups, found = decontaminate.run(plan, dataset, tables, method, in_force)
+            key = plan.tables["contamination"]
+            part = dataset.write_part("contamination", key, name, found, {})
+            dataset.write_table(Table("contamination", key, (part,), noted(tables.values())))
+            parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], name, groups, {}))
+            continue
+        read, columns = dedup.reads(method)
+        with dataset.spool() as folder:
+            values = _gather(dataset, method, tables[read], ["uid", *columns], in_force, folder)
+            groups = dedup.groups(method, values.pop("uid"), values)
         parts.append(dataset.write_part("duplicates", plan.tables["duplicates"], name, groups, {}))
     progress.info("dedup: done", extra={"stage": "dedup", "done": len(parts), "total": len(parts)})
     table = Table("duplicates", plan.tables["duplicates"], tuple(parts), noted(tables.values()))
@@ -42,7 +52,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
 
 
 def _gather(
-    dataset: Dataset, table: Table, columns: list[str], in_force: Mapping[str, pa.BooleanArray], folder: Path
+    dataset: Dataset,
+    method: Dedup,
+    table: Table,
+    columns: list[str],
+    in_force: Mapping[str, pa.BooleanArray],
+    folder: Path,
 ) -> dict[str, np.ndarray]:
     """The columns of all rows in force that have every value, each mapped from a file in `folder`.
 
@@ -56,6 +71,7 @@ def _gather(
             found = dataset.read_part(part, columns)
             found = found.filter(in_force[part.name]) if part.name in in_force else found
             found = found.filter(functools.reduce(pc.and_, [found[name].is_valid() for name in columns]))
+            found = dedup.compared(method, found)
             values = {name: _values(found[name]) for name in columns}
             if not rows:
                 like = values

@@ -24,15 +24,12 @@ class _Scatter:
     columns: pa.Schema
     buckets: list[list[str]]
 
-    def __call__(self, element: tuple[Part, Part, Part, pa.BooleanArray | None]) -> str:
-        samples, pairs, images, in_force = element
+    def __call__(self, element: tuple[Part, Part]) -> str:
+        samples, images = element
         dataset = Dataset(self.dataset)
         path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.arrow"
         if not dataset.exists(path):
             rows = dataset.read_part(samples)
-            captions = dataset.read_part(pairs, ["captions"])
-            captions = captions if in_force is None else captions.filter(in_force)
-            rows = rows.append_column("captions", captions["captions"])
             kept = rows.filter(rows["kept"])
             with dataset.open(images.also[0].path) as tar, dataset.spool() as folder:
                 shards.scatter(kept, self.columns, _reader(tar), self.buckets, folder / "scattered.arrow")
@@ -84,10 +81,7 @@ def run(
     columns = columns_of(plan)
     into = shards.buckets(selection.splits, recipe.samples, _image_bytes(dataset, selection))
     work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
-    elements = [
-        (*parts, selection.in_force.get(parts[1].name))
-        for parts in zip(selection.samples.parts, tables["pairs"].parts, tables["images"].parts, strict=True)
-    ]
+    elements = list(zip(selection.samples.parts, tables["images"].parts, strict=True))
     scatter = _Scatter(dataset.absolute, work, columns, into)
     scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)
     gather = _Gather(

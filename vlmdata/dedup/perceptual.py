@@ -38,14 +38,9 @@ def pairs(
 
     hashes: uint64 [n]. entropy: bits of the grey histogram, float [n], where it is known.
     Rows of one hash are joined to their first; between different hashes all pairs are given, once.
-    Images without content do not join a group: those with an entropy below MIN_ENTROPY (nearly one grey value), and
-    those whose hash has fewer than MIN_BITS of at most 32 bits set (more than half of the coefficients are zero:
-    flat images and mere stripes, whose hashes are alike whatever they show).
+    Images without content do not join a group: see `telling`.
     """
-    telling = np.bitwise_count(hashes) >= MIN_BITS
-    if entropy is not None:
-        telling &= entropy >= MIN_ENTROPY  # false for NaN too
-    rows = np.flatnonzero(telling)
+    rows = np.flatnonzero(telling(hashes, entropy))
     distinct, first, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
     same = stars(inverse)
     yield Edges(rows[same.i], rows[same.j], same.similarity)
@@ -53,6 +48,17 @@ def pairs(
     for a, b, differing in _near(distinct, distance, brute_force):
         i, j = rows[a], rows[b]
         yield Edges(np.minimum(i, j), np.maximum(i, j), (1 - differing / 64).astype(np.float32))
+
+
+def telling(hashes: np.ndarray, entropy: np.ndarray | None = None) -> np.ndarray:
+    """bool [n]: which images have enough in them to be compared by their hash.
+
+    Not those with an entropy below MIN_ENTROPY (nearly one grey value), nor those whose hash has fewer than MIN_BITS of
+    at most 32 bits set (more than half of the coefficients are zero: flat images and mere stripes, whose hashes are
+    alike whatever they show).
+    """
+    enough = np.bitwise_count(hashes) >= MIN_BITS
+    return enough if entropy is None else enough & (entropy >= MIN_ENTROPY)  # false for NaN too
 
 
 def _near(hashes: np.ndarray, distance: int, brute_force: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -20,24 +20,29 @@ from vlmdata.schemas import table_schema
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
-VERSION = 1
+VERSION = 2
+MERGED = 16  # captions that a survivor gets from others of its groups, at most
 CONSENT_STATUSES = ("robots", "noai", "tdm", "noml", "optout")
 ERROR_CLASSES = (
     "timeout", "dns", "connect", "tls", "4xx", "5xx", "too_large", "type", "decode", "pixels",
     "hash_mismatch", "blocked",
 )  # fmt: skip
 FAILURES = (*ERROR_CLASSES, *CONSENT_STATUSES)  # every download_status but success
-VERDICT = table_schema("verdict")
+VERDICT = table_schema("verdict").remove(table_schema("verdict").get_field_index("captions"))
+# What `settle` gives: merged are the captions that a survivor gets from others, null for most.
+SETTLED = VERDICT.append(pa.field("merged", pa.list_(pa.string())))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor."""
+    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, the methods of
+    deduplication (of which `merging` give their captions to the survivor), and the survivor."""
 
     rules: dict[str, Expression]
     unmeasured: frozenset[str]
     methods: tuple[str, ...]
     survivor: tuple[Order, ...]
+    merging: frozenset[str] = frozenset()
 
 
 def denials(page: pa.ChunkedArray, host: pa.ChunkedArray, respect: Iterable[str]) -> pa.ChunkedArray:
@@ -60,7 +65,7 @@ def judge_part(
     is today. denied: string [n], see `denials`. listed: bool [n], which rows an opt-out list names; the column `known`,
     where it is there, says the same of lists of known images.
     Returns uid, reason (string, null where nothing rejects the row), sha256, and the values of the survivor's terms
-    (term_0, …).
+    (term_0, …); and captions where a method merges them.
     """
     status = rows["download_status"]
     consent = pc.is_in(status, pa.array(CONSENT_STATUSES))
@@ -102,7 +107,10 @@ def settle(
     """What only a look at all pairs decides: survivors of duplicate groups, and the place of each kept pair.
 
     judged: the parts of `judge_part`, in order, of `sizes` rows. spill: a folder that DuckDB may write to.
-    Of a group's members that pass so far, the first by the survivor's order stays, ties by uid. Kept pairs go to the
+    Of a group's members that pass so far, the first by the survivor's order stays, ties by uid; of a group found by
+    decontamination none. Where the method merges, the column `captions` of judged is read, and the survivor gets those
+    of the others, and what these got from groups of earlier methods: MERGED at most that are not its own, in the order
+    of the methods, then of the survivor's order. Kept pairs go to the
     splits by a seeded hash of the image's sha256 (so that one image is never in two), and to shards by one of the uid.
     Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
     """
@@ -114,21 +122,29 @@ def settle(
         + "".join(f", {term}" for term in terms)
         + " FROM judged"
     )
+    connection.execute("CREATE TABLE replaced (uid VARCHAR, by VARCHAR, method INTEGER, rank BIGINT)")
     if duplicates is not None:
         connection.register("duplicates", duplicates)
         order = "".join(f"{term} {by.direction} NULLS LAST, " for term, by in zip(terms, choice.survivor, strict=True))
-        for method in choice.methods:
+        for place, method in enumerate(choice.methods):
+            survivors = 0 if method == "decontaminate" else 1
             connection.execute(
                 f"""
-                UPDATE verdict SET reason = 'duplicate: ' || $method WHERE uid IN (
-                    SELECT uid FROM (
-                        SELECT v.uid, row_number() OVER (PARTITION BY d.dup_group ORDER BY {order} v.uid) AS rank
-                        FROM verdict v JOIN duplicates d ON d.uid = v.uid
-                        WHERE d.dup_method = $method AND v.reason IS NULL
-                    ) WHERE rank > 1
-                )""",
+                CREATE OR REPLACE TEMP TABLE lost AS SELECT * FROM (
+                    SELECT v.uid, row_number() OVER in_group AS rank, first(v.uid) OVER in_group AS by
+                    FROM verdict v JOIN duplicates d ON d.uid = v.uid
+                    WHERE d.dup_method = $method AND v.reason IS NULL
+                    WINDOW in_group AS (PARTITION BY d.dup_group ORDER BY {order} v.uid)
+                ) WHERE rank > {survivors}""",
                 {"method": method},
             )
+            connection.execute(
+                "UPDATE verdict SET reason = 'duplicate: ' || $method WHERE uid IN (SELECT uid FROM lost)",
+                {"method": method},
+            )
+            if method in choice.merging:
+                connection.execute(f"INSERT INTO replaced SELECT uid, by, {place}, rank FROM lost")
+    _merge_captions(connection, choice)
     connection.execute(
         f"""
         CREATE TABLE placed AS
@@ -144,10 +160,47 @@ def settle(
         """
         SELECT uid, reason IS NULL AS kept, reason,
                split || '-' || lpad(shard::VARCHAR, 7, '0') AS shard, index::INTEGER AS index, split,
-               (reason IS NULL)::INTEGER AS copies
-        FROM verdict LEFT JOIN placed USING (place) ORDER BY place"""
+               (reason IS NULL)::INTEGER AS copies, merged
+        FROM verdict LEFT JOIN placed USING (place) LEFT JOIN merged USING (uid) ORDER BY place"""
     )
     return _cut(connection, rows, sizes), funnel(counts, choice), {name: splits.get(name, 0) for name in shards.splits}
+
+
+def _merge_captions(connection: duckdb.DuckDBPyConnection, choice: Choice) -> None:
+    """Make the table `merged`: uid of a kept pair, and the captions that it gets from those that it replaces."""
+    connection.execute("CREATE TABLE merged (uid VARCHAR, merged VARCHAR[])")
+    if not choice.merging:
+        return
+    # A survivor may be replaced itself by a later method: each step follows one of these.
+    for _ in choice.merging:
+        connection.execute("UPDATE replaced SET by = later.by FROM replaced AS later WHERE replaced.by = later.uid")
+    connection.execute(
+        f"""
+        INSERT INTO merged
+        WITH said AS (
+            SELECT uid, captions FROM judged WHERE uid IN (SELECT uid FROM replaced UNION ALL SELECT by FROM replaced)),
+        given AS (
+            SELECT r.by, r.method, r.rank, r.uid, unnest(s.captions) AS caption,
+                   generate_subscripts(s.captions, 1) AS place
+            FROM replaced r JOIN said s ON s.uid = r.uid JOIN verdict v ON v.uid = r.by WHERE v.reason IS NULL),
+        once AS (
+            SELECT by, caption, min((method, rank, uid, place)) AS order_of FROM given GROUP BY by, caption),
+        bounded AS (
+            SELECT o.by, o.caption, row_number() OVER (PARTITION BY o.by ORDER BY o.order_of) AS number
+            FROM once o JOIN said s ON s.uid = o.by WHERE NOT list_contains(s.captions, o.caption))
+        SELECT by, list(caption ORDER BY number) FROM bounded WHERE number <= {MERGED} GROUP BY by"""
+    )
+
+
+def with_merged(captions: pa.ChunkedArray, merged: pa.ChunkedArray) -> pa.Array:
+    """list<string> [n]: each row's own captions, and behind them those that it got, where there are any."""
+    own, got = captions.combine_chunks(), merged.combine_chunks()
+    counts = pc.add(*(pc.fill_null(pc.list_value_length(lists), 0) for lists in (own, got)))
+    offsets = np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int32)
+    rows = pa.chunked_array([pc.list_parent_indices(own), pc.list_parent_indices(got)])
+    values = pa.chunked_array([own.flatten(), got.flatten()])
+    order = np.argsort(rows.to_numpy(), kind="stable")  # a row's own stand before those it got
+    return pa.ListArray.from_arrays(pa.array(offsets), values.take(pa.array(order)).combine_chunks())
 
 
 def funnel(counts: dict[str | None, int], choice: Choice) -> list[dict[str, Any]]:
@@ -190,6 +243,6 @@ def _cut(connection: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, s
     for size in sizes:
         while held.num_rows < size:
             held = pa.concat_tables([held, pa.Table.from_batches([reader.read_next_batch()])])
-        yield held.slice(0, size).select(VERDICT.names).cast(VERDICT)
+        yield held.slice(0, size).select(SETTLED.names).cast(SETTLED)
         held = held.slice(size)
     connection.close()
