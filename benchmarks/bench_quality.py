@@ -78,6 +78,11 @@ def text(image: Image.Image) -> Image.Image:
     return image
 
 
+def half(image: Image.Image) -> Image.Image:
+    size = max(1, image.width // 2), max(1, image.height // 2)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
 def padding(image: Image.Image) -> Image.Image:
     """A black border of a tenth of each side."""
     width, height = image.size
@@ -89,7 +94,7 @@ def padding(image: Image.Image) -> Image.Image:
 CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
     "PNG again": png,
     "JPEG 20": lambda image: jpeg(image, 20),
-    "half size": lambda image: jpeg(image.reduce(2)),
+    "half size": lambda image: jpeg(half(image)),
     "10 % crop": lambda image: jpeg(crop(image)),
     "flip": lambda image: jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
     "greyscale": lambda image: jpeg(image.convert("L").convert("RGB")),

@@ -50,7 +50,6 @@ def test_one_file_has_one_url(one, other):
         ("films:/a.mp4#t=1", "films:/a.mp4#t=2"),
         ("photos:/a.jpg?utm_source=x", "photos:/a.jpg"),
         ("photos:/www.a.jpg/", "photos:/www.a.jpg"),
-        ("", "http://"),
     ],
 )
 def test_two_files_have_two(one, other):

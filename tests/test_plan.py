@@ -112,7 +112,13 @@ def every_kind(cls: type[Options] = Options) -> list[type[Options]]:
 @pytest.mark.parametrize("kind", [kind for kind in every_kind() if kind is not Recipe])
 def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Options]) -> None:
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
-    required: dict[str, Any] = {"start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat"}
+    required: dict[str, Any] = {
+        "start": ["http://h.example/"],
+        "path": "p",
+        "paths": ["p"],
+        "format": "wat",
+        "against": ["p"],
+    }
     if "kind" in kind.model_fields:
         required["kind"] = get_args(kind.model_fields["kind"].annotation)[0]
     given = {name: value for name, value in required.items() if name in kind.model_fields}
@@ -136,7 +142,9 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
     recipe.NsfwSignal: {"batch": 16},
     recipe.ClipSignal: {"model": "lite", "batch": 32},
+    recipe.SscdSignal: {"model": "sscd", "batch": 16},
     recipe.PerceptualDedup: {"distance": 4},
+    recipe.DecontaminateDedup: {"distance": 4},
     recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
     recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},
     recipe.Shards: {"formats": ["webdataset", "parquet"], "samples": 10_000, "seed": 0, "splits": {"train": 1.0}},

@@ -27,6 +27,7 @@ STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", 
 SECONDS_A_ROW = {
     "images": 0.006,
     "text": 0.0001,
+    "pii": 0.00002,
     "language": 0.0001,
     "image": 0.001,
     "clip": 0.025,

@@ -216,6 +216,14 @@ class TextSignal(Options):
     after: list[str] = []
 
 
+class PiiSignal(Options):
+    """Personal data in captions."""
+
+    kind: Literal["pii"]
+    name: Literal[""] = ""
+    after: list[str] = []
+
+
 class LanguageSignal(Options):
     kind: Literal["language"]
     name: Literal[""] = ""
@@ -259,7 +267,7 @@ class SscdSignal(Options):
 
 
 Signal = Annotated[
-    TextSignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal | SscdSignal,
+    TextSignal | PiiSignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal | SscdSignal,
     Field(discriminator="kind"),
 ]
 
