@@ -67,7 +67,7 @@ def normalised(urls: pa.Array) -> pa.Array:
         mask = np.zeros(len(urls), np.bool_)
         mask[place.to_numpy()] = True
         urls = pc.replace_with_mask(urls, pa.array(mask), pa.array(mended, pa.string()))
-    of_web = pc.match_substring_regex(urls, "^https?://")
+    of_web = pc.match_substring_regex(urls, "^https?://[^/?#\\[]")
     plain = urls
     for pattern, replacement in _STEPS:
         plain = pc.replace_substring_regex(plain, pattern, replacement)

@@ -122,7 +122,7 @@ def settle(
         + "".join(f", {term}" for term in terms)
         + " FROM judged"
     )
-    connection.execute("CREATE TABLE replaced (uid VARCHAR, by VARCHAR, method INTEGER, rank BIGINT)")
+    connection.execute("CREATE TABLE replaced (uid VARCHAR, survivor VARCHAR, method INTEGER, rank BIGINT)")
     if duplicates is not None:
         connection.register("duplicates", duplicates)
         order = "".join(f"{term} {by.direction} NULLS LAST, " for term, by in zip(terms, choice.survivor, strict=True))
@@ -131,7 +131,7 @@ def settle(
             connection.execute(
                 f"""
                 CREATE OR REPLACE TEMP TABLE lost AS SELECT * FROM (
-                    SELECT v.uid, row_number() OVER in_group AS rank, first(v.uid) OVER in_group AS by
+                    SELECT v.uid, row_number() OVER in_group AS rank, first(v.uid) OVER in_group AS survivor
                     FROM verdict v JOIN duplicates d ON d.uid = v.uid
                     WHERE d.dup_method = $method AND v.reason IS NULL
                     WINDOW in_group AS (PARTITION BY d.dup_group ORDER BY {order} v.uid)
@@ -143,7 +143,7 @@ def settle(
                 {"method": method},
             )
             if method in choice.merging:
-                connection.execute(f"INSERT INTO replaced SELECT uid, by, {place}, rank FROM lost")
+                connection.execute(f"INSERT INTO replaced SELECT uid, survivor, {place}, rank FROM lost")
     _merge_captions(connection, choice)
     connection.execute(
         f"""
@@ -173,22 +173,26 @@ def _merge_captions(connection: duckdb.DuckDBPyConnection, choice: Choice) -> No
         return
     # A survivor may be replaced itself by a later method: each step follows one of these.
     for _ in choice.merging:
-        connection.execute("UPDATE replaced SET by = later.by FROM replaced AS later WHERE replaced.by = later.uid")
+        connection.execute(
+            "UPDATE replaced SET survivor = later.survivor FROM replaced AS later WHERE replaced.survivor = later.uid"
+        )
     connection.execute(
         f"""
         INSERT INTO merged
         WITH said AS (
-            SELECT uid, captions FROM judged WHERE uid IN (SELECT uid FROM replaced UNION ALL SELECT by FROM replaced)),
+            SELECT uid, captions FROM judged
+            WHERE uid IN (SELECT uid FROM replaced UNION ALL SELECT survivor FROM replaced)),
         given AS (
-            SELECT r.by, r.method, r.rank, r.uid, unnest(s.captions) AS caption,
+            SELECT r.survivor, r.method, r.rank, r.uid, unnest(s.captions) AS caption,
                    generate_subscripts(s.captions, 1) AS place
-            FROM replaced r JOIN said s ON s.uid = r.uid JOIN verdict v ON v.uid = r.by WHERE v.reason IS NULL),
+            FROM replaced r JOIN said s ON s.uid = r.uid JOIN verdict v ON v.uid = r.survivor WHERE v.reason IS NULL),
         once AS (
-            SELECT by, caption, min((method, rank, uid, place)) AS order_of FROM given GROUP BY by, caption),
+            SELECT survivor, caption, min((method, rank, uid, place)) AS order_of
+            FROM given GROUP BY survivor, caption),
         bounded AS (
-            SELECT o.by, o.caption, row_number() OVER (PARTITION BY o.by ORDER BY o.order_of) AS number
-            FROM once o JOIN said s ON s.uid = o.by WHERE NOT list_contains(s.captions, o.caption))
-        SELECT by, list(caption ORDER BY number) FROM bounded WHERE number <= {MERGED} GROUP BY by"""
+            SELECT o.survivor, o.caption, row_number() OVER (PARTITION BY o.survivor ORDER BY o.order_of) AS number
+            FROM once o JOIN said s ON s.uid = o.survivor WHERE NOT list_contains(s.captions, o.caption))
+        SELECT survivor, list(caption ORDER BY number) FROM bounded WHERE number <= {MERGED} GROUP BY survivor"""
     )
 
 
