@@ -106,11 +106,11 @@ def contact_sheets(dataset: Dataset, connection: duckdb.DuckDBPyConnection, mani
         for step in funnel(manifest)
         if step.is_rule
     }
-    rows = _rows(connection, choice.uids, manifest["columns"], reads)
-    pictures = _thumbnails(dataset, rows)
+    rows = read_rows(connection, choice.uids, manifest["columns"], reads)
+    pictures = thumbnails(dataset, rows)
 
     def pair(uid: str, similarity: float | None = None) -> Pair:
-        return _pair(rows[uid], reads.get(rows[uid]["reason"], []), pictures.get(uid), similarity)
+        return pair_of(rows[uid], reads.get(rows[uid]["reason"], []), pictures.get(uid), similarity)
 
     methods = []
     for facts in choice.methods:
@@ -148,7 +148,7 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
         WITH sized AS (
             SELECT dup_method, dup_group, count(*) AS size,
                    count(*) FILTER (reason = 'duplicate: ' || dup_method) AS rejected
-            FROM duplicates JOIN samples USING (uid) GROUP BY ALL)
+            FROM duplicates JOIN samples USING (uid) WHERE dup_method <> 'decontaminate' GROUP BY ALL)
         SELECT dup_method, count(*), sum(size)::BIGINT, sum(rejected)::BIGINT,
                min_by({{'name': dup_group, 'size': size}},
                       {{'a': rejected = 0, 'b': md5($seed || dup_group)}}, {GROUPS})
@@ -172,7 +172,7 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
     return choice
 
 
-def _rows(
+def read_rows(
     connection: duckdb.DuckDBPyConnection, uids: list[str], columns: dict[str, str], reads: dict[str, list[str]]
 ) -> dict[str, dict[str, Any]]:
     """uid -> the columns that a sheet shows; those that rules read are under `_<name>`."""
@@ -189,7 +189,7 @@ def _rows(
     return {row["uid"]: row for row in table.to_pylist()}
 
 
-def _thumbnails(dataset: Dataset, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
+def thumbnails(dataset: Dataset, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
     """uid -> data: URL; each tar is opened once and read from front to back, at the chosen images' places only."""
     # Whoever said no, perhaps after it was stored, and what is known to be illegal, is not shown either.
     stored = [row for row in rows.values() if row["length"] and not (row["reason"] or "").startswith("consent: ")]
@@ -226,7 +226,7 @@ def thumbnail(content: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _pair(row: dict[str, Any], read: list[str], picture: str | None, similarity: float | None) -> Pair:
+def pair_of(row: dict[str, Any], read: list[str], picture: str | None, similarity: float | None) -> Pair:
     url = row["url"] or ""
     values = [(name, row[f"_{name}"]) for name in read if f"_{name}" in row]
     return Pair(
