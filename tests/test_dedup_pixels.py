@@ -13,6 +13,6 @@ def test_other_bytes_of_the_same_pixels_are_one_group(tmp_path):
     other = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 50])[1].tobytes()
     made = [pair("a", jpeg), pair("b", again), pair("c", other), pair("d", picture(1))]
     changes = {"signals": ["image"], "dedup": ["exact", "pixels"], "select": {"rules": {}}, "shards": {}, "jobs": []}
-    dataset, manifest = publish(tmp_path, made, changes)
+    _, manifest = publish(tmp_path, made, changes)
     rejected = {step["reason"]: step["rejected"] for step in manifest["funnel"]}
     assert (rejected["duplicate: exact"], rejected["duplicate: pixels"]) == (0, 1)
