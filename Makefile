@@ -64,4 +64,4 @@ clean:
 
 pins: $(STAMP)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
-		--extra dev --extra dask pyproject.toml -o requirements.txt
+		--extra dev --extra dask --extra detect --extra s3 pyproject.toml -o requirements.txt

@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from vlmdata.download import download_part
+from vlmdata.download import Terms, download_part
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
 
@@ -128,7 +128,7 @@ def ours(urls: list[str], folder: Path, host: str) -> pa.Table:
              "caption_from": "alt", "occurrences": 1} for url in urls]  # fmt: skip
     options = Download(size=SIZE, quality=QUALITY, allow_hosts=[host])
     pairs = pa.Table.from_pylist(rows, table_schema("pairs"))
-    return download_part(pairs, str(folder / "ours.tar"), "ours.tar", options, Consent(), {})[0]
+    return download_part(pairs, str(folder / "ours.tar"), "ours.tar", Terms(options, Consent(), {}))[0]
 
 
 def psnr(images: pa.Table, urls: list[str], folder: Path) -> np.ndarray:

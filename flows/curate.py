@@ -103,6 +103,7 @@ def curate(
         if latest is None:
             return _unpublished(run)
         shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
+        download_stage.clean(dataset)
         _log_times(run, latest["number"])
         try:
             if "jobs" in run.stages:

@@ -1,105 +1,24 @@
 """The stage `download`: the images of every part of `pairs`."""
 
-import threading
 import uuid
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow.compute as pc
 
 from vlmdata import layers
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
-from vlmdata.download import download_part, known, lists, optout
-from vlmdata.download.outage import AT_LEAST, Progress, Tally
+from vlmdata.download import lists, optout
+from vlmdata.download.outage import Tally
 from vlmdata.errors import DataError, OutageError
+from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, There, Whole, Work, forget
 from vlmdata.pipelines.known import prepare
-from vlmdata.pipelines.runner import processes, run_parts
+from vlmdata.pipelines.runner import at_once, processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
-from vlmdata.recipe import Consent, Download
 
-
-@dataclass(frozen=True)
-class _Work:
-    """What a worker needs for any part. `retried`: layer -> the classes that its rows had ended in before."""
-
-    dataset: str
-    key: str
-    options: Download
-    consent: Consent
-    roots: dict[str, str]
-    optout: str
-    known: str
-    known_key: str | None
-    workers: int
-    retried: dict[int, frozenset[str]]
-    run: str
-
-    def __call__(self, pairs: Part) -> dict[str, Any]:
-        dataset = Dataset(self.dataset)
-        inputs = {pairs.path: pairs.sha256}
-        part = dataset.current_part("images", self.key, pairs.name, inputs)
-        observed = dataset.current_part("observations", self.key, pairs.name, inputs)
-        if part is None or observed is None:
-            self._go_on(dataset)
-            stored = f"{table_folder('images', self.key)}/{pairs.name}.tar"
-            rows = dataset.read_part(pairs)
-            with dataset.spool() as folder:
-                aside = folder / "images.tar"
-                try:
-                    images, observations = self._download(pairs, rows, str(aside), stored)
-                except OutageError as error:
-                    dataset.write_json(self._stop, str(error))
-                    raise
-                if images.num_rows != rows.num_rows:
-                    raise DataError(f"{pairs.path}: {rows.num_rows} rows in, {images.num_rows} out")
-                self._go_on(dataset)
-                tar = dataset.commit(aside, stored)
-            observed = dataset.write_part("observations", self.key, pairs.name, observations, inputs)
-            part = dataset.write_part("images", self.key, pairs.name, images, inputs, also=(tar,))
-            if self.known_key:
-                checked = known.fresh(images)
-                dataset.write_part("known", self.known_key, pairs.name, checked, {part.path: part.sha256})
-        return {"images": asdict(part), "observations": asdict(observed)}
-
-    @property
-    def _stop(self) -> str:
-        return f"work/download-{self.run}-stop.json"
-
-    def _go_on(self, dataset: Dataset) -> None:
-        """Raise OutageError where a worker, here or elsewhere, has found one."""
-        if dataset.exists(self._stop):
-            raise OutageError(dataset.read_json(self._stop))
-
-    def _download(self, pairs: Part, rows: Any, aside: str, stored: str) -> tuple[Any, Any]:
-        """The part's images, unless nearly all of them, or of the latest rows of several parts, fail in one way."""
-        expected = self.retried.get(pairs.layer, frozenset())
-        progress = Progress(
-            self.options.stop_share, expected, rows["url"].to_pylist(), at_once=2 * self.options.concurrency
-        )
-        images, observations = download_part(
-            rows,
-            aside,
-            stored,
-            self.options,
-            self.consent,
-            self.roots,
-            optout.OptOut(lists.load(self.dataset, self.optout)),
-            known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
-            self.workers,
-            progress.told,
-        )
-        with _latest_lock:
-            tally = _latest.setdefault((self.run, pairs.layer), Tally(self.options.stop_share, expected))
-            tally.add_part(images)
-            tally.check()
-            if tally.tried >= AT_LEAST:
-                del _latest[self.run, pairs.layer]
-        return images, observations
-
-
-# The outcomes of small parts in this process since the last look, by run and layer.
-_latest: dict[tuple[str, int], Tally] = {}
-_latest_lock = threading.Lock()
+_GROUP = f"{WORK}/group.json"
+# Of a group, for each that is worked on at once, and as many buckets: a bucket then has about as many rows as a part,
+# and while one waits for a large host the workers have others.
+_PARTS = 4
 
 
 def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
@@ -113,7 +32,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     fresh = [part for part in pairs.parts if part.name not in seen]
     retried = layers.retried(pairs)
     named = list_files(plan.recipe, "optout")
-    work = _Work(
+    work = Work(
         dataset.absolute,
         plan.images,
         plan.recipe.download,
@@ -122,24 +41,85 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
         lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else "",
         prepare(plan, dataset),
         plan.tables.get("known"),
-        processes(plan.recipe.runner),
         retried,
         uuid.uuid4().hex,
     )
     try:
-        results = run_parts(dataset, "download", work, list(pairs.parts), plan.recipe.runner)
+        results = _fetch(plan, dataset, work, list(pairs.parts))
     except OutageError:
+        dataset.remove(WORK)
         _remove(dataset, plan, [part for part in fresh if _lost(dataset, plan, part, retried)])
         raise
     finally:
-        with _latest_lock:
-            _latest.clear()
+        forget()
     images = Table("images", plan.images, tuple(part_from(result["images"]) for result in results), noted([pairs]))
     _check(dataset, plan, images, fresh, retried)
     observations = tuple(part_from(result["observations"]) for result in results)
     dataset.write_table(Table("observations", plan.images, observations, noted([pairs])))
     dataset.write_table(images)
     return images
+
+
+def clean(dataset: Dataset) -> None:
+    """Remove what a kill has left of groups that nobody goes on with. Only the holder of the lock may call it."""
+    dataset.remove(WORK)
+
+
+def _fetch(plan: Plan, dataset: Dataset, work: Work, parts: list[Part]) -> list[dict[str, Any]]:
+    """What became of each part. Those that are missing are fetched whole in this process; by several processes in
+    groups, bucket by bucket. A group that was begun is finished first, as it was begun and by whatever runner."""
+    runner = plan.recipe.runner
+    workers = processes(runner)
+    begun = _begun(plan, dataset, parts)
+    if workers == 1 and begun is None:
+        return run_parts(dataset, "download", Whole(work), parts, runner)
+    there = run_parts(dataset, "downloaded", There(work), parts, runner)
+    done = {part.name: result for part, result in zip(parts, there, strict=True) if result is not None}
+    most = _PARTS * at_once(runner)
+    while missing := [part for part in parts if part.name not in done]:
+        if begun is not None:
+            of, group = begun
+            begun = None
+        elif workers == 1:
+            whole = run_parts(dataset, "download", Whole(work), missing, runner)
+            done |= {part.name: result for part, result in zip(missing, whole, strict=True)}
+            continue
+        else:
+            of, group = most, [part for part in missing[:most] if part.layer == missing[0].layer]
+            dataset.write_json(_GROUP, {"of": of, "made_from": _made_from(plan, group)})
+        fetched = run_parts(dataset, "download", Bucketed(work, of, workers), [(n, group) for n in range(of)], runner)
+        files: dict[str, list[tuple[str, int]]] = {part.name: [] for part in group}
+        for path, names in (file for written in fetched for file in written):
+            for place, name in enumerate(names):
+                files[name].append((path, place))
+        elements = [(part, files[part.name]) for part in group]
+        assembled = run_parts(dataset, "images", Assembled(work), elements, runner)
+        done |= {part.name: result for part, result in zip(group, assembled, strict=True)}
+        dataset.remove(WORK)
+    return [done[part.name] for part in parts]
+
+
+def _begun(plan: Plan, dataset: Dataset, parts: list[Part]) -> tuple[int, list[Part]] | None:
+    """(buckets, parts) of the group whose files a kill has left, where they are still what would be fetched; what
+    else it has left is removed."""
+    if dataset.exists(_GROUP):
+        begun = dataset.read_json(_GROUP)
+        group = [part for part in parts if part.path in begun["made_from"]["pairs"]]
+        if begun["made_from"] == _made_from(plan, group):
+            return begun["of"], group
+    dataset.remove(WORK)
+    return None
+
+
+def _made_from(plan: Plan, group: list[Part]) -> dict[str, Any]:
+    """What the files of a group's buckets depend on. Lists and consent, too: who changes them wants them obeyed."""
+    return {
+        "images": plan.images,
+        "optout": plan.optout,
+        "known": plan.known,
+        "consent": plan.recipe.consent.model_dump(mode="json"),
+        "pairs": {part.path: part.sha256 for part in group},
+    }
 
 
 def _check(dataset: Dataset, plan: Plan, images: Table, fresh: list[Part], retried: dict[int, frozenset[str]]) -> None:

@@ -144,14 +144,20 @@ def _pipeline(runner: Runner, parts: int) -> Iterator[beam.Pipeline]:
         if address is None:
             local = LocalCluster(n_workers=_cores(runner), threads_per_worker=1, dashboard_address="127.0.0.1:0")
             address = stack.enter_context(local).scheduler_address
-        at_once = max(sum(_threads(address)), runner.workers or 1)
         # Its default puts 128 parts on one worker.
-        flags = [f"--dask_npartitions={max(1, min(parts, 4 * at_once))}", f"--dask_client_address={address}"]
+        flags = [f"--dask_npartitions={max(1, min(parts, 4 * at_once(runner)))}", f"--dask_client_address={address}"]
         pipeline = beam.Pipeline(DaskRunner(), options=PipelineOptions(flags))
         yield pipeline
         result: Any = pipeline.run()
         stack.enter_context(result.client)  # Beam leaves it open
         result.wait_until_finish()
+
+
+def at_once(runner: Runner) -> int:
+    """How many parts are worked on at once, by all processes together."""
+    if runner.kind == "direct" or runner.address is None:
+        return _cores(runner)
+    return max(sum(_threads(runner.address)), runner.workers or 1)
 
 
 def processes(runner: Runner) -> int:

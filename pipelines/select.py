@@ -108,7 +108,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     tables: pairs, images, the signals' tables, and duplicates where the recipe asks for them.
     """
     choice = choice_of(plan)
-    scalar = [name for name in tables if name not in GROUPED and not name.startswith("embeddings")]
+    scalar = [name for name in tables if name not in GROUPED and not name.startswith(("embeddings", "boxes"))]
     in_force = layers.in_force(dataset, tables["pairs"])
     by_part: list[_Element] = [
         (list(parts), in_force.get(parts[0].name))

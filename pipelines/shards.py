@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata import shards
+from vlmdata import blur, shards
 from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
 from vlmdata.errors import MachineError
 from vlmdata.pipelines.runner import run_parts
@@ -23,16 +23,24 @@ class _Scatter:
     work: str
     columns: pa.Schema
     buckets: list[list[str]]
+    quality: int
 
-    def __call__(self, element: tuple[Part, Part]) -> str:
-        samples, images = element
+    def __call__(self, element: tuple[Part, Part, Part | None, pa.BooleanArray | None]) -> str:
+        samples, images, faces, in_force = element
         dataset = Dataset(self.dataset)
         path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.arrow"
         if not dataset.exists(path):
             rows = dataset.read_part(samples)
+            if faces:
+                nested = dataset.read_part(faces, ["face_boxes"])
+                nested = nested if in_force is None else nested.filter(in_force)
+                rows = rows.append_column("face_boxes", nested["face_boxes"])
             kept = rows.filter(rows["kept"])
             with dataset.open(images.also[0].path) as tar, dataset.spool() as folder:
-                shards.scatter(kept, self.columns, _reader(tar), self.buckets, folder / "scattered.arrow")
+                read_image = _reader(tar)
+                if faces:
+                    kept, read_image = blur.blurred(kept, read_image, self.quality)
+                shards.scatter(kept, self.columns, read_image, self.buckets, folder / "scattered.arrow")
                 dataset.commit(folder / "scattered.arrow", path)
         return path
 
@@ -81,8 +89,13 @@ def run(
     columns = columns_of(plan)
     into = shards.buckets(selection.splits, recipe.samples, _image_bytes(dataset, selection))
     work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
-    elements = list(zip(selection.samples.parts, tables["images"].parts, strict=True))
-    scatter = _Scatter(dataset.absolute, work, columns, into)
+    images = tables["images"].parts
+    faces = tables["boxes_faces"].parts if recipe.blur_faces else [None] * len(images)
+    elements = [
+        (*parts, selection.in_force.get(parts[1].name))
+        for parts in zip(selection.samples.parts, images, faces, strict=True)
+    ]
+    scatter = _Scatter(dataset.absolute, work, columns, into, plan.recipe.download.quality)
     scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)
     gather = _Gather(
         dataset.absolute, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), scattered

@@ -10,6 +10,9 @@ import yaml
 
 CONSENT = pa.struct([(word, pa.string()) for word in ("robots", "noai", "tdm", "noml")])
 
+BOX = pa.struct([(name, pa.float32()) for name in ("left", "top", "right", "bottom", "score")])
+POLYGON = pa.list_(pa.float32(), 8)  # x1, y1, … x4, y4
+
 _TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
     "bool": pa.bool_(),
@@ -21,6 +24,8 @@ _TYPES: dict[str, pa.DataType] = {
     "timestamp": pa.timestamp("ms", tz="UTC"),
     "list<string>": pa.list_(pa.string()),
     "consent": CONSENT,
+    "list<box>": pa.list_(BOX),
+    "list<polygon>": pa.list_(POLYGON),
 }
 
 

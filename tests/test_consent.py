@@ -15,7 +15,7 @@ from PIL import Image
 from test_download import GOOD, HEADERS, fetch, make_pairs, picture, statuses
 
 from vlmdata.dataset import Dataset
-from vlmdata.download import download_part, known, lists, optout
+from vlmdata.download import Terms, download_part, known, lists, optout
 from vlmdata.download.tdmrep import Reservations
 from vlmdata.errors import InputError
 from vlmdata.recipe import Consent, Download
@@ -155,8 +155,9 @@ def compiled(data: Dataset, what: str, parse: lists.Parse, texts: tuple, name: s
 
 def get(tmp_path: Path, rows: list, site: object, out: optout.OptOut | None = None, no: known.Known | None = None):
     options = Download(size=64, retries=0, allow_hosts=[site.host])  # type: ignore[attr-defined]
+    terms = Terms(options, Consent(), {}, out or optout.OptOut(), no or known.Known())
     tar = tmp_path / "part.tar"
-    images, _ = download_part(make_pairs(rows), tar, "images/k/part.tar", options, Consent(), {}, out, no)
+    images, _ = download_part(make_pairs(rows), tar, "images/k/part.tar", terms)
     return images.to_pylist(), tar.read_bytes()
 
 

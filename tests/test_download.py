@@ -23,7 +23,7 @@ import simplejpeg
 from hostile import Site, Wire, drip, endless, redirect, send, serve, silent
 from PIL import Image
 
-from vlmdata.download import download_part
+from vlmdata.download import Terms, download_part
 from vlmdata.download.seams import img2dataset_parts
 from vlmdata.errors import DataError, MachineError
 from vlmdata.recipe import Consent, Download
@@ -66,7 +66,7 @@ def fetch(
     pairs = rows if isinstance(rows, pa.Table) else make_pairs(rows)
     tar = tmp_path / "part.tar"
     images, observed = download_part(
-        pairs, str(tar), "images/k/part.tar", Download(**settings | options), consent, roots or {}
+        pairs, str(tar), "images/k/part.tar", Terms(Download(**settings | options), consent, roots or {})
     )
     assert images.schema == table_schema("images")
     assert observed.schema == table_schema("observations")

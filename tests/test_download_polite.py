@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from hostile import Site, Wire, drip, send, serve, silent
 from test_download import GOOD, fetch, statuses
 
 from vlmdata.download import hosts, network
 from vlmdata.download.address import Blocked, Gate, Names, is_public
+from vlmdata.download.buckets import Bucket, buckets
 from vlmdata.download.budget import Budget
 from vlmdata.download.failure import FetchError, http_error
 from vlmdata.download.hosts import Host
@@ -108,18 +110,26 @@ def test_robots_txt_may_ask_for_a_longer_distance_but_not_for_any(tmp_path: Path
         assert statuses(fetch(tmp_path, several(site, 2), site, deadline=0.3)[0]) == ["success"] * 2
 
 
-def test_the_processes_of_an_engine_share_a_hosts_rate() -> None:
+def test_one_process_asks_a_host_and_all_share_one_that_redirects_lead_to() -> None:
     assert processes(Runner(kind="direct", workers=8)) == 1
     assert processes(Runner(kind="dask", workers=8)) == 8
     known = network.Network()
     from vlmdata.download.fetch import Client, parse_url
     from vlmdata.recipe import Consent, Download
 
+    urls = ["https://example.org/a.jpg", "http://WWW.example.org:80/", "http://127.0.0.1/a", "web:/a", "web:/a#t=1"]
+    own, same, *rest = buckets(pa.chunked_array([[*urls, "http://[", "http://elsewhere.example"]]), 1000).tolist()
+    assert own == same
+    assert rest[1] == rest[2]
+    assert len({own, *rest}) == 5
     options = Download(allow_hosts=["127.0.0.1:80"], per_host=4)
-    client = Client(options, Consent(), 8, known.hosts, known.names, known.budget)
+    client = Client(options, Consent(), known.hosts, known.names, known.budget)
+    client.buckets = (Bucket(own, 1000, 8), Bucket(rest[1], 1000, 8))
     host = client.host(parse_url("https://example.org/a.jpg"))
-    assert (host.limit, host.interval) == (1, 0.8)
+    assert (host.limit, host.interval) == (4, 0.1)
     assert client.host(parse_url("http://example.org/b.jpg")) is host
+    host = client.host(parse_url("http://elsewhere.example/a.jpg"))
+    assert (host.limit, host.interval) == (1, 0.8)
     assert client.host(parse_url("http://127.0.0.1/a.jpg")).interval == 0  # the user's own
 
 

@@ -10,7 +10,7 @@ import pytest
 from hostile import send, serve
 from PIL import Image
 
-from vlmdata.download import download_part
+from vlmdata.download import Terms, download_part
 from vlmdata.download.stored import Stored, find, forget_failures, local_url, parse, stored_url
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
@@ -40,7 +40,10 @@ def download(tmp_path, rows, roots, **options):
     pairs = pa.Table.from_pylist(rows, table_schema("pairs"))
     tar = tmp_path / "out.tar"
     images, observations = download_part(
-        pairs, tar, "out.tar", Download(**{"size": 100, **options}), Consent(), {k: str(v) for k, v in roots.items()}
+        pairs,
+        tar,
+        "out.tar",
+        Terms(Download(**{"size": 100, **options}), Consent(), {k: str(v) for k, v in roots.items()}),
     )
     assert observations["fetched_at"].null_count == len(rows) or any(r["source"] != "wds" for r in rows)
     return images.to_pylist(), tar.read_bytes()

@@ -132,7 +132,7 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
 
 # Keys leave these out. Whoever changes one raises the VERSION of the module whose values it changes, then this.
 DEFAULTS: dict[type[Options], dict[str, Any]] = {
-    recipe.CrawlSource: {"sitemaps": False, "agent": "vlmdata", "max_page_bytes": 10_000_000},
+    recipe.CrawlSource: {"sitemaps": True, "agent": "vlmdata", "max_page_bytes": 10_000_000},
     recipe.CommonCrawlSource: {"base": "", "agent": "vlmdata"},
     recipe.VideoSource: {
         "column": "path", "caption": "caption", "frames": "scene", "seconds": 2.0, "threshold": 10.0,
@@ -141,13 +141,19 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     recipe.TableSource: {"split": "train"},
     recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
     recipe.NsfwSignal: {"batch": 16},
+    recipe.OcrSignal: {"size": 736},
+    recipe.FacesSignal: {"size": 640, "threshold": 0.4},
+    recipe.MaskedClipSignal: {"model": "lite", "batch": 32, "size": 736},
     recipe.ClipSignal: {"model": "lite", "batch": 32},
     recipe.SscdSignal: {"model": "sscd", "batch": 16},
     recipe.PerceptualDedup: {"distance": 4},
     recipe.DecontaminateDedup: {"distance": 4},
     recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
     recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},
-    recipe.Shards: {"formats": ["webdataset", "parquet"], "samples": 10_000, "seed": 0, "splits": {"train": 1.0}},
+    recipe.Shards: {
+        "formats": ["webdataset", "parquet"], "samples": 10_000, "seed": 0, "splits": {"train": 1.0},
+        "blur_faces": False,
+    },
     recipe.LiteHeads: {"hidden": 512, "dropout": 0.6, "temperature": 1.5, "share": 0.35, "context": 0.4},
     recipe.TrainJob: {
         "objective": "contrastive", "model": "tiny", "heads": LiteHeads(), "steps": 200, "batch": 64, "accumulate": 1,

@@ -11,9 +11,11 @@ import dask
 import pytest
 from conftest import content, make_photos
 from test_consent_run import run
+from test_download_buckets import AT_ONCE, Counting, downloaded, ingested, several_sites
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, MachineError
+from vlmdata.pipelines import download, fetch
 from vlmdata.pipelines.runner import processes, run_parts
 from vlmdata.recipe import Recipe, Runner
 
@@ -76,6 +78,32 @@ def test_a_cluster_elsewhere_gives_the_bytes_of_the_direct_runner(
     assert sum(name.endswith((".tar", ".parquet")) for name in direct) > 20
     assert dask.keys() == direct.keys()
     assert [name for name in direct if dask[name] != direct[name]] == []
+
+
+def test_two_workers_ask_no_host_faster_than_one_may_and_give_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rate = 5
+    with several_sites() as sites:
+        for site in sites:
+            site.routes["*"] = Counting(0.5)
+        plan, dataset, pairs = ingested(tmp_path / "dask", sites, 7, {"kind": "dask", "address": address}, rate)
+        assert len(pairs.parts) >= 6
+        download.run(plan, dataset, pairs)
+        for site in sites:
+            counts = site.routes["*"]
+            assert isinstance(counts, Counting)
+            assert 1 <= counts.most <= AT_ONCE
+            assert counts.fastest(5) > 0.7 * 5 / rate  # twice the rate would be half of it
+            assert site.paths().count("/robots.txt") == 1
+            assert len(set(site.paths())) == len(site.paths()), "one process, and once"
+            site.routes["*"] = Counting()
+        assert not dataset.exists(fetch.WORK)
+        assert not list((tmp_path / "dask/data/.spool").iterdir())
+        one = ingested(tmp_path / "direct", sites, 7, {"workers": 1})
+        download.run(*one)
+    assert downloaded(one[1]) == downloaded(dataset)
 
 
 def where(number: int) -> list[Any]:

@@ -172,8 +172,12 @@ def _origin(manifest: dict[str, Any], sources: list[facts.Bar]) -> list[str]:
         for bar in sources
     ]
     download = recipe["download"]
-    return [*lines, "", f"Images are stored as JPEG (quality {download['quality']}) with a shorter side of at most "
-            f"{download['size']} pixels; transparency is on white.", ""]  # fmt: skip
+    lines += ["", f"Images are stored as JPEG (quality {download['quality']}) with a shorter side of at most "
+              f"{download['size']} pixels; transparency is on white.", ""]  # fmt: skip
+    if recipe["shards"].get("blur_faces"):
+        lines += ["Faces that a detector found are blurred, and images with any are encoded again: `faces_blurred` of "
+                  "a sample says how many. A detector misses some.", ""]  # fmt: skip
+    return lines
 
 
 def _funnel(manifest: dict[str, Any]) -> list[str]:

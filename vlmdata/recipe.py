@@ -45,7 +45,7 @@ class CrawlSource(Options):
     start: list[str] = Field(min_length=1)
     max_pages: int | None = Field(None, gt=0, description="pages read, at most")
     max_depth: int | None = Field(None, ge=0, description="links from a start page or a sitemap's page, at most")
-    sitemaps: bool = Field(False, description="read the pages that the hosts' sitemaps list, too")
+    sitemaps: bool = Field(True, description="read the pages that the hosts' sitemaps list, too")
     concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host, at most")
     delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
     autothrottle: bool = Field(True, description="leave as much time between requests as the host needs to answer one")
@@ -236,6 +236,25 @@ class ImageSignal(Options):
     after: list[str] = []
 
 
+class OcrSignal(Options):
+    """Regions of text in the image; what is written there is not read."""
+
+    kind: Literal["ocr"]
+    name: Literal[""] = ""
+    after: list[str] = []
+    size: int = Field(736, ge=32, le=4096, description="the longer side that the detector sees; none is enlarged")
+
+
+class FacesSignal(Options):
+    """Where faces are. Nobody is recognised."""
+
+    kind: Literal["faces"]
+    name: Literal[""] = ""
+    after: list[str] = []
+    size: int = Field(640, ge=32, le=4096, description="the longer side that the detector sees; none is enlarged")
+    threshold: float = Field(0.4, ge=0.05, lt=1, description="a face's score, at least")
+
+
 class NsfwSignal(Options):
     kind: Literal["nsfw"]
     name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
@@ -254,6 +273,13 @@ class ClipSignal(Options):
     batch: int = Field(32, gt=0)
 
 
+class MaskedClipSignal(ClipSignal):
+    """The score of `clip` for the image with its text painted over; options as those of `clip`."""
+
+    kind: Literal["masked_clip"]  # type: ignore[assignment]  # the same options under another kind
+    size: int = Field(736, ge=32, le=4096, description="the longer side that the text's detector sees, as for `ocr`")
+
+
 class SscdSignal(Options):
     """Copy-detection embeddings, for `dedup`: table `embeddings_sscd`."""
 
@@ -267,7 +293,16 @@ class SscdSignal(Options):
 
 
 Signal = Annotated[
-    TextSignal | PiiSignal | LanguageSignal | ImageSignal | NsfwSignal | ClipSignal | SscdSignal,
+    TextSignal
+    | PiiSignal
+    | LanguageSignal
+    | ImageSignal
+    | OcrSignal
+    | FacesSignal
+    | NsfwSignal
+    | ClipSignal
+    | MaskedClipSignal
+    | SscdSignal,
     Field(discriminator="kind"),
 ]
 
@@ -350,6 +385,7 @@ class Shards(Options):
     samples: int = Field(10_000, gt=0, description="in one shard, at most")
     seed: int = 0
     columns: list[str] = Field([], description="further columns of samples for the shards' JSON")
+    blur_faces: bool = Field(False, description="make the faces that the signal `faces` found unrecognisable")
     splits: dict[Name, float] = {"train": 1.0}
 
     @field_validator("splits")

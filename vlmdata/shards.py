@@ -26,6 +26,7 @@ VERSION = 2
 BUCKET_SAMPLES = 10_000
 BUCKET_BYTES = 1_000_000_000
 ALWAYS = ("uid", "url", "source", "license", "captions")
+BLURRED = pa.field("faces_blurred", pa.int32())
 SCATTERED = pa.schema(
     [("shard", pa.string()), ("index", pa.int32()), ("uid", pa.string()),
      ("jpg", pa.large_binary()),  # more than 2 GiB in one part's bucket, or in one shard, are possible
@@ -34,7 +35,9 @@ SCATTERED = pa.schema(
 
 
 def check_columns(shards: Shards, columns: pa.Schema) -> None:
-    """Raise InputError when `shards.columns` names no column of samples."""
+    """Raise InputError when `shards.columns` names no column of samples, or faces are to be blurred that none finds."""
+    if shards.blur_faces and "faces" not in columns.names:
+        raise InputError("shards.blur_faces: `signals` must have `faces`, which finds what is blurred")
     for name in shards.columns:
         if name not in columns.names:
             raise InputError(f"shards.columns: there is no column {name!r}{nearest(name, columns.names)}")
@@ -42,12 +45,13 @@ def check_columns(shards: Shards, columns: pa.Schema) -> None:
 
 def json_columns(shards: Shards, rule_columns: Iterable[str], columns: pa.Schema) -> pa.Schema:
     """The columns of a sample's JSON: always uid, url, source, license, captions; then those that rules use or the
-    recipe names, in the order of `samples`."""
+    recipe names, in the order of `samples`; last how many faces are blurred, where they are."""
     more = (set(rule_columns) | set(shards.columns)) - {*ALWAYS, "caption"}
     fields = [columns.field(name) for name in ALWAYS if name != "captions"] + [
         pa.field("captions", pa.list_(pa.string()))
     ]
-    return pa.schema(fields + [field for field in columns if field.name in more])
+    fields += [field for field in columns if field.name in more]
+    return pa.schema(fields + ([BLURRED] if shards.blur_faces else []))
 
 
 def buckets(split_counts: dict[str, int], samples: int, image_bytes: float) -> list[list[str]]:

@@ -19,11 +19,13 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from vlmdata.download.address import Blocked, Gate, Names, Resolver
+from vlmdata.download.body import read_body
+from vlmdata.download.buckets import Bucket
 from vlmdata.download.budget import Budget
 from vlmdata.download.consent import ROBOTS_BYTES, Robots, add_headers, add_tdm, refusal, user_agent
 from vlmdata.download.errand import Answer, Errand
-from vlmdata.download.failure import FetchError, TooManyRedirects, decompress, explain, http_error
-from vlmdata.download.hosts import Host, Hosts
+from vlmdata.download.failure import FetchError, TooManyRedirects, explain, http_error
+from vlmdata.download.hosts import Host, Hosts, host_name
 from vlmdata.download.optout import LISTED
 from vlmdata.download.tdmrep import MOST_BYTES, PATH, Reservations
 from vlmdata.recipe import Consent, Download
@@ -55,14 +57,15 @@ class _Rules:
 
 
 class Client:
-    """A web client for URLs that nobody vouches for. Open and close it inside each event loop that it is used in."""
+    """A web client for URLs that nobody vouches for. Open and close it inside each event loop that it is used in.
 
-    def __init__(
-        self, options: Download, consent: Consent, workers: int, hosts: Hosts, names: Names, budget: Budget
-    ) -> None:
-        """workers: processes that ask the same hosts, and so share what one of them may ask for."""
+    buckets: those that it is used for now; none are all hosts.
+    """
+
+    def __init__(self, options: Download, consent: Consent, hosts: Hosts, names: Names, budget: Budget) -> None:
         self.options = options
-        self._respect, self._workers = consent.respect, workers
+        self.buckets: tuple[Bucket, ...] = ()
+        self._respect = consent.respect
         self._agent = options.agent
         self._gate = Gate(options.allow_hosts)
         self._hosts, self._names, self._budget = hosts, names, budget
@@ -106,12 +109,21 @@ class Client:
     def host(self, url: URL) -> Host:
         """The host of a checked URL, with the limits of the recipe."""
         host = self._hosts.of(url)
-        host.limit = max(1, self.options.per_host // self._workers)
+        share = self._share(url)
+        host.limit = max(1, self.options.per_host // share)
         rate = self.options.host_rate
         if rate is None and not self._gate.names(url.host or "", url.port or 0):
             rate = _HOST_RATE
-        host.interval = self._workers / rate if rate else 0.0
+        host.interval = share / rate if rate else 0.0
         return host
+
+    def _share(self, url: URL) -> int:
+        """By what the limits of a URL's host are divided: a host of another bucket, to which a redirect leads, may be
+        asked by every process."""
+        name = host_name(url)
+        if any(bucket.has(name) for bucket in self.buckets):
+            return 1
+        return max((bucket.workers for bucket in self.buckets), default=1)
 
     async def image(self, url: URL, errand: Errand) -> Answer:
         """Fetch one image. Never raises for what a URL, a host or its answer is. The bytes of the body stay taken
@@ -227,7 +239,7 @@ class Client:
         def note(task: "asyncio.Task[Robots]") -> None:
             self.release(own)
             came = not task.cancelled() and not task.exception()
-            delay = self._workers * min(task.result().delay, _LONGEST_DELAY) if came else None
+            delay = self._share(url) * min(task.result().delay, _LONGEST_DELAY) if came else None
             host.know_robots(min(delay, self.options.deadline) if delay is not None else None)
             good = came and not task.result().closed
             rules.until = 0.0 if task.cancelled() else time.monotonic() + (_ROBOTS_FRESH if good else _ROBOTS_AGAIN)
@@ -312,41 +324,8 @@ class Client:
                 return _Reply(response.status, response.headers, b"")
             if image and length is not None and length > limit:
                 raise FetchError("too_large", f"{length} bytes; the limit is {limit}")
-            body = await self._read_body(errand, response, limit, image, clock)
+            body = await read_body(errand, response, limit, image, clock, self._budget)
             return _Reply(response.status, response.headers, body)
-
-    async def _read_body(
-        self, errand: Errand, response: aiohttp.ClientResponse, limit: int, image: bool, clock: asyncio.Timeout
-    ) -> bytes:
-        chunks, size = [], 0
-        try:
-            async for chunk in response.content.iter_any():
-                await self._take(errand, len(chunk), clock)
-                errand.heard()
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    if image:
-                        raise FetchError("too_large", f"more than {limit} bytes")
-                    break
-            encoding = response.headers.get("Content-Encoding", "")
-            if encoding:
-                await self._take(errand, limit, clock)
-            body = decompress(b"".join(chunks), encoding, limit)
-            errand.held = len(body)
-            return body
-        finally:
-            self._budget.finish(errand, errand.held)
-
-    async def _take(self, errand: Errand, size: int, clock: asyncio.Timeout) -> None:
-        """Bytes from the process's budget. Waiting for them is free, too."""
-        if not self._budget.take(errand, size):
-            loop = asyncio.get_running_loop()
-            left = (clock.when() or loop.time()) - loop.time()
-            clock.reschedule(None)
-            while not self._budget.take(errand, size):
-                await self._budget.wait()
-            clock.reschedule(loop.time() + left)
 
     def release(self, errand: Errand) -> None:
         """Nothing that the errand holds is needed any more: its turn at a host, the bytes of its body."""

@@ -190,6 +190,12 @@ class _Alone:
             host.wait(self)
 
 
+def host_name(url: URL) -> str:
+    """What a URL's host is known by; one name for http and https where they are at their usual ports."""
+    name = (url.host or "").rstrip(".")
+    return name if url.port in (80, 443) else f"{name}:{url.port}"
+
+
 class Hosts:
     """The hosts that the process has met, the last 50,000 of them."""
 
@@ -197,10 +203,8 @@ class Hosts:
         self._hosts: OrderedDict[str, Host] = OrderedDict()
 
     def of(self, url: URL) -> Host:
-        """The host of a URL; one for http and https where they are at their usual ports."""
-        name = (url.host or "").rstrip(".")
-        if url.port not in (80, 443):
-            name = f"{name}:{url.port}"
+        """The host of a URL."""
+        name = host_name(url)
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = Host()

@@ -10,65 +10,101 @@ from typing import IO, Any
 import pyarrow as pa
 
 from vlmdata.download.consent import refusal
-from vlmdata.download.known import KNOWN, Known
-from vlmdata.download.optout import LISTED, OptOut
+from vlmdata.download.known import KNOWN
+from vlmdata.download.optout import LISTED
 from vlmdata.download.seams import MISMATCH, NO_HASH, Job, run
 from vlmdata.download.stored import Stored, find, is_local
+from vlmdata.download.terms import Terms
 from vlmdata.download.video import in_order
 from vlmdata.errors import DataError, MachineError
-from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
 
 _HASHES = ("sha256", "md5", "sha1", "sha512")
 _Key = tuple[str, str | None]
+Told = Callable[[str, str, str | None], None]
 
 
 def download(
-    pairs: pa.Table,
-    tar: str | os.PathLike[str],
-    stored_tar: str,
-    options: Download,
-    consent: Consent,
-    roots: dict[str, str],
-    optout: OptOut,
-    known: Known,
-    workers: int,
-    told: Callable[[str, str, str | None], None] | None = None,
+    pairs: pa.Table, tar: str | os.PathLike[str], stored_tar: str, terms: Terms, told: Told | None = None
 ) -> tuple[pa.Table, pa.Table]:
     """See `vlmdata.download.download_part`."""
-    refused = _refused(pairs, consent, optout, known)
-    stored = [find(source, url, roots) for source, url in _rows(pairs, "source", "fetch_url")]
-    keys = _keys(pairs, stored)
-    jobs = _jobs(pairs, refused, keys, stored)
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.fspath(tar)) or ".") as spool:
-            if jobs:
-                run(in_order(list(jobs.values())), spool, options, consent, roots, optout, known, workers, told)
-            _write_tar(list(jobs.values()), spool, tar)
+            ((images, observations),) = fetch([pairs], spool, terms, told)
+            with open_tar(tar) as file:
+                return pack(images, spool, file, stored_tar), observations
     except OSError as error:
         raise MachineError(f"{os.fspath(tar)}: the images cannot be written: {error.strerror or error}") from error
-    of_rows = [jobs[key] if no is None else None for no, key in zip(refused, keys, strict=True)]
-    return _images(pairs, refused, of_rows, stored_tar), _observations(pairs, of_rows)
+
+
+def fetch(
+    parts: list[pa.Table], spool: IO[bytes], terms: Terms, told: Told | None = None
+) -> list[tuple[pa.Table, pa.Table]]:
+    """(images, observations) of each table of `pairs`, all fetched side by side. The JPEGs are in the spool, in the
+    order in which they came, and `offset` is a place there; `stored_tar` is null. See `download_part` for the rest."""
+    wanted = []
+    for pairs in parts:
+        refused = _refused(pairs, terms)
+        stored = [find(source, url, terms.roots) for source, url in _rows(pairs, "source", "fetch_url")]
+        keys = _keys(pairs, stored)
+        wanted.append((pairs, refused, keys, _jobs(pairs, refused, keys, stored)))
+    todo = [job for *_, jobs in wanted for job in jobs.values()]
+    if todo:
+        run(in_order(todo), spool, terms, told)
+    fetched = []
+    for pairs, refused, keys, jobs in wanted:
+        of_rows = [jobs[key] if no is None else None for no, key in zip(refused, keys, strict=True)]
+        fetched.append((_images(pairs, refused, of_rows), _observations(pairs, of_rows)))
+    return fetched
+
+
+def open_tar(path: str | os.PathLike[str]) -> tarfile.TarFile:
+    """A new tar for `pack`."""
+    return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+
+
+def pack(images: pa.Table, spool: IO[bytes], tar: tarfile.TarFile, stored_tar: str) -> pa.Table:
+    """Copy a part's JPEGs from the spool into the tar, in the order of the rows that they are named after. Returns the
+    rows with their places in the tar, whose name is to be `stored_tar`."""
+    keys = images["stored_key"].to_pylist()
+    spans = zip(images["offset"].to_pylist(), images["length"].to_pylist(), strict=True)
+    spooled = {key: span for key, span in zip(keys, spans, strict=True) if key is not None}
+    places: dict[str | None, int | None] = {None: None}
+    for uid in images["uid"].to_pylist():
+        if uid in spooled:
+            offset, length = spooled[uid]
+            member = tarfile.TarInfo(f"{uid}.jpg")  # its owner and times are 0
+            member.size = length
+            spool.seek(offset)
+            places[uid] = tar.offset + tarfile.BLOCKSIZE
+            tar.addfile(member, spool)
+    for name, values in (
+        ("stored_tar", [None if key is None else stored_tar for key in keys]),
+        ("offset", [places[key] for key in keys]),
+    ):
+        place = images.schema.get_field_index(name)
+        images = images.set_column(place, images.schema.field(place), pa.array(values, images.schema.types[place]))
+    return images
 
 
 def _rows(pairs: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*(pairs[name].to_pylist() for name in names), strict=True)
 
 
-def _refused(pairs: pa.Table, consent: Consent, optout: OptOut, known: Known) -> list[tuple[str, str] | None]:
+def _refused(pairs: pa.Table, terms: Terms) -> list[tuple[str, str] | None]:
     """For each pair: None, or why nothing is asked for, as (status, words)."""
     hashes = [(text or "").strip().lower().partition(":") for text in pairs["expected_hash"].to_pylist()]
     of_bytes = [digest if kind == "sha256" else None for kind, _, digest in hashes]
-    listed = optout.rows(pairs["url"].to_pylist(), pairs["page_url"].to_pylist(), of_bytes).tolist()
+    listed = terms.optout.rows(pairs["url"].to_pylist(), pairs["page_url"].to_pylist(), of_bytes).tolist()
     refused: list[tuple[str, str] | None] = []
     for said, named, (kind, _, digest) in zip(pairs["page_consent"].to_pylist(), listed, hashes, strict=True):
-        word = refusal(said, consent.respect)
+        word = refusal(said, terms.consent.respect)
         if word:
             refused.append((word, f"the page says no ({word})"))
         elif named:
             refused.append(("optout", LISTED))
         else:
-            refused.append(("optout", KNOWN) if known.has({kind: digest}) else None)
+            refused.append(("optout", KNOWN) if terms.known.has({kind: digest}) else None)
     return refused
 
 
@@ -108,23 +144,9 @@ def _expected(uid: str, text: str | None) -> str:
     return f"{kind}:{digest}"
 
 
-def _write_tar(jobs: list[Job], spool: IO[bytes], path: str | os.PathLike[str]) -> None:
-    """The spooled images as a tar, in the order of the jobs; their places become those in the tar."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for job in jobs:
-            if job.status == "success":
-                member = tarfile.TarInfo(f"{job.key}.jpg")  # its owner and times are 0
-                member.size = job.length
-                spool.seek(job.place)
-                job.place = tar.offset + tarfile.BLOCKSIZE
-                tar.addfile(member, spool)
-
-
-def _images(
-    pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: list[Job | None], stored_tar: str
-) -> pa.Table:
+def _images(pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: list[Job | None]) -> pa.Table:
     rows = [
-        _row(job, _expected(uid, expected), stored_tar) if no is None else {"download_status": no[0], "error": no[1]}
+        _row(job, _expected(uid, expected)) if no is None else {"download_status": no[0], "error": no[1]}
         for no, job, (uid, expected) in zip(refused, jobs, _rows(pairs, "uid", "expected_hash"), strict=True)
     ]
     schema = table_schema("images")
@@ -133,7 +155,7 @@ def _images(
     return pa.table(columns, schema=schema)
 
 
-def _row(job: Job | None, expected: str, stored_tar: str) -> dict[str, Any]:
+def _row(job: Job | None, expected: str) -> dict[str, Any]:
     assert job is not None
     assert job.answer is not None
     status, error = job.status, job.error
@@ -153,7 +175,7 @@ def _row(job: Job | None, expected: str, stored_tar: str) -> dict[str, Any]:
     if status == "success":
         assert job.size is not None
         row["width"], row["height"] = job.size
-        row |= {"stored_tar": stored_tar, "stored_key": job.key, "offset": job.place, "length": job.length}
+        row |= {"stored_key": job.key, "offset": job.place, "length": job.length}
     return row
 
 

@@ -16,8 +16,8 @@ from vlmdata.download.address import Names
 from vlmdata.download.budget import Budget
 from vlmdata.download.fetch import Client
 from vlmdata.download.hosts import Hosts
+from vlmdata.download.terms import Terms
 from vlmdata.errors import MachineError
-from vlmdata.recipe import Consent, Download
 
 BODIES = 256_000_000  # bytes of bodies that are held at once
 _END = 10.0  # seconds in which the loop has to end what is left
@@ -33,22 +33,26 @@ class Network:
         self._clients: dict[str, Client] = {}
 
     @contextmanager
-    def client(self, options: Download, consent: Consent, workers: int) -> Iterator[Client]:
-        """A client for these options, open inside the block; workers: see `Client`. Used by any thread."""
-        key = f"{options.model_dump_json()} {consent.model_dump_json()} {workers}"
+    def client(self, terms: Terms) -> Iterator[Client]:
+        """A client for these terms, open inside the block. Used by any thread."""
+        key = f"{terms.options.model_dump_json()} {terms.consent.model_dump_json()}"
         with self._lock:
             if self._users == 0:
                 self._start()
             self._users += 1
             client = self._clients.get(key)
             if client is None:
-                client = Client(options, consent, workers, self.hosts, self.names, self.budget)
+                client = Client(terms.options, terms.consent, self.hosts, self.names, self.budget)
                 self._clients[key] = client
+            client.buckets = (*client.buckets, terms.bucket)
         try:
             self.wait(self._open(client))
             yield client
         finally:
             with self._lock:
+                rest = list(client.buckets)
+                rest.remove(terms.bucket)
+                client.buckets = tuple(rest)
                 self._users -= 1
                 if self._users == 0:
                     self._stop()

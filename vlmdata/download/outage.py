@@ -72,10 +72,14 @@ class Tally:
 class Progress(Tally):
     """The tally of one part while it is under way, URL by URL."""
 
-    def __init__(self, stop_share: float, expected: Iterable[str], urls: Iterable[str], at_once: int) -> None:
-        """urls: of the part. at_once: how many of them may be on their way."""
+    def __init__(
+        self, stop_share: float, expected: Iterable[str], urls: Iterable[str], at_once: int, most: float = 1
+    ) -> None:
+        """urls: of the part. at_once: how many of them may be on their way. most: of a host that has more than this
+        share of the URLs nothing is said: it may be down, and all the rest be well."""
         super().__init__(stop_share, expected)
         self._left = Counter(_host(url) for url in set(urls))
+        self._aside = {host for host, count in self._left.items() if count > most * self._left.total()}
         self._ended: dict[str, set[str]] = {}
         self._at_once = at_once
 
@@ -85,8 +89,10 @@ class Progress(Tally):
         What fails at once comes before what succeeds slowly. So the URLs on their way count as if they came, and so do
         all those of a host that has answered in another way before.
         """
-        self.add(status, error)
         host = _host(url)
+        if host in self._aside:
+            return
+        self.add(status, error)
         self._left[host] -= 1
         self._ended.setdefault(host, set()).add(status)
         if self.tried % AT_LEAST == 0:

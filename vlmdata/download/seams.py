@@ -25,14 +25,14 @@ from vlmdata.download import decode, network
 from vlmdata.download.errand import Answer
 from vlmdata.download.frontier import Frontier, Outcome
 from vlmdata.download.header import ImageError, sniff
-from vlmdata.download.known import KNOWN, Known
+from vlmdata.download.known import KNOWN
 from vlmdata.download.local import local_path, read_local, read_stored
-from vlmdata.download.optout import LISTED, OptOut
+from vlmdata.download.optout import LISTED
 from vlmdata.download.stored import Stored
+from vlmdata.download.terms import Terms
 from vlmdata.download.video import Frames, frame_of
 from vlmdata.download.watch import Watch
 from vlmdata.errors import MachineError
-from vlmdata.recipe import Consent, Download
 
 NO_HASH = ""
 _LOOK = 0.5  # seconds after which a part that waits looks whether it waits in vain
@@ -46,7 +46,7 @@ class Job:
     expected: the hashes of its rows, `sha256:<hex>` each, NO_HASH for a row without one.
     local: whether a file of the rows' own source may be read for it.
     stored: what the source holds of it already, at `fetch_url`.
-    place, length: where the JPEG stands, and its bytes: in the spool first, then in the tar.
+    place, length: where the JPEG stands in the spool, and its bytes.
     """
 
     url: str
@@ -75,12 +75,7 @@ class Job:
 def run(
     jobs: list[Job],
     spool: IO[bytes],
-    options: Download,
-    consent: Consent,
-    roots: dict[str, str],
-    optout: OptOut,
-    known: Known,
-    workers: int,
+    terms: Terms,
     told: Callable[[str, str, str | None], None] | None = None,
 ) -> None:
     """Fetch, decode and spool every job's image, and note in each job what became of it; `told` may raise to stop.
@@ -95,23 +90,23 @@ def run(
         batches.write_table(rows)
     part = downloader(
         sample_writer_class=lambda *_: _Writer(jobs, spool, told),
-        resizer=partial(_resize, options=options, known=known),
+        resizer=partial(_resize, terms=terms),
         thread_count=max(1, len(jobs)),  # it starts no thread; our frontier decides how many URLs are on their way
         save_caption=False,
         extract_exif=False,
         output_folder="",
         column_list=["url"],
-        timeout=options.timeout,
+        timeout=terms.options.timeout,
         number_sample_per_shard=max(10, len(jobs)),
         oom_shard_count=1,
         compute_hash=None,
         verify_hash_type=None,
         encode_format="jpg",
-        retries=options.retries,
+        retries=terms.options.retries,
         user_agent_token=None,
         disallowed_header_directives=None,
     )
-    pool = _Pool(jobs, options, consent, roots, optout, known, workers)
+    pool = _Pool(jobs, terms)
     copy = types.FunctionType(downloader.download_shard.__code__, {**names, "ThreadPool": lambda _: pool})
     copy(part, (0, shard))
     lost = [job.key for job in jobs if not job.status]
@@ -161,26 +156,16 @@ class _Stream(io.BytesIO):
 class _Pool:
     """Stands where img2dataset has a pool of threads: answers come as they are done, from the network's event loop."""
 
-    def __init__(
-        self,
-        jobs: list[Job],
-        options: Download,
-        consent: Consent,
-        roots: dict[str, str],
-        optout: OptOut,
-        known: Known,
-        workers: int,
-    ) -> None:
-        self._jobs, self._options, self._roots, self._workers = jobs, options, roots, workers
-        self._optout, self._known = optout, known
-        self._frames = Frames(options.max_pixels)
+    def __init__(self, jobs: list[Job], terms: Terms) -> None:
+        self._jobs, self._terms = jobs, terms
+        self._frames = Frames(terms.options.max_pixels)
         self._network = network.NETWORK
-        self._entered = self._network.client(options, consent, workers)
+        self._entered = self._network.client(terms)
         self._done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
 
     def __enter__(self) -> "_Pool":
         client = self._entered.__enter__()
-        self._frontier = Frontier(client, lambda number, outcome: self._done.put((number, outcome)), self._optout)
+        self._frontier = Frontier(client, lambda number, outcome: self._done.put((number, outcome)), self._terms.optout)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -206,7 +191,8 @@ class _Pool:
             else:
                 local.append((number, here))
         waiting = {number for number, _url in remote}
-        watch = Watch(len(waiting), max(self._options.deadline, self._workers / (self._options.host_rate or math.inf)))
+        options, workers = self._terms.options, self._terms.bucket.workers
+        watch = Watch(len(waiting), max(options.deadline, workers / (options.host_rate or math.inf)))
         adding = asyncio.run_coroutine_threadsafe(self._frontier.add(remote), self._network.loop)
         while waiting or local:
             try:
@@ -237,17 +223,14 @@ class _Pool:
 
     def _here(self, job: Job) -> Callable[[], Answer] | None:
         """What reads an image that is on the disk already."""
+        roots, limit = self._terms.roots, self._terms.options.max_bytes
         if job.stored is not None:
-            return partial(read_stored, job.fetch_url, job.stored, self._roots, self._options.max_bytes)
+            return partial(read_stored, job.fetch_url, job.stored, roots, limit)
         frame = frame_of(job.url)
-        local = local_path(frame[0] if frame else job.url, self._roots) if job.local else None
+        local = local_path(frame[0] if frame else job.url, roots) if job.local else None
         if local is None:
             return None
-        return (
-            partial(self._frames.read, *local, frame[1])
-            if frame
-            else partial(read_local, *local, self._options.max_bytes)
-        )
+        return partial(self._frames.read, *local, frame[1]) if frame else partial(read_local, *local, limit)
 
     def _give_back(self, outcome: Outcome) -> None:
         """A body is not needed any more."""
@@ -257,20 +240,20 @@ class _Pool:
                 self._network.loop.call_soon_threadsafe(self._frontier.go_on)
 
     def _deliver(self, number: int, answer: Answer) -> tuple[int, _Stream | None, str | None]:
-        job, body = self._jobs[number], answer.body
+        job, body, known = self._jobs[number], answer.body, self._terms.known
         # Without the body, so that it goes as soon as it is decoded.
         job.answer = Answer(answer.status, answer.error, None, answer.consent, answer.fetched_at)
         if body is None:
             return number, None, f"{answer.status}: {answer.error}"
         job.received, job.mime = len(body), sniff(body)
-        for kind in {"sha256", *self._known.digests, *(text.partition(":")[0] for text in job.expected if text)}:
+        for kind in {"sha256", *known.digests, *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
         here = job.digests["sha256"]
         if job.stored is not None and job.stored.sha256:
             job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
-        if self._known.has(job.digests) or self._known.has({"sha256": here}):
+        if known.has(job.digests) or known.has({"sha256": here}):
             return number, None, f"optout: {KNOWN}"
-        if any(self._optout.refuses_bytes(sha256) for sha256 in {here, job.digests["sha256"]}):
+        if any(self._terms.optout.refuses_bytes(sha256) for sha256 in {here, job.digests["sha256"]}):
             return number, None, f"optout: {LISTED}"
         if not any(job.fits(text) for text in job.expected):
             return number, None, f"hash_mismatch: {MISMATCH}"
@@ -283,15 +266,16 @@ class _Pool:
         """The end of img2dataset's with statement does it."""
 
 
-def _resize(stream: _Stream, _: object, options: Download, known: Known) -> tuple:
+def _resize(stream: _Stream, _: object, terms: Terms) -> tuple:
     """img2dataset's resizer: (jpeg, width, height, original width, original height, error)."""
+    options = terms.options
     try:
         picture = decode.as_it_is(stream.getvalue(), options.size, options.max_pixels) if stream.job.stored else None
         picture = picture or decode.to_jpeg(stream.getvalue(), options.size, options.quality, options.max_pixels)
     except ImageError as error:
         stream.job.original = error.size
         return None, None, None, None, None, f"{error.status}: {error}"
-    if known.shows(picture.jpeg):
+    if terms.known.shows(picture.jpeg):
         return None, None, None, None, None, f"optout: {KNOWN}"
     return picture.jpeg, picture.width, picture.height, *picture.original, None
 

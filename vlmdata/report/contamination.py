@@ -6,7 +6,7 @@ from typing import Any
 import duckdb
 
 from vlmdata.dataset import Dataset
-from vlmdata.report.sheets import Pair, cut, pair_of, read_rows, tail, thumbnails
+from vlmdata.report.sheets import Pair, cut, pair_of, read_faces, read_rows, tail, thumbnails
 
 SHOWN = 24
 _NAME = 60
@@ -39,8 +39,7 @@ def contamination(
     """The first SHOWN pairs in the order of uids; None where the recipe asks for no decontamination."""
     if "contamination" not in manifest["tables"]:
         return None
-    counts = connection.sql("SELECT count(DISTINCT uid), count(DISTINCT evaluation) FROM contamination").fetchone()
-    assert counts is not None
+    counts = connection.sql("SELECT count(DISTINCT uid), count(DISTINCT evaluation) FROM contamination").fetchall()[0]
     # of several methods that found other images the most similar's is shown
     found = connection.execute(
         f"""
@@ -48,8 +47,9 @@ def contamination(
                list([method, similarity::VARCHAR] ORDER BY similarity DESC, method)
         FROM contamination GROUP BY uid ORDER BY uid LIMIT {SHOWN}"""
     ).fetchall()
-    rows = read_rows(connection, [uid for uid, *_ in found], manifest["columns"], {})
-    pictures = thumbnails(dataset, rows)
+    uids = [uid for uid, *_ in found]
+    rows = read_rows(connection, uids, manifest["columns"], {})
+    pictures = thumbnails(dataset, rows, read_faces(connection, uids, manifest))
     shown = [
         Found(
             pair_of(rows[uid], [], pictures.get(uid), None),

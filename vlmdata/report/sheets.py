@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 from PIL import Image
 
+from vlmdata.blur import blur_faces
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError
 from vlmdata.report.facts import funnel
@@ -107,7 +108,7 @@ def contact_sheets(dataset: Dataset, connection: duckdb.DuckDBPyConnection, mani
         if step.is_rule
     }
     rows = read_rows(connection, choice.uids, manifest["columns"], reads)
-    pictures = thumbnails(dataset, rows)
+    pictures = thumbnails(dataset, rows, read_faces(connection, choice.uids, manifest))
 
     def pair(uid: str, similarity: float | None = None) -> Pair:
         return pair_of(rows[uid], reads.get(rows[uid]["reason"], []), pictures.get(uid), similarity)
@@ -189,10 +190,26 @@ def read_rows(
     return {row["uid"]: row for row in table.to_pylist()}
 
 
-def thumbnails(dataset: Dataset, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """uid -> data: URL; each tar is opened once and read from front to back, at the chosen images' places only."""
+def read_faces(
+    connection: duckdb.DuckDBPyConnection, uids: list[str], manifest: dict[str, Any]
+) -> dict[str, Any] | None:
+    """uid -> the faces' boxes, of the pairs whose image was searched for faces; None where faces stay as they are."""
+    if not manifest["recipe"]["shards"].get("blur_faces"):
+        return None
+    sql = "SELECT uid, face_boxes FROM boxes_faces WHERE uid IN (SELECT unnest($uids)) AND face_boxes IS NOT NULL"
+    return dict(connection.execute(sql, {"uids": uids}).fetchall())
+
+
+def thumbnails(
+    dataset: Dataset, rows: dict[str, dict[str, Any]], faces: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """uid -> data: URL; each tar is opened once and read from front to back, at the chosen images' places only.
+
+    faces: what is blurred; an image that was not searched for faces is then not shown.
+    """
     # Whoever said no, perhaps after it was stored, and what is known to be illegal, is not shown either.
     stored = [row for row in rows.values() if row["length"] and not (row["reason"] or "").startswith("consent: ")]
+    stored = [row for row in stored if faces is None or row["uid"] in faces]
     stored.sort(key=lambda row: (row["stored_tar"], row["offset"]))
     pictures: dict[str, str] = {}
     for path, inside in itertools.groupby(stored, key=lambda row: row["stored_tar"]):
@@ -206,7 +223,10 @@ def thumbnails(dataset: Dataset, rows: dict[str, dict[str, Any]]) -> dict[str, s
             for row in inside:
                 tar.seek(row["offset"])
                 try:
-                    pictures[row["uid"]] = thumbnail(tar.read(row["length"]))
+                    content = tar.read(row["length"])
+                    if faces:
+                        content = blur_faces(content, faces[row["uid"]], 95)  # what is blurred loses nothing more here
+                    pictures[row["uid"]] = thumbnail(content)
                 except (OSError, ValueError) as error:
                     log.warning("the stored image of %s cannot be shown: %s", row["uid"], error)
     return pictures

@@ -106,6 +106,7 @@ class _Store:
         self.uids = rows["uid"]
         self.read_image = read_image
         self.decoded: dict[int, np.ndarray] = {}
+        self.found: dict[tuple[str, int], tuple[np.ndarray, Any]] = {}
 
     def pictures(self, chosen: np.ndarray) -> Pictures:
         """The images of the rows at `chosen` (positions), each distinct one once."""
@@ -120,7 +121,7 @@ class _Store:
                     raise DataError(
                         f"pair {uid}: its stored image is damaged ({error}); try `vlmdata verify`"
                     ) from error
-        return Pictures([self.decoded[int(offset)] for offset in offsets], of)
+        return Pictures([self.decoded[int(offset)] for offset in offsets], of, self.found)
 
 
 def _measure(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -44,18 +44,32 @@ def in_batches(run: Callable[[list[T]], np.ndarray], items: Sequence[T], size: i
     return np.concatenate(values)
 
 
-def package_file(package: str, *parts: str) -> Path:
+def package_file(package: str, *parts: str, install: str = "install vlmdata with all that it needs") -> Path:
     """The path of a file inside an installed package, without importing the package.
 
-    Raises MachineError when the package or the file is not there.
+    Raises MachineError, saying what to `install`, when the package or the file is not there.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MachineError(f"the package {package} is not installed: install vlmdata with all that it needs")
+        raise MachineError(f"the package {package} is not installed: {install}")
     path = Path(spec.submodule_search_locations[0], *parts)
     if not path.is_file():
         raise MachineError(f"{path} is missing: install the package {package} again")
     return path
+
+
+def onnx_session(model: str | bytes) -> Any:
+    """An ONNX model (a path or its bytes) on the CPU. Several threads may run one session.
+
+    It has one thread of its own: parts are spread over the cores.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # which would keep what the largest of many shapes took
+    options.log_severity_level = 3  # what exporters left in a file is no news for a terminal
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def file_sha256(path: str | Path) -> str:

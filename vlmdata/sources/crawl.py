@@ -22,7 +22,7 @@ from vlmdata.sources.urls import host_and_port, strip_signature, strip_urls, web
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
 
-VERSION = 2
+VERSION = 3
 
 
 def check(source: CrawlSource) -> None:

@@ -7,6 +7,7 @@ private ones need HF_TOKEN in the environment.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ def _open(source: TableSource) -> Any:
         ) from error
     assert source.hf is not None
     if not os.path.isdir(source.hf):
-        return datasets.load_dataset(source.hf, source.subset, split=source.split, streaming=True)
+        return _streamed(source.hf, source.subset, source.split)
     there = os.listdir(source.hf)
     if "dataset_dict.json" in there:  # what save_to_disk wrote: mapped into memory, not read into it
         splits = datasets.load_from_disk(source.hf)
@@ -51,6 +52,13 @@ def _open(source: TableSource) -> Any:
     if "state.json" in there:
         return datasets.load_from_disk(source.hf)
     return datasets.load_dataset(source.hf, source.subset, split=source.split, streaming=True)
+
+
+@cache  # the hub is asked once a process what the dataset consists of
+def _streamed(name: str, subset: str | None, split: str) -> Any:
+    import datasets
+
+    return datasets.load_dataset(name, subset, split=split, streaming=True)
 
 
 @contextmanager
