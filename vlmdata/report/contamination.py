@@ -39,7 +39,9 @@ def contamination(
     """The first SHOWN pairs in the order of uids; None where the recipe asks for no decontamination."""
     if "contamination" not in manifest["tables"]:
         return None
-    counts = connection.sql("SELECT count(DISTINCT uid), count(DISTINCT evaluation) FROM contamination").fetchall()[0]
+    ((pairs, images),) = connection.sql(
+        "SELECT count(DISTINCT uid), count(DISTINCT evaluation) FROM contamination"
+    ).fetchall()
     # of several methods that found other images the most similar's is shown
     found = connection.execute(
         f"""
@@ -59,4 +61,4 @@ def contamination(
         )
         for uid, evaluation, picture, ways in found
     ]
-    return Contamination(*counts, shown)
+    return Contamination(pairs, images, shown)
