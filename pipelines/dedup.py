@@ -17,27 +17,35 @@ import pyarrow.compute as pc
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset, Table, noted, part_name, table_folder
 from vlmdata.errors import DataError
+from vlmdata.pipelines import decontaminate
 from vlmdata.pipelines import near as workers
 from vlmdata.plan import Plan
-from vlmdata.recipe import SemanticDedup
+from vlmdata.recipe import DecontaminateDedup, Dedup, SemanticDedup
 
 IN_MEMORY = 4 << 30  # bytes of vectors; more are compared by workers
 progress = logging.getLogger("vlmdata.progress")
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
-    """Group the pairs by every method of the recipe and write the table's manifest."""
+    """Group the pairs by every method of the recipe and write the table's manifest; with decontamination also that of
+    `contamination`."""
     parts = []
     in_force = layers.in_force(dataset, tables["pairs"])
     for number, method in enumerate(plan.recipe.dedup):
-        read, columns = dedup.reads(method)
         told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
         progress.info("dedup: %s", method.kind, extra=told)
         # A snapshot that is out relies on the groups of its own layers, which stay.
         name, key = part_name(number, tables["pairs"].layer), plan.tables["duplicates"]
         also = []
+        if isinstance(method, DecontaminateDedup):
+            groups, evaluated = decontaminate.run(plan, dataset, tables, method, in_force)
+            part = dataset.write_part("contamination", key, name, evaluated, {})
+            dataset.write_table(Table("contamination", key, (part,), noted(tables.values())))
+            parts.append(dataset.write_part("duplicates", key, name, groups, {}))
+            continue
+        read, columns = dedup.reads(method)
         with dataset.spool() as folder:
-            values, sources = _gather(dataset, tables[read], ["uid", *columns], in_force, folder)
+            values, sources = _gather(dataset, method, tables[read], ["uid", *columns], in_force, folder)
             compared = None
             if isinstance(method, SemanticDedup) and values["vector"].nbytes > IN_MEMORY:
                 compared = workers.compare(dataset, plan.recipe.runner, method, values["vector"], sources)
@@ -58,7 +66,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
 
 
 def _gather(
-    dataset: Dataset, table: Table, columns: list[str], in_force: Mapping[str, pa.BooleanArray], folder: Path
+    dataset: Dataset,
+    method: Dedup,
+    table: Table,
+    columns: list[str],
+    in_force: Mapping[str, pa.BooleanArray],
+    folder: Path,
 ) -> tuple[dict[str, np.ndarray], list[workers.Source]]:
     """The columns of all rows in force that have every value, each mapped from a file in `folder`; and their parts.
 
@@ -73,6 +86,7 @@ def _gather(
             found = dataset.read_part(part, columns)
             found = found.filter(in_force[part.name]) if part.name in in_force else found
             found = found.filter(functools.reduce(pc.and_, [found[name].is_valid() for name in columns]))
+            found = dedup.compared(method, found)
             values = {name: _values(found[name]) for name in columns}
             if not rows:
                 like = values

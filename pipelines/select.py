@@ -13,11 +13,12 @@ from vlmdata.dedup import NEAR
 from vlmdata.download import lists, optout
 from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.plan import Plan, list_files
+from vlmdata.plan import GROUPED, Plan, list_files
 from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, checked, denials, judge_part, settle, top
+from vlmdata.select import Choice, checked, denials, judge_part, settle, top, with_merged
 
+CAPTIONS = table_schema("verdict").field("captions")
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
 
@@ -57,6 +58,8 @@ class _Judge:
         )
         denied = denials(page, host, self.respect)
         rows = judge_part(wide, self.choice, listed, denied if in_force is None else denied.filter(in_force))
+        if self.choice.merging:
+            rows = rows.append_column("captions", _captions(dataset, parts[self.consent[0]], in_force))
         return asdict(dataset.write_part("judged", self.key, parts[0].name, rows, {}))
 
 
@@ -90,8 +93,11 @@ class _Count:
 
 @dataclass(frozen=True)
 class _Write:
+    """pairs: where among an element's parts the one of `pairs` is, which holds the captions."""
+
     dataset: str
     snapshot: str
+    pairs: int
 
     def __call__(self, element: tuple[_Element, Part]) -> dict[str, Any]:
         (parts, in_force), verdict = element
@@ -100,9 +106,17 @@ class _Write:
         name = f"part-{verdict.name.rsplit('-', 1)[1]}"
         part = dataset.current_part("samples", self.snapshot, name, inputs)
         if part is None:
-            rows = beside(wide_part(dataset, parts, in_force), dataset.read_part(verdict))
+            settled = dataset.read_part(verdict)
+            rows = beside(wide_part(dataset, parts, in_force), settled)
+            captions = _captions(dataset, parts[self.pairs], in_force)
+            rows = rows.append_column(CAPTIONS, with_merged(captions, settled["merged"]))
             part = dataset.write_part("samples", self.snapshot, name, rows, inputs)
         return asdict(part)
+
+
+def _captions(dataset: Dataset, pairs: Part, in_force: pa.BooleanArray | None) -> pa.ChunkedArray:
+    captions = dataset.read_part(pairs, ["captions"])
+    return (captions if in_force is None else captions.filter(in_force))["captions"]
 
 
 def choice_of(plan: Plan) -> Choice:
@@ -124,7 +138,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     tables: pairs, images, the signals' tables, and duplicates where the recipe asks for them.
     """
     choice = choice_of(plan)
-    scalar = [name for name in tables if name != "duplicates" and not name.startswith(("embeddings", "boxes"))]
+    scalar = [name for name in tables if name not in GROUPED and not name.startswith(("embeddings", "boxes"))]
     in_force = layers.in_force(dataset, tables["pairs"])
     by_part: list[_Element] = [
         (list(parts), in_force.get(parts[0].name))
@@ -171,7 +185,9 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             for number, rows in enumerate(verdicts)
         ]
     elements = list(zip(by_part, verdict_parts, strict=True))
-    results = run_parts(dataset, "select", _Write(dataset.absolute, str(number)), elements, plan.recipe.runner)
+    results = run_parts(
+        dataset, "select", _Write(dataset.absolute, str(number), scalar.index("pairs")), elements, plan.recipe.runner
+    )
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
     about = {"select": plan.select, "funnel": funnel, "splits": splits, **({"balance": recorded} if recorded else {})}

@@ -116,7 +116,7 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
     required: dict[str, Any] = {
         "start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat", "by": "words", "count": 1,
-        "head": "h", "trusted": ["s"],
+        "head": "h", "trusted": ["s"], "against": ["p"],
     }  # fmt: skip
     if "kind" in kind.model_fields:
         required["kind"] = get_args(kind.model_fields["kind"].annotation)[0]
@@ -152,7 +152,9 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     recipe.OcrSignal: {"size": 736},
     recipe.FacesSignal: {"size": 640, "threshold": 0.4},
     recipe.MaskedClipSignal: {"model": "lite", "batch": 32, "size": 736},
+    recipe.SscdSignal: {"model": "sscd", "batch": 16},
     recipe.PerceptualDedup: {"distance": 4},
+    recipe.DecontaminateDedup: {"distance": 4},
     recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
     recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},
     recipe.Shards: {

@@ -37,7 +37,7 @@ def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.
     _view(connection, dataset, "samples", [[part["path"] for part in snapshot["samples"]]])
     pairs = _layers(snapshot["tables"]["pairs"])
     for name, table in snapshot["tables"].items():
-        whole = name == "duplicates"  # made of all layers at once
+        whole = name in ("duplicates", "contamination")  # made of all layers at once
         _view(connection, dataset, name, [[p["path"] for p in table["parts"]]] if whole else _layers(table), pairs)
     observed = [part.path for table in dataset.tables_named("observations") for part in table.parts if part.rows]
     _view(connection, dataset, "observations", [observed])

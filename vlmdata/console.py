@@ -23,6 +23,7 @@ from rich.text import Text
 from vlmdata.dataset import Dataset, part_from, snapshot_folder
 from vlmdata.errors import InputError
 from vlmdata.lock import RUN_VARIABLE, end_orphans, run_mark
+from vlmdata.plan import GROUPED
 
 if TYPE_CHECKING:
     import duckdb
@@ -242,7 +243,7 @@ def show_pair(dataset: Dataset, uid: str) -> None:
     manifest = dataset.latest()
     assert manifest is not None
     tables = [
-        name for name in manifest["tables"] if name != "duplicates" and not name.startswith(("embeddings", "boxes"))
+        name for name in manifest["tables"] if name not in GROUPED and not name.startswith(("embeddings", "boxes"))
     ]
     verdict = sample[0]
     if verdict["kept"]:

@@ -12,16 +12,18 @@ import pyarrow as pa
 
 from vlmdata import blur, dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
+from vlmdata.dedup import evaluation
 from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
-from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
+from vlmdata.recipe import DecontaminateDedup, FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
 from vlmdata.rules import Expression, check_rule
 from vlmdata.schemas import table_schema
 from vlmdata.select import entries, presets
 from vlmdata.select.checked import Checked, check_preset, check_select
 from vlmdata.sources import video, webdataset
 
+GROUPED = ("duplicates", "contamination")  # made of all layers at once: their parts are not those of `pairs`
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
 # Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
 SECONDS_A_ROW = {
@@ -37,6 +39,7 @@ SECONDS_A_ROW = {
     "aesthetic": 0.0001,
     "filter": 0.01,
     "python": 0.002,
+    "embeddings_sscd": 0.1,
     "ocr": 0.05,
     "faces": 0.1,
     "masked": 0.08,  # masked_clip
@@ -123,18 +126,19 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
     duplicates = None
     if recipe.dedup:
         for method in recipe.dedup:
-            read, _ = dedup.reads(method)
-            if recipe.download.skip and read == "images":
-                raise InputError(f"dedup.{method.kind}: it compares images, and download.skip leaves them out")
-            if read not in tables:
-                raise InputError(
-                    f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
-                    "`signals` must name what makes it"
-                )
-        options = [method.keyed() for method in recipe.dedup]
+            for read in dedup.tables(method):
+                if recipe.download.skip and read == "images":
+                    raise InputError(f"dedup.{method.kind}: it compares images, and download.skip leaves them out")
+                if read not in tables:
+                    raise InputError(
+                        f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
+                        "`signals` must name what makes it"
+                    )
+        evaluated = {m.kind: evaluation.digest(m) for m in recipe.dedup if isinstance(m, DecontaminateDedup)}
+        options = [method.keyed() for method in recipe.dedup] + [evaluated] * bool(evaluated)
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
-        tables["duplicates"] = duplicates
+        tables |= dict.fromkeys(GROUPED if evaluated else GROUPED[:1], duplicates)
     checked = check_select(recipe, columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
@@ -143,6 +147,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         [
             recipe.select.keyed(),
             [d.kind for d in recipe.dedup],
+            *([merging] if (merging := [d.kind for d in recipe.dedup if getattr(d, "merge", None)]) else []),
             list(recipe.select.rules),
             sorted(set(recipe.consent.respect)),
             *([listed["optout"]] if listed["optout"] else []),
@@ -336,9 +341,9 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
         if table:
             lines.append(f"{name:<23}there: {table.rows:,} rows, {_size(table)}")
             continue
-        earlier = dataset.read_table(name, plan.tables[name]) if name != "duplicates" else None
+        earlier = dataset.read_table(name, plan.tables[name]) if name not in GROUPED else None
         missing = pairs.rows - (earlier.rows if earlier else 0) if pairs else 0
-        seconds = missing * SECONDS_A_ROW.get(name.split("_")[0], 0.0)
+        seconds = missing * _seconds_a_row(name)
         total += seconds
         lines.append(
             f"{name:<23}missing"
@@ -352,6 +357,12 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
     if pairs:
         lines.append(f"about {total / 3600:.2f} hours up to the selection, without jobs; `after` rules shorten it")
     return lines
+
+
+def _seconds_a_row(table: str) -> float:
+    """Of `clip_b` what `clip` takes, of `embeddings_sscd_b` what `embeddings_sscd`."""
+    known = [name for name in SECONDS_A_ROW if f"{table}_".startswith(f"{name}_")]
+    return SECONDS_A_ROW[known[0]] if known else 0.0
 
 
 def _found(table: Table) -> str:

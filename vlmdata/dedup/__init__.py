@@ -1,7 +1,7 @@
 """Groups of duplicates: one file a method. Which member of a group is kept is the selection's to decide.
 
 A method is a module with `reads(options)`, the table and columns that it compares, and `compare(options, values,
-earlier, known)`, the pairs of rows that are alike.
+earlier, known)`, the pairs of rows that are alike; `decontaminate` alone compares with what is outside of the dataset.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata import recipe
-from vlmdata.dedup import exact, perceptual, semantic
+from vlmdata.dedup import decontaminate, exact, perceptual, pixels, semantic, url
 from vlmdata.dedup.components import Compared, Edges, stars, unite
 from vlmdata.schemas import conform, table_schema
 
 VERSION = 2
 NEAR = pa.schema([("uid", pa.string()), ("other", pa.string()), ("similarity", pa.float32()), ("equal", pa.bool_())])
 
-_METHODS: dict[str, ModuleType] = {"exact": exact, "perceptual": perceptual, "semantic": semantic}
+_METHODS: dict[str, ModuleType] = {
+    "exact": exact,
+    "pixels": pixels,
+    "url": url,
+    "perceptual": perceptual,
+    "semantic": semantic,
+}
+
+
+def tables(options: recipe.Dedup) -> list[str]:
+    """The names of the tables that a method, decontamination too, compares."""
+    if isinstance(options, recipe.DecontaminateDedup):
+        return list(decontaminate.reads(options))
+    return [reads(options)[0]]
 
 
 class Earlier(NamedTuple):
@@ -43,6 +56,11 @@ class Grouped(NamedTuple):
 def reads(options: recipe.Dedup) -> tuple[str, list[str]]:
     """The name of the table, and the columns of it, that `groups` wants as values."""
     return _METHODS[options.kind].reads(options)
+
+
+def compared(options: recipe.Dedup, found: pa.Table) -> pa.Table:
+    """Rows of the columns that `reads` names in the form in which they are compared."""
+    return url.compared(found) if options.kind == "url" else found
 
 
 def groups(

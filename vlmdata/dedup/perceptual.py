@@ -47,14 +47,9 @@ def pairs(
     hashes: uint64 [n]. entropy: bits of the grey histogram, float [n], where it is known.
     Rows of one hash are joined to their first; between different hashes all pairs are given, once.
     Of pairs among the `earlier` first rows none is given, and what only they have is not looked for.
-    Images without content do not join a group: those with an entropy below MIN_ENTROPY (nearly one grey value), and
-    those whose hash has fewer than MIN_BITS of at most 32 bits set (more than half of the coefficients are zero:
-    flat images and mere stripes, whose hashes are alike whatever they show).
+    Images without content do not join a group: see `telling`.
     """
-    telling = np.bitwise_count(hashes) >= MIN_BITS
-    if entropy is not None:
-        telling &= entropy >= MIN_ENTROPY  # false for NaN too
-    rows = np.flatnonzero(telling)
+    rows = np.flatnonzero(telling(hashes, entropy))
     distinct, first, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
     same = stars(inverse)
     yield since(same._replace(i=rows[same.i], j=rows[same.j]), earlier)
@@ -63,6 +58,17 @@ def pairs(
     for a, b, differing in _near(distinct, distance, brute_force, fresh):
         i, j = rows[a], rows[b]
         yield Edges(np.minimum(i, j), np.maximum(i, j), (1 - differing / 64).astype(np.float32))
+
+
+def telling(hashes: np.ndarray, entropy: np.ndarray | None = None) -> np.ndarray:
+    """bool [n]: which images have enough in them to be compared by their hash.
+
+    Not those with an entropy below MIN_ENTROPY (nearly one grey value), nor those whose hash has fewer than MIN_BITS of
+    at most 32 bits set (more than half of the coefficients are zero: flat images and mere stripes, whose hashes are
+    alike whatever they show).
+    """
+    enough = np.bitwise_count(hashes) >= MIN_BITS
+    return enough if entropy is None else enough & (entropy >= MIN_ENTROPY)  # false for NaN too
 
 
 def _near(

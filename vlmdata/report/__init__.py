@@ -15,6 +15,7 @@ from markupsafe import Markup
 from vlmdata import catalog, layers
 from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.report import charts, facts
+from vlmdata.report.contamination import contamination
 from vlmdata.report.histograms import histograms
 from vlmdata.report.sheets import contact_sheets, cut
 from vlmdata.report.training import training_jobs
@@ -57,6 +58,7 @@ def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dic
         "languages": facts.languages(connection, manifest),
         "sources": facts.sources(connection),
         "sheets": contact_sheets(dataset, connection, manifest),
+        "contamination": contamination(dataset, connection, manifest),
         "consent": facts.consent(connection, manifest),
         "downloads": facts.downloads(connection),
         "retries": layers.outcomes(dataset, manifest),

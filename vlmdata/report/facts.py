@@ -77,9 +77,10 @@ def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
     meanings: dict[str, str] = {}
     tables = [(table, "") for table in ("pairs", "images")]
     tables += [("known", "")] if "known" in manifest["tables"] else []
-    tables += [
-        (signal["kind"], f"_{signal['name']}" if signal.get("name") else "") for signal in manifest["recipe"]["signals"]
-    ]
+    for signal in manifest["recipe"]["signals"]:
+        suffix = f"_{signal['name']}" if signal.get("name") else ""
+        if signal["kind"] + suffix in manifest["tables"]:  # a family may have embeddings alone
+            tables.append((signal["kind"], suffix))
     for table, suffix in [*tables, ("verdict", "")]:
         for name, column in schemas.columns(table).items():
             meanings.setdefault(name + (suffix if column.get("suffix") else ""), column["meaning"])

@@ -4,6 +4,7 @@ Every pair ends with one verdict. The order of reasons: consent, download, rules
 balance, sample. What the row alone decides is `judge`; what only a look at all pairs decides is `settle`.
 """
 
+from vlmdata.select.captions import with_merged
 from vlmdata.select.choice import CONSENT_STATUSES, ERROR_CLASSES, FAILURES, SURVIVORS, Choice
 from vlmdata.select.funnel import funnel
 from vlmdata.select.judge import denials, judge_part
@@ -22,4 +23,5 @@ __all__ = [
     "funnel",
     "judge_part",
     "settle",
+    "with_merged",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from vlmdata.errors import InputError
-from vlmdata.recipe import Recipe, Select
+from vlmdata.recipe import DecontaminateDedup, Recipe, Select
 from vlmdata.rules import Expression, Order, check_number, check_order, check_rule
 from vlmdata.select import presets, sample
 from vlmdata.select.choice import SURVIVORS, Choice
@@ -64,6 +64,7 @@ def choice(recipe: Recipe, checked: Checked, unmeasured: frozenset[str]) -> Choi
         asked.top,
         checked.top_by,
         asked.survivor if asked.survivor in SURVIVORS else None,
+        frozenset(m.kind for m in recipe.dedup if not isinstance(m, DecontaminateDedup) and m.merge),
     )
 
 

@@ -25,7 +25,8 @@ class Choice:
 
     top: what is kept of those that are left, by the value of `top_by`. balanced: whether pairs are balanced. sample:
     how many are drawn, by the value of `weight`.
-    ahead: a name of SURVIVORS whose order comes before the survivor's.
+    ahead: a name of SURVIVORS whose order comes before the survivor's. merging: the methods of deduplication whose
+    survivor gets the others' captions.
     """
 
     rules: dict[str, Expression]
@@ -38,3 +39,4 @@ class Choice:
     top: Top | None = None
     top_by: Expression | None = None
     ahead: str | None = None
+    merging: frozenset[str] = frozenset()

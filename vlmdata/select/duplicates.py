@@ -1,7 +1,7 @@
 """The survivors among duplicates: of those that pass so far the first by the recipe's order.
 
-Of a connected group one, or by SemDeDup's rule (Abbas et al. 2023) each that no earlier one in the order is near to,
-whether that one stays or not.
+Of a connected group one, of a group found by decontamination none, or by SemDeDup's rule (Abbas et al. 2023) each that
+no earlier one in the order is near to, whether that one stays or not.
 """
 
 from collections.abc import Collection
@@ -35,11 +35,13 @@ def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collecti
     connection: has the table `verdict` (see `settle`) with the survivor's terms term_0, …, and `duplicates`.
     near: the methods that follow SemDeDup's rule; `near_<method>` has their pairs of rows that are alike (uid, other,
     equal), rows of one value with the first of them alone.
+    Makes the table `replaced` (uid, survivor, method, rank) for `captions.merge`.
     """
     terms = [f"term_{place}" for place in range(len(choice.survivor))]
     order = SURVIVORS[choice.ahead] if choice.ahead else ""
     order += "".join(f"{term} {by.direction} NULLS LAST, " for term, by in zip(terms, choice.survivor, strict=True))
-    for method in choice.methods:
+    connection.execute("CREATE TABLE replaced (uid VARCHAR, survivor VARCHAR, method INTEGER, rank BIGINT)")
+    for place, method in enumerate(choice.methods):
         connection.execute(
             f"""
             CREATE OR REPLACE TEMP TABLE members AS
@@ -47,7 +49,19 @@ def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collecti
             FROM verdict v JOIN duplicates d ON d.uid = v.uid WHERE d.dup_method = $method AND v.reason IS NULL""",
             {"method": method},
         )
-        later = _LATER_AND_NEAR.format(near=f"near_{method}") if method in near else _LATER
+        if method == "decontaminate":
+            later = "SELECT uid FROM members"
+        else:
+            later = _LATER_AND_NEAR.format(near=f"near_{method}") if method in near else _LATER
         connection.execute(
             f"UPDATE verdict SET reason = 'duplicate: ' || $method WHERE uid IN ({later})", {"method": method}
         )
+        if method in choice.merging:
+            connection.execute(
+                f"""
+                INSERT INTO replaced
+                SELECT m.uid, m.survivor, {place}, m.rank FROM (
+                    SELECT uid, rank, first_value(uid) OVER (PARTITION BY dup_group ORDER BY rank) AS survivor
+                    FROM members
+                ) m JOIN verdict v ON v.uid = m.uid WHERE v.reason IS NOT NULL"""
+            )

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from vlmdata.recipe import Shards
 from vlmdata.schemas import table_schema
+from vlmdata.select import captions, places, sample
 from vlmdata.select import duplicates as groups
-from vlmdata.select import places, sample
 from vlmdata.select import top as tops
 from vlmdata.select.choice import Choice
 from vlmdata.select.funnel import funnel
@@ -21,7 +21,9 @@ from vlmdata.select.funnel import funnel
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
-VERDICT = table_schema("verdict")
+_VERDICT = table_schema("verdict").remove(table_schema("verdict").get_field_index("captions"))
+# What `settle` gives: merged are the captions that a survivor gets from others, null for most.
+SETTLED = _VERDICT.append(pa.field("merged", pa.list_(pa.string())))
 # For each part, which rows are left (bool, not null) -> which of them the balancing keeps.
 Balancing = Callable[[list[pa.BooleanArray]], list[pa.BooleanArray]]
 
@@ -45,20 +47,25 @@ def settle(
     """
     connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
     connection.register("judged", judged)
-    connection.execute("CREATE TABLE verdict AS SELECT row_number() OVER () AS place, *, 1 AS copies FROM judged")
+    connection.execute(
+        "CREATE TABLE verdict AS SELECT row_number() OVER () AS place, * "
+        + ("EXCLUDE (captions)" if choice.merging else "")
+        + ", 1 AS copies FROM judged"
+    )
     if duplicates is not None:
         connection.register("duplicates", duplicates)
         for method, pairs in (near or {}).items():
             connection.register(f"near_{method}", pairs)
     reject(connection, choice, sizes, balancing, duplicates is not None, list(near or {}))
+    captions.merge(connection, choice)
     splits = places.place(connection, shards)
     counts = dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
     rows = connection.sql(
         """
         SELECT uid, reason IS NULL AS kept, reason,
                split || '-' || lpad(shard::VARCHAR, 7, '0') AS shard, index::INTEGER AS index, split,
-               CASE WHEN reason IS NULL THEN copies ELSE 0 END AS copies, further_copies
-        FROM verdict LEFT JOIN placed USING (place) ORDER BY place"""
+               CASE WHEN reason IS NULL THEN copies ELSE 0 END AS copies, further_copies, merged
+        FROM verdict LEFT JOIN placed USING (place) LEFT JOIN merged USING (uid) ORDER BY place"""
     )
     return _cut(connection, rows, sizes), funnel(counts, choice), splits
 
@@ -107,6 +114,6 @@ def _cut(connection: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, s
     for size in sizes:
         while held.num_rows < size:
             held = pa.concat_tables([held, pa.Table.from_batches([reader.read_next_batch()])])
-        yield held.slice(0, size).select(VERDICT.names).cast(VERDICT)
+        yield held.slice(0, size).select(SETTLED.names).cast(SETTLED)
         held = held.slice(size)
     connection.close()
