@@ -149,6 +149,7 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
         "model": "tiny", "steps": 200, "batch": 64, "lr": 0.001, "warmup": 10, "weight_decay": 0.1, "crop": 1.0,
         "seed": 0,
     },
+    recipe.NearTargetSignal: {"embeddings": "clip", "clusters": None, "seed": 0},
     recipe.OcrSignal: {"size": 736},
     recipe.FacesSignal: {"size": 640, "threshold": 0.4},
     recipe.MaskedClipSignal: {"model": "lite", "batch": 32, "size": 736},
