@@ -19,6 +19,7 @@ from vlmdata.dedup import partitions
 from vlmdata.errors import InputError
 from vlmdata.pipelines import clusters
 from vlmdata.signals import near_target
+from vlmdata.snapshot import verify
 
 CLUSTERS = 9
 
@@ -191,6 +192,21 @@ def test_pairs_that_come_later_are_judged_by_the_same_clusters(tmp_path: Path, m
     dataset, _ = publish(tmp_path)
     assert {file.name: file.read_bytes() for file in model_of(dataset)[0].iterdir()} == model
     assert query(dataset, "SELECT count(near_target) FROM samples") == [(90,)]
+
+
+def test_verify_looks_at_the_clusters_too(published: Any) -> None:
+    dataset, _ = published
+    assert list(verify(dataset)) == []
+    folder, manifest = model_of(dataset)
+    path, told = folder / "near.npy", (folder / "manifest.json")
+    content, about = path.read_bytes(), told.read_bytes()
+    path.write_bytes(content[:-1])
+    (difference,) = verify(dataset)
+    assert difference[:2] == (manifest["files"][1]["path"], manifest["files"][1]["sha256"])
+    path.write_bytes(content)
+    told.unlink()
+    assert list(verify(dataset)) == [(f"models/{folder.name}/manifest.json", "a model", "missing")]
+    told.write_bytes(about)
 
 
 def test_what_cannot_be_clustered_is_told(tmp_path: Path) -> None:
