@@ -17,7 +17,7 @@ _REMEMBERED = 50_000  # hosts
 _IN_A_ROW = 5  # failures after which a host rests
 LEFT_ALONE = 600.0  # seconds that a host is not asked which has failed in its rest's trial, too
 _FIRST_PAUSE = 0.5  # seconds after a 429 or 503 without Retry-After; twice as long after each further one
-_CONNECTION = {"dns", "connect", "timeout"}
+CONNECTION = {"dns", "connect", "timeout"}  # no answer
 
 
 class Waiter(Protocol):
@@ -43,6 +43,11 @@ class Host:
         self._last: FetchError | None = None
         self._waiters: dict[Waiter, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def opens(self) -> float:
+        """When its rate and its Crawl-delay admit the next request."""
+        return self._next
 
     @property
     def idle(self) -> bool:
@@ -133,7 +138,7 @@ class Host:
     def failed(self, error: FetchError, rest: float) -> None:
         """No connection or no answer. After five in a row it rests for `rest` seconds, and then for long when the
         next request fails, too."""
-        if error.status not in _CONNECTION or time.monotonic() < self._shut:
+        if error.status not in CONNECTION or time.monotonic() < self._shut:
             return
         self._failures, self._last = self._failures + 1, error
         if self._failures >= _IN_A_ROW:
