@@ -126,10 +126,18 @@ def test_one_process_asks_a_host_and_all_share_one_that_redirects_lead_to() -> N
     client = Client(options, Consent(), known.hosts, known.names, known.budget)
     client.buckets = (Bucket(own, 1000, 8), Bucket(rest[1], 1000, 8))
     host = client.host(parse_url("https://example.org/a.jpg"))
-    assert (host.limit, host.interval) == (4, 0.1)
+    host.know_robots(2)
+    assert (host.limit, host.interval, host.share) == (4, 0.1, 1)
     assert client.host(parse_url("http://example.org/b.jpg")) is host
     host = client.host(parse_url("http://elsewhere.example/a.jpg"))
-    assert (host.limit, host.interval) == (1, 0.8)
+    host.know_robots(2)
+    assert (host.limit, host.interval, host.share) == (1, 0.1, 8)
+    began = time.monotonic() + 100
+    for shared in (True, False):
+        client.buckets = (Bucket(own if shared else rest[-1], 1000, 8),)
+        assert client.host(parse_url("http://elsewhere.example/b.jpg")) is host
+        host.enter(began)
+        assert host.opens - began == (16 if shared else 18)  # robots.txt's delay is divided as the rate is
     assert client.host(parse_url("http://127.0.0.1/a.jpg")).interval == 0  # the user's own
 
 
@@ -330,6 +338,14 @@ def names_answered(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], list
     with monkeypatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", getaddrinfo)
         yield asked
+
+
+def test_a_host_has_one_robots_txt_however_its_name_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve({"*": send(GOOD)}) as site, names_answered(monkeypatch, lambda _: ["127.0.0.1"]):
+        urls = [f"http://{name}.test:{site.port}/{name}.jpg" for name in ("EXAMPLE", "example", "Example")]
+        found, _ = fetch(tmp_path, urls, allow_hosts=[f"example.test:{site.port}"])
+        assert site.paths().count("/robots.txt") == 1
+    assert statuses(found) == ["success"] * 3
 
 
 def test_a_name_that_leads_to_a_private_address_is_blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

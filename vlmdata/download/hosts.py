@@ -30,11 +30,12 @@ class Waiter(Protocol):
 class Host:
     """A web server by name. Times are time.monotonic's, in seconds.
 
-    limit: requests at once. interval: seconds between the beginnings of requests.
+    limit: requests at once. interval: seconds between the beginnings of requests, unless robots.txt wants more. share:
+    so many times these seconds pass, as other processes ask it, too.
     """
 
     def __init__(self) -> None:
-        self.limit, self.interval = 1, 0.0
+        self.limit, self.interval, self.share = 1, 0.0, 1
         self.busy = 0
         self._known, self._asked, self._delay = False, 0, 0.0  # its robots.txt
         self._began = self._next = self._shut = 0.0
@@ -67,7 +68,7 @@ class Host:
         self._asked, self._known = self._asked - 1, True
         if delay is not None:
             self._delay = delay
-            self._next = max(self._next, self._began + delay)
+            self._next = max(self._next, self._began + self.share * delay)
         self._call()
 
     def refusal(self, now: float, patience: float) -> FetchError | None:
@@ -80,7 +81,7 @@ class Host:
         """A request begins."""
         self.busy += 1
         self._began = now
-        self._next = max(now, self._next) + max(self.interval, self._delay)
+        self._next = max(now, self._next) + self.share * max(self.interval, self._delay)
 
     def leave(self) -> None:
         """A request has ended."""
