@@ -147,8 +147,7 @@ class Kill:
             self.die()
             if relative == fetch.WORK and dataset.exists(relative) and self.at > 0 and not self.removed:
                 self.removed = True
-                files = sorted(path for path in Path(dataset.path(relative)).rglob("*") if path.is_file())
-                for path in files[::2]:
+                for path in Path(dataset.path(fetch.FETCHED)).iterdir():
                     path.unlink()
                 raise KeyboardInterrupt
             remove(dataset, relative)
