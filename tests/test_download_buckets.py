@@ -69,9 +69,9 @@ def sites() -> Iterator[list[Site]]:
 
 
 @contextmanager
-def several_sites() -> Iterator[list[Site]]:
+def several_sites(count: int = HOSTS) -> Iterator[list[Site]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(serve({"*": Counting()})) for _ in range(HOSTS)]
+        yield [stack.enter_context(serve({"*": Counting()})) for _ in range(count)]
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +82,11 @@ def _anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def ingested(
-    folder: Path, sites: list[Site], rows: int, runner: dict[str, Any], rate: float = 1e6
+    folder: Path, sites: list[Site], rows: int, runner: dict[str, Any], rate: float = 1e6, each: int = EACH
 ) -> tuple[Plan, Dataset, Table]:
     folder.mkdir()
     os.chdir(folder)  # one recipe, and so one key, in every folder
-    urls = [site.url(f"/{n}{'x' * (n % 3)}.jpg") for site in sites for n in range(EACH)]
+    urls = [site.url(f"/{n}{'x' * (n % 3)}.jpg") for site in sites for n in range(each)]
     urls += [urls[0]] * 3 + [f"{urls[1]}?gone", "http://[no", "http://127.0.0.1:1/blocked.jpg"]
     captions = (f"caption {number}" for number in itertools.count())
     (folder / "list.csv").write_text("url,caption\n" + "".join(f"{url},{next(captions)}\n" for url in urls))
