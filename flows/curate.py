@@ -25,7 +25,7 @@ from vlmdata.pipelines import known as known_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
-from vlmdata.plan import STAGES, Plan, made_from, make_plan
+from vlmdata.plan import GROUPED, STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
 from vlmdata.sources import by_file
@@ -90,7 +90,7 @@ def curate(
             _add_layer(run, retry)
         _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
         _stage(run, "signals", run.plan.signal_tables, measure)
-        _stage(run, "dedup", ["duplicates"] if run.plan.duplicates else [], group_duplicates)
+        _stage(run, "dedup", [name for name in run.plan.tables if name in GROUPED], group_duplicates)
         latest = dataset.latest()
         lost = latest and snapshot.missing_file(dataset, latest)
         if lost:
@@ -242,7 +242,10 @@ def measure(run: _Run) -> dict[str, Table]:
 @task(name="dedup", **_retried)
 def group_duplicates(run: _Run) -> dict[str, Table]:
     """Group duplicates by every method of the recipe."""
-    return {"duplicates": run.current("duplicates") or dedup_stage.run(run.plan, run.dataset, run.tables)}
+    names = [name for name in run.plan.tables if name in GROUPED]
+    if not all(run.current(name) for name in names):
+        dedup_stage.run(run.plan, run.dataset, run.tables)
+    return {name: table for name in names if (table := run.current(name))}
 
 
 @task(name="select", **_retried)

@@ -10,6 +10,7 @@ from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
 from vlmdata.download import lists, optout
 from vlmdata.download.outage import Tally
 from vlmdata.errors import DataError, OutageError
+from vlmdata.pipelines import skip
 from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, Scattered, There, Whole, Work, bad, forget
 from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import at_once, engine, processes, run_parts
@@ -28,6 +29,8 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     Raises OutageError when nearly everything ends in one class, DataError when not one image of many came. Neither
     outcome is recorded: the next run tries again.
     """
+    if plan.recipe.download.skip:
+        return skip.run(plan, dataset, pairs)
     before = dataset.read_table("images", plan.images)
     seen = {part.name for part in before.parts} if before else set()
     fresh = [part for part in pairs.parts if part.name not in seen]

@@ -1,19 +1,24 @@
 """The stage `select`: verdicts part by part, what only all pairs decide, then one row a pair in `samples`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
 from vlmdata.catalog import beside, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
+from vlmdata.dedup import NEAR
 from vlmdata.download import lists, optout
+from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.plan import Plan, list_files
+from vlmdata.plan import GROUPED, Plan, list_files
+from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, denials, judge_part, settle
+from vlmdata.select import Choice, checked, denials, judge_part, settle, top, with_merged
 
+CAPTIONS = table_schema("verdict").field("captions")
 # One part of several tables, and which of its rows are in force where not all are.
 _Element = tuple[list[Part], pa.BooleanArray | None]
 
@@ -21,12 +26,13 @@ _Element = tuple[list[Part], pa.BooleanArray | None]
 @dataclass(frozen=True)
 class Selection:
     """What the selection came to: parts of samples, the funnel, samples in each split; and of the parts that have rows
-    not in force (which have none in samples) which rows are, by the part's name."""
+    not in force (which have none in samples) which rows are, by the part's name; and what a balancing records."""
 
     samples: Table
     funnel: list[dict[str, Any]]
     splits: dict[str, int]
     in_force: dict[str, pa.BooleanArray]
+    balance: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,46 @@ class _Judge:
         )
         denied = denials(page, host, self.respect)
         rows = judge_part(wide, self.choice, listed, denied if in_force is None else denied.filter(in_force))
+        if self.choice.merging:
+            rows = rows.append_column("captions", _captions(dataset, parts[self.consent[0]], in_force))
         return asdict(dataset.write_part("judged", self.key, parts[0].name, rows, {}))
 
 
 @dataclass(frozen=True)
+class _Keys:
+    """The keys (see `top.keys`) of a ranked number, as a part of their own."""
+
+    dataset: str
+    key: str
+    by: Expression
+
+    def __call__(self, element: _Element) -> dict[str, Any]:
+        dataset = Dataset(self.dataset)
+        ranked = top.keys(evaluate(wide_part(dataset, *element), {"by": self.by})["by"])
+        return asdict(dataset.write_part("ranked", self.key, element[0][0].name, pa.table({"key": ranked}), {}))
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A part's histogram: digit, pairs (see `top.Count`)."""
+
+    dataset: str
+    prefix: int
+    known: int
+
+    def __call__(self, part: Part) -> list[list[int]]:
+        keys = Dataset(self.dataset).read_part(part)["key"].to_numpy()
+        histogram = top.count_keys(keys, self.prefix, self.known)
+        return [[int(digit), int(histogram[digit])] for digit in np.flatnonzero(histogram)]
+
+
+@dataclass(frozen=True)
 class _Write:
+    """pairs: where among an element's parts the one of `pairs` is, which holds the captions."""
+
     dataset: str
     snapshot: str
+    pairs: int
 
     def __call__(self, element: tuple[_Element, Part]) -> dict[str, Any]:
         (parts, in_force), verdict = element
@@ -67,9 +106,17 @@ class _Write:
         name = f"part-{verdict.name.rsplit('-', 1)[1]}"
         part = dataset.current_part("samples", self.snapshot, name, inputs)
         if part is None:
-            rows = beside(wide_part(dataset, parts, in_force), dataset.read_part(verdict))
+            settled = dataset.read_part(verdict)
+            rows = beside(wide_part(dataset, parts, in_force), settled)
+            captions = _captions(dataset, parts[self.pairs], in_force)
+            rows = rows.append_column(CAPTIONS, with_merged(captions, settled["merged"]))
             part = dataset.write_part("samples", self.snapshot, name, rows, inputs)
         return asdict(part)
+
+
+def _captions(dataset: Dataset, pairs: Part, in_force: pa.BooleanArray | None) -> pa.ChunkedArray:
+    captions = dataset.read_part(pairs, ["captions"])
+    return (captions if in_force is None else captions.filter(in_force))["captions"]
 
 
 def choice_of(plan: Plan) -> Choice:
@@ -82,8 +129,7 @@ def choice_of(plan: Plan) -> Choice:
         for column in schema.names
         if column != "uid"
     }
-    methods = tuple(method.kind for method in plan.recipe.dedup)
-    return Choice(plan.rules, frozenset(unmeasured), methods, plan.survivor)
+    return checked.choice(plan.recipe, plan.checked, frozenset(unmeasured))
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
@@ -92,7 +138,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     tables: pairs, images, the signals' tables, and duplicates where the recipe asks for them.
     """
     choice = choice_of(plan)
-    scalar = [name for name in tables if name != "duplicates" and not name.startswith(("embeddings", "boxes"))]
+    scalar = [name for name in tables if name not in GROUPED and not name.startswith(("embeddings", "boxes"))]
     in_force = layers.in_force(dataset, tables["pairs"])
     by_part: list[_Element] = [
         (list(parts), in_force.get(parts[0].name))
@@ -101,12 +147,28 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     named = list_files(plan.recipe, "optout")
     folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
     places = scalar.index("pairs"), scalar.index("images")
+    choice = replace(choice, rules=plan.rules | _thresholds(plan, dataset, by_part))
     judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
     duplicates = None
+    near: dict[str, Any] = {}
     if "duplicates" in tables:
+        for method, part in zip(plan.recipe.dedup, tables["duplicates"].parts, strict=True):
+            pairs = [file for file in part.also if file.path.endswith(".near.parquet")]
+            if pairs:
+                near[method.kind] = dataset.scan(pairs, NEAR)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
+    recorded: dict[str, Any] = {}
+
+    def balancing(left: list[pa.BooleanArray]) -> list[pa.BooleanArray]:
+        options, runner = plan.recipe.select.balance, plan.recipe.runner
+        assert options is not None
+        elements = [(parts[0], mask, rows) for (parts, mask), rows in zip(by_part, left, strict=True)]
+        kept, found = balance.run(dataset, options, plan.select, elements, number, runner)
+        recorded.update(found)
+        return kept
+
     with dataset.spool() as spill:
         verdicts, funnel, splits = settle(
             dataset.scan(judged_parts, _judged_schema(dataset, judged_parts)),
@@ -115,21 +177,47 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             choice,
             plan.recipe.shards,
             spill,
+            balancing if choice.balanced else None,
+            near,
         )
         verdict_parts = [
             dataset.write_part("verdict", plan.select, part_name(number), rows, {})
             for number, rows in enumerate(verdicts)
         ]
     elements = list(zip(by_part, verdict_parts, strict=True))
-    results = run_parts(dataset, "select", _Write(dataset.absolute, str(number)), elements, plan.recipe.runner)
+    results = run_parts(
+        dataset, "select", _Write(dataset.absolute, str(number), scalar.index("pairs")), elements, plan.recipe.runner
+    )
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
-    about = {"select": plan.select, "funnel": funnel, "splits": splits}
+    about = {"select": plan.select, "funnel": funnel, "splits": splits, **({"balance": recorded} if recorded else {})}
     samples = Table(
         "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
     )
     dataset.write_table(samples)
-    return Selection(samples, funnel, splits, in_force)
+    return Selection(samples, funnel, splits, in_force, recorded or None)
+
+
+def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:
+    """The rules that rank all pairs, as rules on the exact threshold."""
+    rules = {}
+    for name, fraction in plan.checked.ranked.items():
+        results = run_parts(
+            dataset, "rank", _Keys(dataset.absolute, plan.select, plan.rules[name]), elements, plan.recipe.runner
+        )
+        parts = [part_from(result) for result in results]
+
+        def count(prefix: int, known: int, parts: list[Part] = parts) -> np.ndarray:
+            histogram = np.zeros(1 << top.DIGIT, np.int64)
+            for found in run_parts(dataset, "rank", _Count(dataset.absolute, prefix, known), parts, plan.recipe.runner):
+                for digit, pairs in found:
+                    histogram[digit] += pairs
+            return histogram
+
+        place = top.datacomp_place(fraction, sum(part.rows for part in parts))
+        rules[name] = top.at_least(plan.rules[name], top.threshold(count, place))
+        dataset.remove("tables/ranked")
+    return rules
 
 
 def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:

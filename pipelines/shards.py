@@ -25,15 +25,16 @@ class _Scatter:
     buckets: list[list[str]]
     quality: int
 
-    def __call__(self, element: tuple[Part, Part, Part, Part | None, pa.BooleanArray | None]) -> str:
-        samples, pairs, images, faces, in_force = element
+    def __call__(self, element: tuple[Part, Part, Part | None, pa.BooleanArray | None]) -> str:
+        samples, images, faces, in_force = element
         dataset = Dataset(self.dataset)
         path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.arrow"
         if not dataset.exists(path):
             rows = dataset.read_part(samples)
-            for part, column in ((pairs, "captions"), *([(faces, "face_boxes")] if faces else [])):
-                nested = dataset.read_part(part, [column])
-                rows = rows.append_column(column, (nested if in_force is None else nested.filter(in_force))[column])
+            if faces:
+                nested = dataset.read_part(faces, ["face_boxes"])
+                nested = nested if in_force is None else nested.filter(in_force)
+                rows = rows.append_column("face_boxes", nested["face_boxes"])
             kept = rows.filter(rows["kept"])
             with dataset.open(images.also[0].path) as tar, dataset.spool() as folder:
                 read_image = _reader(tar)
@@ -83,16 +84,19 @@ class _Gather:
 def run(
     plan: Plan, dataset: Dataset, tables: dict[str, Table], selection: Selection, number: int
 ) -> list[dict[str, Any]]:
-    """Write the shards of snapshot `number`; its manifest's entries (path, bytes, sha256, rows, split, format)."""
+    """Write the shards of snapshot `number`; its manifest's entries (path, bytes, sha256, rows, split, format). There
+    are none without images."""
+    if plan.recipe.download.skip:
+        return []
     recipe: Shards = plan.recipe.shards
     columns = columns_of(plan)
     into = shards.buckets(selection.splits, recipe.samples, _image_bytes(dataset, selection))
     work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
-    pairs, images = tables["pairs"].parts, tables["images"].parts
-    faces = tables["boxes_faces"].parts if recipe.blur_faces else [None] * len(pairs)
+    images = tables["images"].parts
+    faces = tables["boxes_faces"].parts if recipe.blur_faces else [None] * len(images)
     elements = [
         (*parts, selection.in_force.get(parts[1].name))
-        for parts in zip(selection.samples.parts, pairs, images, faces, strict=True)
+        for parts in zip(selection.samples.parts, images, faces, strict=True)
     ]
     scatter = _Scatter(dataset.absolute, work, columns, into, plan.recipe.download.quality)
     scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)

@@ -3,12 +3,13 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from vlmdata import signals
 from vlmdata.catalog import wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from
+from vlmdata.pipelines import filter_network
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
-from vlmdata.recipe import ClipSignal
-from vlmdata.signals import clip, first_measured, measure_part
+from vlmdata.signals import first_measured, measure_part
 
 # The parts that rules may read: pairs, images and, where sources bring any, source_signals; what is measured already.
 _Element = tuple[list[Part], dict[str, list[Part]]]
@@ -53,15 +54,21 @@ class _Work:
 
                 fresh = measure_part(rows, read_image, [s.measurement for s in todo], measured, reuse)
             for signal in todo:
+                device = signals.device(signal.measurement.options)
                 for name in signal.measurement.schemas:
-                    parts[name] = dataset.write_part(name, signal.key, pairs.name, fresh[name], inputs)
-        return {name: asdict(part) for name, part in parts.items()}
+                    ran = {device} if device else set()
+                    ran |= {ran for part in reusable.get(name, []) for ran in dataset.devices(part)}
+                    parts[name] = dataset.write_part(name, signal.key, pairs.name, fresh[name], inputs, devices=ran)
+        models = [s.name for s in self.signals if signals.device(s.measurement.options)]
+        devices = {name: dataset.devices(parts[name]) for name in models}
+        return {"parts": {name: asdict(part) for name, part in parts.items()}, "devices": devices}
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Table]:
     """Measure what is missing, write the manifests; table -> table.
 
     tables: pairs, images, and source_signals where sources bring any.
+    A filter network is trained in between, when all that its `after` rules read has been measured.
     """
     reusable = _reusable(plan, dataset)
     read = [tables[name] for name in ("pairs", "images", "source_signals") if name in tables]
@@ -69,25 +76,49 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Tab
         (list(known), {name: parts[known[0].name] for name, parts in reusable.items() if known[0].name in parts})
         for known in zip(*(table.parts for table in read), strict=True)
     ]
-    work = _Work(dataset.absolute, tuple(_found_anywhere(signal) for signal in plan.signals))
-    results = run_parts(dataset, "signals", work, elements, plan.recipe.runner)
-    inputs = noted(read)
+    measured: dict[str, Table] = {}
+    ready: list[SignalPlan] = []
+    for place, signal in enumerate(plan.signals):
+        found = _found_anywhere(signal)
+        if signals.trained(signal.measurement.options):
+            if len(measured) < len(ready):
+                measured |= _measure(plan, dataset, read, elements, ready)
+            before = {table.table: table for table in read} | measured
+            found = filter_network.trained(dataset, before, found)
+        ready.append(found)
+        if place + 1 == len(plan.signals):
+            measured |= _measure(plan, dataset, read, elements, ready)
+    return measured
+
+
+def _measure(
+    plan: Plan, dataset: Dataset, read: list[Table], elements: list[_Element], ready: list[SignalPlan]
+) -> dict[str, Table]:
+    """Measure these signals, the first ones of the plan, for all parts, and write their manifests."""
+    results = run_parts(dataset, "signals", _Work(dataset.absolute, tuple(ready)), elements, plan.recipe.runner)
     measured = {}
-    for signal in plan.signals:
-        about = {"base": signal.base, "signal": signal.measurement.options.model_dump(mode="json")}
+    for signal in plan.signals[: len(ready)]:
+        about: dict[str, Any] = {
+            "base": signal.base,
+            "signal": signal.measurement.options.model_dump(mode="json"),
+            "model": signal.model,
+        }
         for name in signal.measurement.schemas:
-            parts = tuple(part_from(result[name]) for result in results)
-            measured[name] = Table(name, signal.key, parts, inputs, about)
+            devices = {device for result in results for device in result["devices"].get(signal.name, [])}
+            parts = tuple(part_from(result["parts"][name]) for result in results)
+            told = {"devices": sorted(devices)} if devices else {}
+            measured[name] = Table(name, signal.key, parts, noted(read), about | told)
             dataset.write_table(measured[name])
     return measured
 
 
 def _found_anywhere(signal: SignalPlan) -> SignalPlan:
-    """With the paths of its model, where they are relative, as workers find them."""
+    """With the paths of its files, where they are relative, as workers find them."""
     options = signal.measurement.options
-    if not isinstance(options, ClipSignal):
+    module = signals.family(options.kind)
+    if not hasattr(module, "absolute"):
         return signal
-    return replace(signal, measurement=replace(signal.measurement, options=clip.absolute(options)))
+    return replace(signal, measurement=replace(signal.measurement, options=module.absolute(options)))
 
 
 def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, list[Part]]]:

@@ -13,7 +13,7 @@ from vlmdata import card, snapshot
 from vlmdata.catalog import append
 from vlmdata.dataset import Dataset, Table, part_name
 from vlmdata.pipelines import dedup, select, shards, signals
-from vlmdata.plan import make_plan
+from vlmdata.plan import GROUPED, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.schemas import table_schema
 
@@ -87,7 +87,8 @@ def publish(folder, made, changes=None, part_rows=20):
     tables = _tables(plan, dataset, [rows[start : start + part_rows] for start in range(0, len(rows), part_rows)])
     tables |= signals.run(plan, dataset, tables)
     if plan.duplicates:
-        tables["duplicates"] = dedup.run(plan, dataset, tables)
+        dedup.run(plan, dataset, tables)
+        tables |= {name: dataset.read_table(name, plan.tables[name]) for name in GROUPED if name in plan.tables}
     selection = select.run(plan, dataset, tables, 1)
     written = shards.run(plan, dataset, tables, selection, 1)
     documents = card.write_documents(dataset, snapshot.manifest(plan, 1, tables, selection.samples, written, []))

@@ -19,7 +19,7 @@ WAYS = pytest.mark.parametrize("brute_force", [0, perceptual.BRUTE_FORCE], ids=[
 
 
 def found_pairs(hashes: np.ndarray, distance: int, brute_force: int = 0) -> list[tuple[int, int, int]]:
-    blocks = perceptual._near(hashes, distance, brute_force)
+    blocks = perceptual._near(hashes, distance, brute_force, np.ones(len(hashes), bool))
     return sorted((min(i, j), max(i, j), int(d)) for a, b, near in blocks for i, j, d in zip(a, b, near, strict=True))
 
 
@@ -58,7 +58,7 @@ def test_blocks_of_candidates_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     hashes = np.arange(2_000, dtype=np.uint64) << np.uint64(50)
     assert found_pairs(hashes, 3) == compared_all(hashes, 3)
     key = np.zeros(500, np.int64)
-    sizes = [len(a) for a, _ in perceptual._candidates(key, 8, 0)]
+    sizes = [len(a) for a, _ in perceptual._candidates(key, 8, 0, np.ones(500, bool))]
     assert sum(sizes) == 500 * 499 / 2
     assert max(sizes) <= 1_000
 
@@ -148,7 +148,10 @@ def test_a_hundred_thousand_hashes_take_seconds() -> None:
     base = rng.integers(0, 2**64, 50_000, np.uint64)
     flips = np.uint64(1) << rng.integers(0, 64, (3, 50_000)).astype(np.uint64)
     copies = base ^ flips[0] ^ flips[1] ^ flips[2]
+    every = np.concatenate([base, copies])
     found = [
-        (i, j) for a, b, _ in perceptual._near(np.concatenate([base, copies]), 4, 0) for i, j in zip(a, b, strict=True)
+        (i, j)
+        for a, b, _ in perceptual._near(every, 4, 0, np.ones(len(every), bool))
+        for i, j in zip(a, b, strict=True)
     ]
     assert {(min(i, j), max(i, j)) for i, j in found} >= {(n, n + 50_000) for n in range(50_000)}

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from vlmdata import dedup, recipe
-from vlmdata.dedup import semantic
+from vlmdata.dedup import partitions, semantic
 
 
 def clustered(n: int, d: int = 64, seed: int = 0) -> np.ndarray:
@@ -27,7 +27,7 @@ def clustered(n: int, d: int = 64, seed: int = 0) -> np.ndarray:
 
 def found_pairs(vectors: np.ndarray, similarity: float, **options: int) -> dict[tuple[int, int], float]:
     found: dict[tuple[int, int], float] = {}
-    for i, j, cosine in semantic.pairs(vectors, similarity, **options):
+    for i, j, cosine, _ in semantic.pairs(vectors, similarity, **options):
         for pair in zip(i.tolist(), j.tolist(), cosine.tolist(), strict=True):
             assert pair[0] < pair[1]
             assert pair[:2] not in found
@@ -54,7 +54,7 @@ def test_a_small_set_is_compared_whole() -> None:
 
 @pytest.mark.parametrize("similarity", [0.9, 0.95])
 def test_partitions_find_99_of_100_pairs_and_no_others(similarity: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic, "PARTITION", 64)  # many partitions, as in a larger set
+    monkeypatch.setattr(partitions, "PARTITION", 64)  # many partitions, as in a larger set
     vectors = clustered(6_000, seed=1)
     want = compared_all(vectors, similarity)
     found = found_pairs(vectors, similarity, brute_force=1_000)
@@ -64,7 +64,8 @@ def test_partitions_find_99_of_100_pairs_and_no_others(similarity: float, monkey
 
 
 def test_partitions_that_a_pair_lies_across_give_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic, "PARTITION", 8)
+    monkeypatch.setattr(partitions, "PARTITION", 8)
+    monkeypatch.setattr(partitions, "NEAREST", 2)
     vectors = clustered(1_500, d=6)
     want = compared_all(vectors, 0.95)
     found = found_pairs(vectors, 0.95, brute_force=0)
@@ -121,10 +122,10 @@ import hashlib, sys
 import faiss
 sys.path.insert(0, sys.argv[1])
 from test_dedup_semantic import clustered
-from vlmdata.dedup import semantic
+from vlmdata.dedup import partitions, semantic
 faiss.omp_set_num_threads(int(sys.argv[2]))
 blocks = list(semantic.pairs(clustered(6_000), 0.9, brute_force=1_000))
-digest = hashlib.sha256(b"".join(column.tobytes() for block in blocks for column in block))
+digest = hashlib.sha256(b"".join(column.tobytes() for block in blocks for column in block[:3]))
 print(sum(len(block.i) for block in blocks), digest.hexdigest())
 """
     here = str(Path(__file__).parent)

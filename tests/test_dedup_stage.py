@@ -10,9 +10,10 @@ import pytest
 
 from vlmdata import dedup
 from vlmdata.dataset import Dataset, Table, part_name
+from vlmdata.dedup import partitions, semantic
 from vlmdata.errors import DataError
 from vlmdata.pipelines import dedup as stage
-from vlmdata.recipe import ExactDedup, PerceptualDedup, SemanticDedup
+from vlmdata.recipe import ExactDedup, PerceptualDedup, Runner, SemanticDedup
 
 METHODS = [ExactDedup(kind="exact"), PerceptualDedup(kind="perceptual"), SemanticDedup(kind="semantic")]
 KEYS = {"images": "sha256", "image": "phash", "embeddings_clip": "vector"}
@@ -53,7 +54,7 @@ def written(folder: Path, parts: list[dict[str, pa.Table]]) -> tuple[Dataset, di
 
 
 def plan() -> Any:
-    return SimpleNamespace(recipe=SimpleNamespace(dedup=METHODS), tables={"duplicates": "d"})
+    return SimpleNamespace(recipe=SimpleNamespace(dedup=METHODS, runner=Runner()), tables={"duplicates": "d"})
 
 
 def test_values_are_mapped_and_the_groups_are_those_of_values_in_memory(
@@ -62,13 +63,13 @@ def test_values_are_mapped_and_the_groups_are_those_of_values_in_memory(
     parts = [rows(0, 0), rows(300, 1), rows(0, 2), rows(500, 3)]
     dataset, tables = written(tmp_path, parts)
     given = []
-    real = dedup.groups
+    real = dedup.grouped
 
-    def groups(options: Any, uids: Any, values: Any) -> pa.Table:
+    def grouped(options: Any, uids: Any, values: Any, **more: Any) -> dedup.Grouped:
         given.extend([uids, *values.values()])
-        return real(options, uids, values)
+        return real(options, uids, values, **more)
 
-    monkeypatch.setattr(dedup, "groups", groups)
+    monkeypatch.setattr(dedup, "grouped", grouped)
     found = stage.run(plan(), dataset, tables)
     assert len(given) == 3 + 4
     assert all(isinstance(array, np.memmap) for array in given)
@@ -80,9 +81,9 @@ def test_values_are_mapped_and_the_groups_are_those_of_values_in_memory(
         values = {column: every[column].combine_chunks() for column in columns}
         if "vector" in values:
             values["vector"] = values["vector"].flatten().to_numpy().reshape(-1, 16)
-        want = real(method, every["uid"], values)
+        want = real(method, every["uid"], values).table
         assert want.num_rows > 200
-        dataset.write_part("duplicates", "in-memory", part.name, want, {})
+        dataset.write_part("duplicates", "in-memory", part.name, want, {}, part.also)
         again = dataset.read_bytes(f"tables/duplicates/in-memory/{part.name}.parquet")
         assert dataset.read_bytes(part.path) == again
     assert not list(tmp_path.glob(".spool/*"))
@@ -100,3 +101,26 @@ def test_vectors_of_two_lengths_are_told_with_the_part(tmp_path: Path) -> None:
     dataset, tables = written(tmp_path, parts)
     with pytest.raises(DataError, match=r"0000001\.parquet: its vectors"):
         stage.run(plan(), dataset, tables)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setattr(partitions, "PARTITION", 32)
+    monkeypatch.setattr(partitions, "NEAREST", 2)
+    monkeypatch.setattr(semantic.index_of, "__defaults__", (0,))
+    asked = plan()
+    asked.recipe.runner = Runner(workers=workers)
+    asked.recipe.dedup = [SemanticDedup(kind="semantic", similarity=0.6, groups="semdedup")]
+    dataset, tables = written(tmp_path, [rows(400, 1), rows(0, 2), rows(500, 3), rows(3, 4)])
+    (want,) = stage.run(asked, dataset, tables).parts
+    groups, pairs = dataset.read_part(want), dataset.read_part(want.also[0].path)
+    assert pairs.num_rows > 200
+    assert not pairs["equal"].to_numpy().all()
+    monkeypatch.setattr(stage, "IN_MEMORY", 0)
+    monkeypatch.setattr(stage.workers, "_BUCKET", 100)
+    (found,) = stage.run(asked, dataset, tables).parts
+    assert dataset.read_part(found).equals(groups)
+    assert found.also[1] == want.also[1]
+    by_uid = [("uid", "ascending"), ("other", "ascending")]
+    assert dataset.read_part(found.also[0].path).sort_by(by_uid).equals(pairs.sort_by(by_uid))
+    assert not list(tmp_path.glob("tables/scattered/*"))

@@ -168,6 +168,7 @@ def test_what_is_written_is_read_again():
     for stored in (
         Stored(),
         Stored(5, 7, "ab" * 32, (1, 2)),
+        Stored(5, 7, exif_orientation=6, exif_date="2019-05-01T12:30:00"),
         Stored(status="4xx", error="a & b=ü #", fetch_url="h?sig=x&b"),
     ):
         url = stored_url("wds", "ä b/#t?.tar", stored)
@@ -183,3 +184,24 @@ def test_failures_are_forgotten_for_another_try():
     rows += [row("https://h/c", "list", fetch_url="https://h/c?sig=y"), row("https://h/d", "list", fetch_url=failed)]
     urls = forget_failures(pa.Table.from_pylist(rows, table_schema("pairs")))["fetch_url"].to_pylist()
     assert urls == ["https://h/a?sig=x", rows[1]["fetch_url"], "https://h/c?sig=y", failed]
+
+
+def test_the_file_received_once_is_known_by_what_the_source_noted_or_by_its_own_bytes(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0132] = 1, "2019:05:01 12:30:00"
+    image = encoded(exif=exif)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/t.tar").write_bytes(image)
+    here = hashlib.sha256(image).hexdigest()
+    noted = {"exif_orientation": 6, "exif_date": "2001-01-01T00:00:00"}
+    places = [
+        Stored(0, len(image), original=(640, 480), **noted),  # encoded anew since
+        Stored(0, len(image), original=(640, 480), sha256="ab" * 32),
+        Stored(0, len(image), original=(640, 480), sha256=here, **noted),
+        Stored(0, len(image)),
+    ]
+    rows = [row(f"https://h/{n}", fetch_url=stored_url("wds", "t.tar", place)) for n, place in enumerate(places)]
+    images, _ = download(tmp_path, rows, {"wds": tmp_path / "root"})
+    found = [[image[name] for name in ("has_alpha", "animated", "exif_orientation", "exif_date")] for image in images]
+    received = [False, False, 1, "2019-05-01T12:30:00"]
+    assert found == [[None, None, 6, "2001-01-01T00:00:00"], [None] * 4, received, received]

@@ -81,6 +81,8 @@ def test_what_changes_no_value_changes_no_key(setting: str) -> None:
         ("select.rules.tall=height > 8", "select"),
         ("select.rules={tall: height > 9, wide: width > 9}", "select"),
         ("select.survivor=width desc", "select"),
+        ("select.balance={kind: metaclip, entries: [unigrams]}", "select"),
+        ("select.sample={count: 3}", "select"),
         ("shards.samples=3", "shards"),
         ("shards.seed=3", "shards"),
         ("shards.splits={test: 0.5, train: 0.5}", "shards"),  # which images are whose depends on their order
@@ -101,7 +103,7 @@ def test_a_signal_changes_without_the_others() -> None:
 
 
 def test_every_option_of_the_download_is_decided_on() -> None:
-    assert set(Download.model_fields) - Download.unkeyed == {"size", "mode", "quality", "max_pixels", "agent"}
+    assert set(Download.model_fields) - Download.unkeyed == {"size", "mode", "quality", "max_pixels", "agent", "skip"}
     assert set(Download.model_fields) >= Download.unkeyed
 
 
@@ -112,7 +114,10 @@ def every_kind(cls: type[Options] = Options) -> list[type[Options]]:
 @pytest.mark.parametrize("kind", [kind for kind in every_kind() if kind is not Recipe])
 def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Options]) -> None:
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
-    required: dict[str, Any] = {"start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat"}
+    required: dict[str, Any] = {
+        "start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat", "by": "words", "count": 1,
+        "head": "h", "trusted": ["s"], "against": ["p"],
+    }  # fmt: skip
     if "kind" in kind.model_fields:
         required["kind"] = get_args(kind.model_fields["kind"].annotation)[0]
     given = {name: value for name, value in required.items() if name in kind.model_fields}
@@ -133,19 +138,39 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
         "max_seconds": 14_400, "max_bytes": 20_000_000_000, "max_pixels": 36_000_000,
     },
     recipe.TableSource: {"split": "train"},
-    recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata"},
+    recipe.FluencySignal: {"model": "smollm2", "tokens": 512},
+    recipe.Download: {"size": 512, "mode": "keep_ratio", "quality": 95, "max_pixels": 100_000_000, "agent": "vlmdata",
+                      "skip": False},
+    recipe.LanguageSignal: {"model": "fasttext"},
     recipe.NsfwSignal: {"batch": 16},
+    recipe.ClipSignal: {"model": "lite", "batch": 32, "precision": "auto"},
+    recipe.AestheticSignal: {"embeddings": "clip", "activation": "none"},
+    recipe.FilterSignal: {
+        "model": "tiny", "steps": 200, "batch": 64, "lr": 0.001, "warmup": 10, "weight_decay": 0.1, "crop": 1.0,
+        "seed": 0,
+    },
     recipe.OcrSignal: {"size": 736},
     recipe.FacesSignal: {"size": 640, "threshold": 0.4},
     recipe.MaskedClipSignal: {"model": "lite", "batch": 32, "size": 736},
-    recipe.ClipSignal: {"model": "lite", "batch": 32},
+    recipe.SscdSignal: {"model": "sscd", "batch": 16},
     recipe.PerceptualDedup: {"distance": 4},
+    recipe.DecontaminateDedup: {"distance": 4},
     recipe.SemanticDedup: {"embeddings": "clip", "similarity": 0.95},
     recipe.Select: {"survivor": "original_width * original_height desc, length(caption) desc"},
     recipe.Shards: {
         "formats": ["webdataset", "parquet"], "samples": 10_000, "seed": 0, "splits": {"train": 1.0},
         "blur_faces": False,
     },
+    recipe.Balance: {
+        "limit": 20_000, "entries": ["wordnet", "unigrams", "bigrams"], "wordnet": "/usr/share/wordnet",
+        "min_count": 100, "min_pmi": 3.0, "unmatched": "drop", "seed": 0,
+    },
+    recipe.Sample: {"weights": {}, "replacement": False, "seed": 0},
+    recipe.Top: {"of": "passed"},
+    recipe.DatacompClipPreset: {"score": "clip_score"},
+    recipe.DatacompLaion2bPreset: {"score": "clip_score"},
+    recipe.DatacompImageBasedPreset: {"near_target": "near_target"},
+    recipe.LaionAestheticsPreset: {"score": "aesthetic_score", "threshold": 5.0},
     recipe.LiteHeads: {"hidden": 512, "dropout": 0.6, "temperature": 1.5, "share": 0.35, "context": 0.4},
     recipe.TrainJob: {
         "objective": "contrastive", "model": "tiny", "heads": LiteHeads(), "steps": 200, "batch": 64, "accumulate": 1,

@@ -197,3 +197,19 @@ def test_captions_are_data(tmp_path, hostile):
     rows = [{**row("a"), "caption": hostile}]
     found, _, _ = verdicts(rows, choice(), tmp=tmp_path)
     assert found["a"]["kept"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.floats(0, 1, width=32)), min_size=1, max_size=30),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_a_tighter_rule_never_keeps_more_before_duplicates(scores, one, other):
+    rows = pa.Table.from_pylist([row(f"{n:02d}", score=score) for n, score in enumerate(scores)], COLUMNS)
+    passed = []
+    for threshold in sorted([one, other]):
+        rules = {"aligned": check_rule("aligned", f"clip_score >= {threshold!r}", COLUMNS)}
+        judged = judge_part(rows, Choice(rules, frozenset(), (), ()))
+        passed.append(set(judged.filter(judged["reason"].is_null())["uid"].to_pylist()))
+    assert passed[1] <= passed[0]

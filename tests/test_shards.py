@@ -33,13 +33,14 @@ def kept(count, samples=2, score=lambda n: n / 4):
             "captions": ["a", "b"],
             "shard": f"train-{n // samples:07d}",
             "index": n % samples,
+            "further_copies": None,
             "offset": n,
             "length": 1,
         }
         for n in range(count)
     ]
     more = [("captions", pa.list_(pa.string())), ("shard", pa.string()), ("index", pa.int32()),
-            ("offset", pa.int64()), ("length", pa.int64())]  # fmt: skip
+            ("further_copies", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]  # fmt: skip
     fields = [field for field in SAMPLES if field.name != "kept"] + [pa.field(*pair) for pair in more]
     return pa.Table.from_pylist(rows, pa.schema(fields))
 

@@ -1,16 +1,19 @@
 """CLIP scores and embeddings, by a small open_clip model with random weights through the path of every other model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import made_dataset
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vlmdata import recipe
 from vlmdata.errors import InputError
-from vlmdata.signals import clip
+from vlmdata.signals import clip, openclip
 from vlmdata.signals.pictures import Pictures
 
 TINY = {
@@ -90,7 +93,7 @@ def test_each_distinct_image_and_caption_is_encoded_once(monkeypatch: pytest.Mon
         seen.extend(items)
         return np.full((len(items), 24), 24**-0.5, np.float32)
 
-    monkeypatch.setattr(clip, "_encoder", lambda model, pretrained, batch: clip.Encoder(encode, encode))
+    monkeypatch.setattr(clip, "_encoder", lambda *options: clip.Encoder(encode, encode))
     pictures = Pictures(pixels(2), np.array([0, 1, 0, 1]))
     found = clip.measure(rows(["a", "b", "a", "b"]), pictures, options(model=str(directory), batch=1))
     assert len(seen) == 4
@@ -110,7 +113,7 @@ def test_an_architecture_with_random_weights_is_the_same_each_time() -> None:
     pictures = Pictures(pixels(2), np.array([0, 1]))
     first = clip.measure(rows(["a dog", "a cat"]), pictures, chosen)
     assert first["embeddings_clip"].schema.field("vector").type == pa.list_(pa.float16(), 256)
-    again = clip._open_clip(chosen).encode_images(pictures.pixels)
+    again = openclip.load(chosen).encode_images(pictures.pixels)
     np.testing.assert_array_equal(
         np.stack(first["embeddings_clip"]["vector"].to_pylist()).astype(np.float16), again.astype(np.float16)
     )
@@ -126,13 +129,95 @@ def test_a_checkpoint_file_is_loaded_and_known_by_its_bytes(directory: Path, tmp
     copy.write_bytes(path.read_bytes())
     chosen = options(model="ViT-S-32-alt", pretrained=str(path))
     pictures = pixels(1)
-    random = clip._open_clip(options(model="ViT-S-32-alt", pretrained="random")).encode_images(pictures)
-    loaded = clip._open_clip(chosen).encode_images(pictures)
+    random = openclip.load(options(model="ViT-S-32-alt", pretrained="random")).encode_images(pictures)
+    loaded = openclip.load(chosen).encode_images(pictures)
     assert np.abs(random - loaded).max() > 1e-3
     assert clip.identity(chosen) == clip.identity(options(model="ViT-S-32-alt", pretrained=str(copy)))
     assert clip.identity(chosen) != clip.identity(options(model="ViT-S-32-alt", pretrained="random"))
     before = clip.identity(options(model=str(directory)))
-    assert set(before) == {"open_clip", "open_clip_config.json", "open_clip_model.safetensors"}
+    assert set(before["weights"]) == {"open_clip_model.safetensors"}
+    assert before["preprocessing"] == {
+        "size": [32, 32], "mode": "RGB", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic",
+        "resize_mode": "shortest", "fill_color": 0,
+    }  # fmt: skip
+
+
+def test_other_preprocessing_architecture_or_tokenizer_is_another_model(tmp_path: Path, directory: Path) -> None:
+    seen = []
+    for number, change in enumerate(
+        [
+            {},
+            {"preprocess_cfg": {"mean": [0.4, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}},
+            {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}},
+            {"model_cfg": {**TINY, "quick_gelu": True}},
+            {"model_cfg": {**TINY, "text_cfg": {**TINY["text_cfg"], "context_length": 12}}},
+        ]
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(directory, folder)
+        config = json.loads((directory / "open_clip_config.json").read_text())
+        (folder / "open_clip_config.json").write_text(json.dumps(config | change))
+        seen.append(json.dumps(clip.identity(options(model=str(folder))), sort_keys=True))
+    assert len(set(seen)) == len(seen)
+    assert seen[0] == json.dumps(clip.identity(options(model=str(directory))), sort_keys=True), "at another place"
+
+
+def test_the_identity_is_what_open_clip_does(directory: Path) -> None:
+    import open_clip
+
+    for chosen, name, tag in (
+        (options(model="ViT-B-32", pretrained="laion2b_s34b_b79k"), "ViT-B-32", None),
+        (options(model=str(directory)), f"local-dir:{directory}", None),
+    ):
+        model = open_clip.create_model(name, pretrained=tag)
+        expected = json.loads(json.dumps(open_clip.get_model_preprocess_cfg(model)))
+        assert clip.identity(chosen)["preprocessing"] == expected
+    squashed = clip.identity(options(model="ViT-B-16-SigLIP", pretrained="webli"))
+    assert squashed["preprocessing"]["resize_mode"] == "squash"
+    assert squashed["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_weights_never_run_with_an_activation_that_they_were_not_trained_with() -> None:
+    with pytest.raises(InputError, match=r"with QuickGELU: write model: ViT-B-32-quickgelu$"):
+        clip.identity(options(model="ViT-B-32", pretrained="openai"))
+    assert clip.identity(options(model="ViT-B-32-quickgelu", pretrained="openai"))["weights"]["pretrained"] == "openai"
+
+
+def test_bf16_is_asked_for_on_a_cpu_and_stays_near(directory: Path) -> None:
+    assert clip.device(options(model=str(directory))) == "cpu fp32"
+    assert clip.device(options(model=str(directory), precision="bf16")) == "cpu bf16"
+    pictures, captions = Pictures(pixels(6), np.arange(6)), rows(["a dog", "a cat", "snow", "a red car", "x", "y z"])
+    scores = [
+        clip.measure(captions, pictures, options(model=str(directory), precision=p))["clip"]["clip_score"].to_numpy()
+        for p in ("fp32", "bf16")
+    ]
+    assert 0 < np.abs(scores[0] - scores[1]).max() < 0.01
+
+
+def test_two_models_stand_side_by_side_in_one_run(tmp_path: Path, directory: Path) -> None:
+    captions = ["a red apple on a table", "two dogs play in the park", "words"]
+    made = [made_dataset.pair(text, made_dataset.picture(n)) for n, text in enumerate(captions)]
+    other = {"kind": "clip", "name": "b", "model": str(directory)}
+    changes = {
+        "signals": ["text", {"kind": "clip", "after": ["telling"]}, other],
+        "dedup": [{"kind": "semantic", "embeddings": "clip_b"}],
+        "select": {"rules": {"telling": "words > 1", "both": "clip_score >= -1 and clip_score_b >= -1"}},
+    }
+    dataset, manifest = made_dataset.publish(tmp_path, made, changes)
+    samples = pq.read_table(dataset.path(manifest["samples"][0]["path"])).to_pylist()
+    assert sorted((row["caption"], row["clip_score"] is None, row["clip_score_b"] is None) for row in samples) == [
+        (captions[0], False, False), (captions[1], False, False), (captions[2], True, False)
+    ]  # fmt: skip
+    assert {row["reason"] for row in samples} <= {None, "telling", "duplicate: semantic"}
+    lengths = {}
+    for name, model in (("clip", options()), ("clip_b", options(model=str(directory), name="b"))):
+        for table in (name, f"embeddings_{name}"):
+            about = dataset.tables_named(table)[0].about
+            assert about["model"] == clip.identity(model)
+            assert about["devices"] == ["cpu fp32"]
+        (part,) = dataset.tables_named(f"embeddings_{name}")[0].parts
+        lengths[name] = max(len(vector) for vector in dataset.read_part(part)["vector"].to_pylist() if vector)
+    assert lengths == {"clip": 384, "clip_b": 24}
 
 
 @pytest.mark.parametrize(
@@ -155,12 +240,12 @@ def test_what_open_clip_cannot_load_is_one_readable_line(tmp_path: Path, directo
     broken.write_bytes(b"no checkpoint")
     for changes in ({"pretrained": str(broken)}, {"pretrained": "no_such_tag"}):
         with pytest.raises(InputError, match="cannot be loaded") as caught:
-            clip._open_clip(options(model="ViT-S-32-alt", **changes))
+            openclip.load(options(model="ViT-S-32-alt", **changes))
         assert len(str(caught.value).splitlines()) == 1
     (tmp_path / "open_clip_config.json").write_text((directory / "open_clip_config.json").read_text())
     broken.unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
-        clip._open_clip(options(model=str(tmp_path)))
+        openclip.load(options(model=str(tmp_path)))
 
 
 def test_a_worker_finds_a_model_from_another_folder(

@@ -1,5 +1,7 @@
 """What is measured on pixels."""
 
+import hashlib
+
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -49,8 +51,9 @@ def test_the_hash_of_a_batch_is_that_of_each_image_alone() -> None:
 
 def test_flat_images_have_hash_and_entropy_and_sharpness_zero() -> None:
     found = measured([np.full((90, 40, 3), grey, np.uint8) for grey in (0, 77, 255)])
-    for column in ("phash", "sharpness", "entropy"):
+    for column in ("phash", "sharpness", "entropy", "colourfulness"):
         assert found[column].to_pylist() == [0, 0, 0]
+    assert found["flat_share"].to_pylist() == [1, 1, 1]
     assert not np.signbit(found["entropy"].to_numpy()).any()
 
 
@@ -82,7 +85,7 @@ def test_each_row_gets_its_image_and_the_columns_are_those_of_the_schema() -> No
     found = measured(pictures, of=[1, 0, 1])
     alone = measured(pictures)
     assert found.schema == table_schema("image") == image.schemas(OPTIONS)["image"]
-    for column in ("phash", "sharpness", "entropy"):
+    for column in set(found.column_names) - {"uid", "aspect_ratio"}:
         first, second = alone[column].to_pylist()
         assert found[column].to_pylist() == [second, first, second]
     assert measured([]).schema == table_schema("image")
@@ -94,4 +97,35 @@ def test_images_of_odd_shapes_are_measured(height: int, width: int) -> None:
     found = measured([pixels, np.asfortranarray(pixels), pixels[:, :, ::-1]])
     assert found["phash"][0] == found["phash"][1]
     assert np.isfinite(found["sharpness"].to_numpy()).all()
+    assert found["pixels_sha256"][0] == found["pixels_sha256"][1]
     assert 0 <= found["entropy"].to_pylist()[0] <= 8
+    assert 0 < found["flat_share"].to_pylist()[0] <= 1
+
+
+def test_colourfulness_is_that_of_the_paper() -> None:
+    pictures = [made(seed) for seed in range(5)] + [np.full((7, 9, 3), (255, 0, 0), np.uint8)]
+    for pixels, found in zip(pictures, measured(pictures)["colourfulness"].to_pylist(), strict=True):
+        red, green, blue = pixels.astype(float).transpose(2, 0, 1)
+        rg, yb = red - green, (red + green) / 2 - blue
+        expected = np.sqrt(rg.var() + yb.var()) + 0.3 * np.sqrt(rg.mean() ** 2 + yb.mean() ** 2)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_flat_share_is_that_of_the_colour_met_most() -> None:
+    drawing = np.full((10, 10, 3), 252, np.uint8)
+    drawing[0, :5] = 255  # white too
+    drawing[1] = (252, 252, 239)  # another step of one channel
+    drawing[2] = (0, 10, 0)
+    assert measured([drawing])["flat_share"].to_pylist() == [pytest.approx(0.8)]
+
+
+def test_the_pixels_hash_tells_pictures_apart_and_shapes_too() -> None:
+    picture = made(0, 4, 6)
+    changed = picture.copy()
+    changed[3, 5, 2] ^= 1
+    found = measured([picture, picture.copy(), changed, picture.reshape(6, 4, 3), picture[:, :, ::-1]])
+    digests = found["pixels_sha256"].to_pylist()
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+    shape = b"".join(n.to_bytes(4, "little") for n in (4, 6, 3))
+    assert digests[0] == hashlib.sha256(shape + picture.tobytes()).hexdigest()

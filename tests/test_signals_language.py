@@ -69,3 +69,19 @@ def test_nothing_is_fetched_and_threads_share_one_model(monkeypatch: pytest.Monk
 
 def test_the_identity_is_the_models_hash() -> None:
     assert [len(value) for value in language.identity(OPTIONS).values()] == [64]
+
+
+def test_cld3_has_columns_of_its_own() -> None:
+    options = recipe.LanguageSignal(kind="language", model="cld3", name="cld3")
+    captions = [
+        "A brown dog is running\nover the green grass",
+        "Ein brauner Hund läuft über die grüne Wiese",
+        " ",
+        None,
+    ]
+    rows = pa.table({"uid": [f"{n:032x}" for n in range(4)], "caption": captions})
+    found = language.measure(rows, None, options)["language_cld3"]
+    assert found.schema == table_schema("language", "_cld3") == language.schemas(options)["language_cld3"]
+    assert found["lang_cld3"].to_pylist() == ["en", "de", None, None]
+    assert found["lang_score_cld3"].null_count == 2
+    assert set(language.identity(options)) == {"cld3-py"}

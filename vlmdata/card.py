@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from vlmdata import catalog
-from vlmdata.croissant import croissant
+from vlmdata.croissant import copies, croissant
 from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.report import facts
 
@@ -76,8 +76,9 @@ def write_documents(dataset: Dataset, manifest: dict[str, Any]) -> list[dict[str
 def summary(manifest: dict[str, Any]) -> str:
     """One sentence: how many pairs there were, and how many are kept."""
     pairs, kept = manifest["funnel"][0]["left"], manifest["funnel"][-1]["left"]
+    drawn = f" in {sum(manifest['splits'].values()):,} samples" if copies(manifest) else ""
     return (
-        f"{kept:,} image-text pairs, selected by {len(manifest['recipe']['select']['rules'])} rules and "
+        f"{kept:,} image-text pairs{drawn}, selected by {len(manifest['recipe']['select']['rules'])} rules and "
         f"{len(manifest['recipe']['dedup'])} kinds of deduplication from {pairs:,} pairs, by vlmdata."
     )
 
@@ -93,13 +94,13 @@ def _commonest(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any], 
 
 def _front_matter(dataset: Dataset, manifest: dict[str, Any], languages: list[tuple[str, int]]) -> dict[str, Any]:
     """`datasets` reads one format a folder: Parquet where there is any, since its columns have types."""
-    kept = manifest["funnel"][-1]["left"]
+    samples = sum(manifest["splits"].values())
     front: dict[str, Any] = {
         "license": "other",
         "license_name": "as-each-source-states",
         "language": [lang for lang, _ in languages if lang][:_LANGUAGES],
         "task_categories": ["image-to-text", "text-to-image"],
-        "size_categories": [next((name for most, name in _SIZES if kept < most), "n>1B")],
+        "size_categories": [next((name for most, name in _SIZES if samples < most), "n>1B")],
     }
     kind = "parquet" if any(shard["format"] == "parquet" for shard in manifest["shards"]) else "webdataset"
     shards = [shard for shard in manifest["shards"] if shard["format"] == kind]
@@ -142,7 +143,8 @@ def _dtype(kind: pa.DataType) -> str:
 def _reading(manifest: dict[str, Any]) -> list[str]:
     lines = ["## Reading it", ""]
     if not manifest["shards"]:
-        return [*lines, "Nothing was kept, so there are no shards.", ""]
+        why = "No image was fetched" if manifest["recipe"]["download"].get("skip") else "Nothing was kept"
+        return [*lines, f"{why}, so there are no shards.", ""]
     for split, count in manifest["splits"].items():
         size = sum(shard["bytes"] for shard in manifest["shards"] if shard["split"] == split)
         lines.append(f"- `{split}`: {count:,} samples, {size:,} bytes in all formats")
@@ -193,6 +195,17 @@ def _funnel(manifest: dict[str, Any]) -> list[str]:
     for method in recipe["dedup"]:
         options = ", ".join(f"{key} {value}" for key, value in method.items() if key != "kind")
         lines.append(f"- {method['kind']} duplicates{f' ({options})' if options else ''}")
+    asked = recipe["select"]
+    if balanced := asked.get("balance"):
+        lines.append(
+            f"- balanced: of an entry (a word or phrase) with more than {balanced['limit']:,} matching captions about "
+            "so many pairs are drawn, of any other all"
+        )
+    if drawn := asked.get("sample"):
+        how = "with" if drawn["replacement"] else "without"
+        weights = drawn["weights"]
+        by = weights if isinstance(weights, str) else ", ".join(f"{name} {weight}" for name, weight in weights.items())
+        lines.append(f"- {drawn['count']:,} samples drawn {how} replacement, by weight: {code(by or 'all the same')}")
     if recipe["dedup"]:
         lines += ["", f"Of a group of duplicates the first by {code(recipe['select']['survivor'])} stays.", ""]
     models = [f"{signal['kind']}: {code(str(signal['model']))}" for signal in recipe["signals"] if signal.get("model")]

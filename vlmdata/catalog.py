@@ -37,7 +37,7 @@ def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.
     _view(connection, dataset, "samples", [[part["path"] for part in snapshot["samples"]]])
     pairs = _layers(snapshot["tables"]["pairs"])
     for name, table in snapshot["tables"].items():
-        whole = name == "duplicates"  # made of all layers at once
+        whole = name in ("duplicates", "contamination")  # made of all layers at once
         _view(connection, dataset, name, [[p["path"] for p in table["parts"]]] if whole else _layers(table), pairs)
     observed = [part.path for table in dataset.tables_named("observations") for part in table.parts if part.rows]
     _view(connection, dataset, "observations", [observed])
@@ -116,17 +116,13 @@ def _view(
     pairs: Sequence[list[str]] = (),
 ) -> None:
     """A view of the layers' rows without those whose uid stands in `pairs` of a later layer."""
-
-    def read(paths: list[str]) -> str:
-        return f"read_parquet([{', '.join(_text(_no_glob(_url(dataset, path))) for path in paths)}])"
-
     if any(layers):
         columns = "* EXCLUDE (fetch_url)" if name == "pairs" else "*"  # signed URLs reach no output
         selects = []
         for place, paths in enumerate(layers):
             later = [path for newer in pairs[place + 1 :] for path in newer] if len(layers) > 1 else []
-            newest = f" WHERE uid NOT IN (SELECT uid FROM {read(later)})" if later else ""
-            selects.append(f"SELECT {columns} FROM {read(paths)}{newest}")
+            newest = f" WHERE uid NOT IN (SELECT uid FROM {parquet_sql(dataset, later)})" if later else ""
+            selects.append(f"SELECT {columns} FROM {parquet_sql(dataset, paths)}{newest}")
         try:
             connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL ".join(selects)}')
         except duckdb.Error as error:
@@ -134,6 +130,11 @@ def _view(
             raise DataError(f"table {name}: {first}; `vlmdata verify` lists what is damaged") from error
     else:
         connection.register(name, table_schema(name).empty_table())
+
+
+def parquet_sql(dataset: Dataset, paths: list[str]) -> str:
+    """SQL that reads Parquet files of the dataset, one behind the other."""
+    return f"read_parquet([{', '.join(_text(_no_glob(_url(dataset, path))) for path in paths)}])"
 
 
 def _url(dataset: Dataset, path: str) -> str:

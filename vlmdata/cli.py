@@ -39,6 +39,15 @@ class Format(StrEnum):
     json = "json"
 
 
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    datacomp = "datacomp"
+    hf = "hf"
+    mds = "mds"
+    csv = "csv"
+
+
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and every log line")] = False) -> None:
     from vlmdata.console import configure_logging
@@ -173,6 +182,20 @@ def show(dataset: DatasetUrl, uid: Annotated[str, typer.Argument(metavar="UID")]
 
 
 @app.command()
+def funnel(dataset: DatasetUrl, set_: Setting = None) -> None:
+    """What the newest snapshot's selection kept, or what a changed one would keep; nothing is written."""
+    from vlmdata.dataset import Dataset
+    from vlmdata.select.funnel import table
+    from vlmdata.select.reconsider import reconsider
+
+    published, steps, left_out = reconsider(Dataset(dataset), set_ or [])
+    for line in table(published, steps):
+        print(line)
+    for step in left_out:
+        _say(f"{step} is not counted: `vlmdata run` does that")
+
+
+@app.command()
 def report(dataset: DatasetUrl) -> None:
     """Write the newest snapshot's HTML report again and print its path."""
     from vlmdata.dataset import Dataset
@@ -183,6 +206,23 @@ def report(dataset: DatasetUrl) -> None:
     if latest is None:
         raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
     print(write_report(opened, latest))
+
+
+@app.command()
+def export(
+    dataset: DatasetUrl,
+    to: Annotated[ExportFormat, typer.Option("--to", help="the format")],
+    out: Annotated[str, typer.Argument(help="a file (datacomp, csv) or folder (hf, mds) to make", metavar="OUT")],
+) -> None:
+    """Write the newest snapshot's kept pairs in another format, and print where."""
+    from vlmdata.dataset import Dataset
+    from vlmdata.export import export as write
+
+    opened = Dataset(dataset)
+    latest = opened.latest()
+    if latest is None:
+        raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
+    print(write(opened, latest, to.value, out))
 
 
 @app.command()

@@ -23,6 +23,7 @@ from rich.text import Text
 from vlmdata.dataset import Dataset, part_from, snapshot_folder
 from vlmdata.errors import InputError
 from vlmdata.lock import RUN_VARIABLE, end_orphans, run_mark
+from vlmdata.plan import GROUPED
 
 if TYPE_CHECKING:
     import duckdb
@@ -116,7 +117,7 @@ def summary(dataset: Dataset, url: str) -> list[str]:
     folder = dataset.path(snapshot_folder(manifest["number"]))
     tars = [shard for shard in manifest["shards"] if shard["format"] == "webdataset"]
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
-    lines.append(f"shards:  {folder}/shards ({len(tars)} tars; {splits})")
+    lines.append(f"shards:  {folder}/shards ({len(tars)} tars; {splits})" if manifest["shards"] else "shards:  none")
     lines += _metrics(dataset, manifest["number"])
     lines.append(f"report:  {folder}/report.html")
     place = shlex.quote(url)
@@ -125,7 +126,8 @@ def summary(dataset: Dataset, url: str) -> list[str]:
     uid = _a_kept_uid(dataset, manifest)
     if uid:
         lines.append(f"         vlmdata show {place} {uid}")
-    lines.append(f"         vlmdata train contrastive --data {place} --out my-model")
+    if manifest["shards"]:
+        lines.append(f"         vlmdata train contrastive --data {place} --out my-model")
     return lines
 
 
@@ -241,11 +243,12 @@ def show_pair(dataset: Dataset, uid: str) -> None:
     manifest = dataset.latest()
     assert manifest is not None
     tables = [
-        name for name in manifest["tables"] if name != "duplicates" and not name.startswith(("embeddings", "boxes"))
+        name for name in manifest["tables"] if name not in GROUPED and not name.startswith(("embeddings", "boxes"))
     ]
     verdict = sample[0]
     if verdict["kept"]:
-        print(f"kept: {verdict['split']}, shard {verdict['shard']}, sample {verdict['index']}")
+        copies = f"; {verdict['copies']} copies in all" if verdict["copies"] > 1 else ""
+        print(f"kept: {verdict['split']}, shard {verdict['shard']}, sample {verdict['index']}{copies}")
     else:
         print(f"not kept: {verdict['reason']}")
     for table in tables:

@@ -81,7 +81,7 @@ def croissant(
         sets.append(_file_set("parquet", [f"{place}/*.parquet" for place in places], []))
         with dataset.open(parquet[0]["path"]) as handle:
             columns = pq.read_schema(handle)
-        records.append(_samples(columns, column_meanings(manifest)))
+        records.append(_samples(columns, column_meanings(manifest), copies(manifest)))
     if tars:
         within = [_identity(shard, folder) for shard in tars]
         sets += [_file_set(kind, [f"*.{kind}"], within) for kind in ("jpg", "txt", "json")]
@@ -99,6 +99,11 @@ def croissant(
         "distribution": [*objects, *sets],
         "recordSet": records,
     }
+
+
+def copies(manifest: dict[str, Any]) -> bool:
+    """Whether some pairs stand in the shards more than once."""
+    return sum(manifest["splits"].values()) > manifest["funnel"][-1]["left"]
 
 
 def _identity(shard: dict[str, Any], folder: str) -> str:
@@ -133,8 +138,8 @@ def _file_set(name: str, patterns: list[str], within: list[str]) -> dict[str, An
     return described | ({"containedIn": [{"@id": identity} for identity in within]} if within else {})
 
 
-def _samples(columns: pa.Schema, meanings: dict[str, str]) -> dict[str, Any]:
-    """A record for each row of the Parquet shards."""
+def _samples(columns: pa.Schema, meanings: dict[str, str], repeated_pairs: bool) -> dict[str, Any]:
+    """A record for each row of the Parquet shards; a uid is a key where no pair stands in them more than once."""
     fields = []
     for column in columns:
         repeated = pa.types.is_list(column.type)
@@ -154,8 +159,10 @@ def _samples(columns: pa.Schema, meanings: dict[str, str]) -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": "samples",
         "name": "samples",
-        "description": "one record a kept pair",
-        "key": {"@id": "samples/uid"},
+        "description": "one record a sample: a kept pair or a copy of one"
+        if repeated_pairs
+        else "one record a kept pair",
+        **({} if repeated_pairs else {"key": {"@id": "samples/uid"}}),
         "field": fields,
     }
 

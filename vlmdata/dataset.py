@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -238,12 +238,20 @@ class Dataset:
     # Parts
 
     def write_part(
-        self, table: str, key: str, name: str, rows: pa.Table, inputs: dict[str, str], also: tuple[File, ...] = ()
+        self,
+        table: str,
+        key: str,
+        name: str,
+        rows: pa.Table,
+        inputs: dict[str, str],
+        also: tuple[File, ...] = (),
+        devices: Iterable[str] = (),
     ) -> Part:
-        """Commit one part. `inputs` (path -> sha256 of the parts it was made from) goes into its footer."""
+        """Commit one part. `inputs` (path -> sha256 of the parts it was made from) goes into its footer, and
+        `devices`, where a model ran."""
         with self.spool() as folder:
             aside = folder / "part.parquet"
-            write_parquet(rows, aside, footer(inputs, also))
+            write_parquet(rows, aside, footer(inputs, also, devices))
             return self.commit_part(aside, table, key, name, rows.num_rows, also)
 
     def commit_part(self, aside: Path, table: str, key: str, name: str, rows: int, also: tuple[File, ...] = ()) -> Part:
@@ -268,6 +276,12 @@ class Dataset:
         digest, size = self.sha256(relative)
         return Part(name, relative, metadata.num_rows, size, digest, also)
 
+    def devices(self, part: Part) -> list[str]:
+        """Where the model ran that a part's values come from, if the part notes it."""
+        with self.open(part.path) as handle:
+            metadata = pq.read_metadata(handle).metadata or {}
+        return json.loads(metadata[_FOOTER]).get("devices", [])
+
     def read_part(self, part: Part | str, columns: list[str] | None = None) -> pa.Table:
         """A part's rows; the columns in the order asked for, vectors as plain lists."""
         relative = part if isinstance(part, str) else part.path
@@ -279,7 +293,7 @@ class Dataset:
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
 
-    def scan(self, parts: list[Part], schema: pa.Schema) -> "pads.Dataset":
+    def scan(self, parts: Sequence[Part | File], schema: pa.Schema) -> "pads.Dataset":
         """The parts' rows as an Arrow dataset, read as they are asked for."""
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
@@ -354,9 +368,11 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def footer(inputs: dict[str, str], also: tuple[File, ...] = ()) -> dict[bytes, bytes]:
+def footer(inputs: dict[str, str], also: tuple[File, ...] = (), devices: Iterable[str] = ()) -> dict[bytes, bytes]:
     """What a part notes of itself: Parquet's key-value metadata, by which `current_part` knows it again."""
-    note = {"inputs": inputs, "also": [asdict(file) for file in also]}
+    note: dict[str, Any] = {"inputs": inputs, "also": [asdict(file) for file in also]}
+    if ran := sorted(devices):
+        note["devices"] = ran
     return {_FOOTER: json.dumps(note, sort_keys=True).encode()}
 
 

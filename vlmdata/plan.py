@@ -12,23 +12,34 @@ import pyarrow as pa
 
 from vlmdata import blur, dedup, ingest, select, shards, signals, sources
 from vlmdata.dataset import Dataset, Table, make_key
+from vlmdata.dedup import evaluation
 from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
-from vlmdata.recipe import FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
-from vlmdata.rules import Expression, Order, check_order, check_rule
+from vlmdata.recipe import DecontaminateDedup, FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
+from vlmdata.rules import Expression, check_rule
 from vlmdata.schemas import table_schema
+from vlmdata.select import entries, presets
+from vlmdata.select.checked import Checked, check_preset, check_select
 from vlmdata.sources import video, webdataset
 
+GROUPED = ("duplicates", "contamination")  # made of all layers at once: their parts are not those of `pairs`
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
 # Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
 SECONDS_A_ROW = {
     "images": 0.006,
     "text": 0.0001,
+    "pii": 0.00002,
+    "fluency": 0.1,
     "language": 0.0001,
+    "wordnet": 0.0001,
     "image": 0.001,
     "clip": 0.025,
     "nsfw": 0.04,
+    "aesthetic": 0.0001,
+    "filter": 0.01,
+    "python": 0.002,
+    "embeddings_sscd": 0.1,
     "ocr": 0.05,
     "faces": 0.1,
     "masked": 0.08,  # masked_clip
@@ -38,11 +49,15 @@ SECONDS_A_ROW = {
 
 @dataclass(frozen=True)
 class SignalPlan:
-    """A signal with the keys of its tables. `base` is the key without `after`: equal bases have equal values."""
+    """A signal with the keys of its tables. `base` is the key without `after`: equal bases have equal values.
+
+    model: what its values depend on beside the options: hashes of model and preprocessing.
+    """
 
     measurement: signals.Measurement
     key: str
     base: str
+    model: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,13 +81,17 @@ class Plan:
     signals: tuple[SignalPlan, ...]
     duplicates: str | None
     columns: pa.Schema
-    rules: dict[str, Expression]
-    survivor: tuple[Order, ...]
+    checked: Checked
     select: str
     shards: str
     tables: dict[str, str] = field(default_factory=dict)
     optout: str = ""
     known: str = ""
+
+    @property
+    def rules(self) -> dict[str, Expression]:
+        """The selection's rules in order."""
+        return self.checked.rules
 
     @property
     def signal_tables(self) -> list[str]:
@@ -103,24 +122,24 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         check = [listed["known"], recipe.consent.known_distance]
         tables["known"] = make_key("known", known.VERSION, check, [images])
         columns = _scalars(columns, table_schema("known"))
-    columns, expressions, planned = _plan_signals(recipe, columns, tables)
-    rules = {
-        name: expressions.get(name) or check_rule(name, text, columns) for name, text in recipe.select.rules.items()
-    }
+    columns, planned = _plan_signals(recipe, presets.rules(recipe), columns, tables)
     duplicates = None
     if recipe.dedup:
         for method in recipe.dedup:
-            read, _ = dedup.reads(method)
-            if read not in tables:
-                raise InputError(
-                    f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
-                    "`signals` must name what makes it"
-                )
-        options = [method.keyed() for method in recipe.dedup]
+            for read in dedup.tables(method):
+                if recipe.download.skip and read == "images":
+                    raise InputError(f"dedup.{method.kind}: it compares images, and download.skip leaves them out")
+                if read not in tables:
+                    raise InputError(
+                        f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
+                        "`signals` must name what makes it"
+                    )
+        evaluated = {m.kind: evaluation.digest(m) for m in recipe.dedup if isinstance(m, DecontaminateDedup)}
+        options = [method.keyed() for method in recipe.dedup] + [evaluated] * bool(evaluated)
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
-        tables["duplicates"] = duplicates
-    survivor = check_order("select.survivor", recipe.select.survivor, columns)
+        tables |= dict.fromkeys(GROUPED if evaluated else GROUPED[:1], duplicates)
+    checked = check_select(recipe, columns)
     shards.check_columns(recipe.shards, columns)
     chosen = make_key(
         "select",
@@ -128,9 +147,11 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         [
             recipe.select.keyed(),
             [d.kind for d in recipe.dedup],
+            *([merging] if (merging := [d.kind for d in recipe.dedup if getattr(d, "merge", None)]) else []),
             list(recipe.select.rules),
             sorted(set(recipe.consent.respect)),
             *([listed["optout"]] if listed["optout"] else []),
+            *([entries.identity(recipe.select.balance)] if recipe.select.balance else []),
         ],
         [tables[name] for name in sorted(tables)],
     )
@@ -148,8 +169,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         planned,
         duplicates,
         columns,
-        rules,
-        tuple(survivor),
+        checked,
         chosen,
         written,
         tables,
@@ -158,18 +178,37 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
 
 
 def _plan_signals(
-    recipe: Recipe, columns: pa.Schema, tables: dict[str, str]
-) -> tuple[pa.Schema, dict[str, Expression], tuple[SignalPlan, ...]]:
-    """Order the signals so that each comes behind those that its `after` rules read, and give each its key."""
+    recipe: Recipe, preset: dict[str, presets.Rule], columns: pa.Schema, tables: dict[str, str]
+) -> tuple[pa.Schema, tuple[SignalPlan, ...]]:
+    """Order the signals so that each comes behind those that it or its `after` rules read, and give each its key."""
+    for options in recipe.signals:
+        for name in options.after:
+            if name not in recipe.select.rules and (name not in preset or preset[name].fraction is not None):
+                raise InputError(
+                    f"signals.{options.kind}.after: no preset has a rule {name!r} that a pair alone decides"
+                    f"{nearest(name, preset)}"
+                )
     waiting = list(recipe.signals)
     planned: list[SignalPlan] = []
-    expressions: dict[str, Expression] = {}
     owner: dict[str, str] = {}
+    bases: dict[str, str] = {}
     while waiting:
         problem: InputError | None = None
         for options in waiting:
             try:
-                after = {rule: check_rule(rule, recipe.select.rules[rule], columns) for rule in options.after}
+                after = {
+                    name: check_preset(name, preset[name], columns)
+                    if name in preset
+                    else check_rule(name, recipe.select.rules[name], columns)
+                    for name in options.after
+                }
+                vectors = signals.reads(options)
+                for table in vectors:
+                    if table not in bases:
+                        raise InputError(
+                            f"signals.{options.kind}: there is no table {table!r} to read{nearest(table, bases)}; "
+                            "`signals` must name what makes it"
+                        )
             except InputError as error:  # it may read a signal that is planned later
                 problem = problem or error
                 continue
@@ -179,24 +218,27 @@ def _plan_signals(
             raise problem
         waiting.remove(options)
         module = signals.family(options.kind)
+        if signals.images(options) and recipe.download.skip:
+            raise InputError(f"signals.{options.kind}: it looks at images, and download.skip leaves them out")
         schemas = module.schemas(options)
         values = options.keyed("after")
-        inputs = [tables["pairs"], *([tables["images"]] if module.IMAGES else [])]
-        stage = f"signal/{signal_name(options)}"
-        base = make_key(stage, module.VERSION, [values, module.identity(options)], inputs)
+        inputs = [tables["pairs"], *([tables["images"]] if signals.images(options) else [])]
+        stage, model = f"signal/{signal_name(options)}", module.identity(options)
         read = sorted({owner[c] for rule in after.values() for c in rule.columns if c in owner})
         gates = {name: rule.sql for name, rule in after.items()}
-        key = make_key(stage, module.VERSION, [base, gates], [tables[name] for name in read])
-        planned.append(SignalPlan(signals.Measurement(options, schemas, after), key, base))
+        base = make_key(stage, module.VERSION, [values, model], [*inputs, *(bases[name] for name in vectors)])
+        key = make_key(stage, module.VERSION, [base, gates], [tables[name] for name in [*read, *vectors]])
+        if signals.trained(options):  # on what the rules let pass: other rules make another model
+            base = key
+        planned.append(SignalPlan(signals.Measurement(options, schemas, after), key, base, model))
         for table, schema in schemas.items():
-            tables[table] = key
+            tables[table], bases[table] = key, base
             twice = sorted((set(schema.names) & set(columns.names)) - {"uid"})
             if twice:
                 raise InputError(f"signals.{options.kind}: the column {twice[0]!r} is there already; give it a `name`")
             owner |= {name: table for name in schema.names if name != "uid"}
             columns = _scalars(columns, schema)
-        expressions |= after
-    return columns, expressions, tuple(planned)
+    return columns, tuple(planned)
 
 
 def _without_fetch_url(schema: pa.Schema) -> pa.Schema:
@@ -299,9 +341,9 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
         if table:
             lines.append(f"{name:<23}there: {table.rows:,} rows, {_size(table)}")
             continue
-        earlier = dataset.read_table(name, plan.tables[name]) if name != "duplicates" else None
+        earlier = dataset.read_table(name, plan.tables[name]) if name not in GROUPED else None
         missing = pairs.rows - (earlier.rows if earlier else 0) if pairs else 0
-        seconds = missing * SECONDS_A_ROW.get(name.split("_")[0], 0.0)
+        seconds = missing * _seconds_a_row(name)
         total += seconds
         lines.append(
             f"{name:<23}missing"
@@ -315,6 +357,12 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
     if pairs:
         lines.append(f"about {total / 3600:.2f} hours up to the selection, without jobs; `after` rules shorten it")
     return lines
+
+
+def _seconds_a_row(table: str) -> float:
+    """Of `clip_b` what `clip` takes, of `embeddings_sscd_b` what `embeddings_sscd`."""
+    known = [name for name in SECONDS_A_ROW if f"{table}_".startswith(f"{name}_")]
+    return SECONDS_A_ROW[known[0]] if known else 0.0
 
 
 def _found(table: Table) -> str:

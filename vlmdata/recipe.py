@@ -15,6 +15,11 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * {None: 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]]) if match else value
 
 
+def _kind_alone(value: object) -> object:
+    """`- text` as `- {kind: text}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 
@@ -49,6 +54,7 @@ class CrawlSource(Options):
     concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host, at most")
     delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
     autothrottle: bool = Field(True, description="leave as much time between requests as the host needs to answer one")
+    skip: bool = Field(False, description="no image is fetched: pairs are selected by what the sources tell of them")
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
     allow_hosts: list[str] = Field([], description="`host` or `host:port` that may be at a private address")
@@ -156,8 +162,16 @@ class TableSource(Options):
         return self
 
 
+class DatacompSource(Options):
+    """A pool of DataComp's metadata: Parquet files whose signals are there already."""
+
+    kind: Literal["datacomp"]
+    name: Name = "datacomp"
+    path: str = Field(description="the folder of the Parquet files, a glob or a file; any fsspec URL")
+
+
 Source = Annotated[
-    CommonCrawlSource | CrawlSource | FolderSource | TableSource | VideoSource | WebdatasetSource,
+    CommonCrawlSource | CrawlSource | DatacompSource | FolderSource | TableSource | VideoSource | WebdatasetSource,
     Field(discriminator="kind"),
 ]
 
@@ -199,6 +213,7 @@ class Download(Options):
         description="the download stops when more than this share fails in one way: dns, connect, "
         "timeout, tls, type or decode",
     )
+    skip: bool = Field(False, description="no image is fetched: pairs are selected by what the sources tell of them")
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
 
@@ -216,9 +231,40 @@ class TextSignal(Options):
     after: list[str] = []
 
 
-class LanguageSignal(Options):
-    kind: Literal["language"]
+class PiiSignal(Options):
+    """Personal data in captions."""
+
+    kind: Literal["pii"]
     name: Literal[""] = ""
+    after: list[str] = []
+
+
+class FluencySignal(Options):
+    """The caption's mean token loss under a language model: `smollm2` (embedded), a folder, or one of the hub."""
+
+    kind: Literal["fluency"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    model: str = "smollm2"
+    revision: str | None = Field(None, description="of a model of the hub: a commit, so that its values stay the same")
+    after: list[str] = []
+    tokens: int = Field(512, ge=128, description="in one batch of the model")
+
+
+class LanguageSignal(Options):
+    """`fasttext` is lid.176, `cld3` Google's compact language detector; a second one has a `name`."""
+
+    kind: Literal["language"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    model: Literal["fasttext", "cld3"] = "fasttext"
+    after: list[str] = []
+
+
+class WordnetSignal(Options):
+    """Whether a caption speaks of what is among ImageNet-21k's classes."""
+
+    kind: Literal["wordnet"]
+    name: Literal[""] = ""
+    path: str = Field("/usr/share/wordnet", description="the folder of WordNet 3.0's index.noun, noun.exc and so on")
     after: list[str] = []
 
 
@@ -263,6 +309,61 @@ class ClipSignal(Options):
     pretrained: str | None = None
     after: list[str] = []
     batch: int = Field(32, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the towers; auto: bf16 on a GPU that has it, else fp32; lite is fp32"
+    )
+
+    # The identity of model and preprocessing is in the key instead: a model that moved is the same model.
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"model", "pretrained"})
+
+
+class AestheticSignal(Options):
+    """A linear or MLP head over another signal's embeddings."""
+
+    kind: Literal["aesthetic"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    embeddings: str = Field("clip", description="the signal whose embeddings are read: `clip`, or `clip_<name>`")
+    head: str = Field(description="the head's weights: a local .safetensors, .npz, .pth or .pt file")
+    activation: Literal["none", "relu"] = Field("none", description="between the head's layers")
+    after: list[str] = []
+
+
+class PythonSignal(Options):
+    """The user's own: a Python file with one function under `@vlmdata.signal(…)`."""
+
+    kind: Literal["python"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    path: str
+    after: list[str] = []
+
+
+class FilterSignal(Options):
+    """A filter network (Fang 2023, arXiv:2309.17425): trained on the pairs of trusted sources, it scores every pair."""
+
+    kind: Literal["filter"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    trusted: list[str] = Field([], description="names of the sources that it is trained on")
+    checkpoint: str | None = Field(None, description="instead of `trusted`: a folder with a filter that is trained")
+    model: str = Field(
+        "tiny", description="tiny, lite (heads on locked towers), an open_clip architecture, or its JSON"
+    )
+    pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
+    steps: int = Field(200, gt=0)
+    batch: int = Field(64, gt=1, description="pairs of one training step")
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(10, ge=0, description="steps")
+    weight_decay: float = Field(0.1, ge=0)
+    crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    seed: int = Field(0, ge=0)
+    after: list[str] = []
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"checkpoint"})  # the hashes of its files are in the key
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "FilterSignal":
+        if bool(self.trusted) == (self.checkpoint is not None):
+            raise ValueError("either `trusted` names the sources to train on, or `checkpoint` a trained filter")
+        return self
 
 
 class MaskedClipSignal(ClipSignal):
@@ -272,35 +373,234 @@ class MaskedClipSignal(ClipSignal):
     size: int = Field(736, ge=32, le=4096, description="the longer side that the text's detector sees, as for `ocr`")
 
 
+class SscdSignal(Options):
+    """Copy-detection embeddings, for `dedup`: table `embeddings_sscd`."""
+
+    kind: Literal["sscd"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    model: Literal["sscd", "distilled"] = Field(
+        "sscd", description="distilled: a smaller one, two to three times as fast"
+    )
+    after: list[str] = []
+    batch: int = Field(16, gt=0)
+
+
 Signal = Annotated[
-    TextSignal | LanguageSignal | ImageSignal | OcrSignal | FacesSignal | NsfwSignal | ClipSignal | MaskedClipSignal,
+    TextSignal
+    | PiiSignal
+    | FluencySignal
+    | LanguageSignal
+    | WordnetSignal
+    | ImageSignal
+    | OcrSignal
+    | FacesSignal
+    | NsfwSignal
+    | ClipSignal
+    | MaskedClipSignal
+    | AestheticSignal
+    | PythonSignal
+    | FilterSignal
+    | SscdSignal,
     Field(discriminator="kind"),
 ]
 
 
-class ExactDedup(Options):
+class _Merging(Options):
+    merge: Literal["captions"] | None = Field(
+        None, description="`captions`: the survivor of a group gets the captions of those that it replaces"
+    )
+
+    # Groups are the same either way: what becomes of their members is the selection's.
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"merge"})
+
+
+class ExactDedup(_Merging):
+    """The same bytes."""
+
     kind: Literal["exact"]
 
 
-class PerceptualDedup(Options):
+Groups = Literal["connected", "semdedup"]
+_GROUPS = "one survivor a connected group; or SemDeDup's rule: what is like an earlier one by `survivor` goes"
+
+
+class PixelsDedup(_Merging):
+    """The same pixels, once resized and stored, in whatever file they came."""
+
+    kind: Literal["pixels"]
+
+
+class UrlDedup(_Merging):
+    """The same URL, once it is normalised."""
+
+    kind: Literal["url"]
+
+
+class PerceptualDedup(_Merging):
     kind: Literal["perceptual"]
     distance: int = Field(4, ge=0, le=16, description="differing bits of 64, at most")
+    groups: Groups = Field("connected", description=_GROUPS)
 
 
-class SemanticDedup(Options):
+class SemanticDedup(_Merging):
     kind: Literal["semantic"]
     embeddings: str = Field("clip", description="the signal whose embeddings are compared: `clip`, or `clip_<name>`")
     similarity: float = Field(0.95, gt=0, le=1, description="cosine, at least")
+    groups: Groups = Field("connected", description=_GROUPS)
 
 
-Dedup = Annotated[ExactDedup | PerceptualDedup | SemanticDedup, Field(discriminator="kind")]
+class DecontaminateDedup(Options):
+    """What stands in an evaluation set is rejected, every copy of it."""
+
+    kind: Literal["decontaminate"]
+    against: Paths = Field(
+        min_length=1, description="folders, images, tars, Parquet, npy and npz: paths, globs, any fsspec URL"
+    )
+    distance: int | None = Field(
+        4, ge=0, le=16, description="differing bits of the perceptual hash; null: do not compare"
+    )
+    embeddings: str | None = Field(None, description="the signal whose embeddings are compared too: `sscd`, `clip_b`")
+    similarity: float | None = Field(None, gt=0, le=1, description="cosine of these embeddings, at least")
+
+    @model_validator(mode="after")
+    def _both(self) -> "DecontaminateDedup":
+        if (self.embeddings is None) != (self.similarity is None):
+            raise ValueError("`embeddings` and `similarity` go together: a threshold is one model's")
+        return self
+
+
+Dedup = Annotated[
+    ExactDedup | PixelsDedup | UrlDedup | PerceptualDedup | SemanticDedup | DecontaminateDedup,
+    Field(discriminator="kind"),
+]
+
+
+class Balance(Options):
+    """Frequent entries (words and phrases) are sampled down, rare ones are kept whole, as MetaCLIP describes."""
+
+    kind: Literal["metaclip"]
+    limit: int = Field(20_000, gt=0, description="matches of an entry from which on it is sampled")
+    entries: Paths = Field(
+        ["wordnet", "unigrams", "bigrams"],
+        min_length=1,
+        description="wordnet; unigrams and bigrams of the pool; files with an entry a line",
+    )
+    wordnet: str = Field("/usr/share/wordnet", description="the folder of WordNet's data.noun, data.verb and so on")
+    min_count: int = Field(100, gt=0, description="how often a word or bigram of the pool stands in it, at least")
+    min_pmi: float = Field(3.0, description="pointwise mutual information of a bigram, bits, at least")
+    unmatched: Literal["drop", "keep"] = Field("drop", description="pairs that match no entry")
+    seed: int = 0
+
+
+class Sample(Options):
+    """A fixed number of the pairs that are left, drawn by weight."""
+
+    weights: dict[Name, Annotated[float, Field(ge=0)]] | str = Field(
+        {}, description="source -> weight (1 where it is not named), or a SQL expression over columns"
+    )
+    count: int = Field(gt=0, description="samples in the shards")
+    replacement: bool = Field(False, description="whether a pair may stand in the shards more than once")
+    seed: int = 0
+
+
+class Top(Options):
+    """The pairs with the largest values, ties by uid; NULL and NaN are never among them."""
+
+    by: str = Field(description="a column, or a SQL expression whose value is a number")
+    fraction: float | None = Field(None, gt=0, le=1, description="of the pairs that are ranked, rounded up")
+    count: int | None = Field(None, gt=0, description="instead of fraction")
+    of: Literal["passed", "pool"] = Field("passed", description="ranked are those that are left, or all pairs")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Top":
+        if (self.fraction is None) == (self.count is None):
+            raise ValueError("either `fraction` or `count` says how many stay")
+        return self
+
+
+class DatacompBasicPreset(Options):
+    """DataComp's basic filter."""
+
+    kind: Literal["datacomp-basic"]
+
+
+class DatacompClipPreset(Options):
+    """DataComp's CLIP score filter: at least `threshold`, or the `fraction` of all pairs by its rank rule."""
+
+    kind: Literal["datacomp-clip"]
+    score: str = Field("clip_score", description="the column")
+    threshold: float | None = None
+    fraction: float | None = Field(None, gt=0, le=1, description="default, without a threshold: 0.3")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "DatacompClipPreset":
+        if self.threshold is not None and self.fraction is not None:
+            raise ValueError("either `threshold` or `fraction` says how many stay")
+        return self
+
+
+class DatacompLaion2bPreset(Options):
+    """DataComp's reproduction of LAION-2B's filter."""
+
+    kind: Literal["datacomp-laion2b"]
+    score: str = Field("clip_score", description="the column with ViT-B/32's score")
+
+
+class DatacompTextBasedPreset(Options):
+    """DataComp's text-based filter."""
+
+    kind: Literal["datacomp-text-based"]
+
+
+class DatacompImageBasedPreset(Options):
+    """DataComp's image-based filter."""
+
+    kind: Literal["datacomp-image-based"]
+    near_target: str = Field("near_target", description="the bool column: the image's cluster is nearest to a target's")
+
+
+class LaionAestheticsPreset(Options):
+    """LAION-Aesthetics V2's subsets by predicted aesthetic score."""
+
+    kind: Literal["laion-aesthetics"]
+    score: str = Field("aesthetic_score", description="the column")
+    threshold: float = Field(5.0, description="the published subsets: 4.5, 4.75, 5, 6, 6.25, 6.5")
+
+
+class ObelicsImagePreset(Options):
+    """OBELICS' filter of images by their size."""
+
+    kind: Literal["obelics-image"]
+
+
+Preset = Annotated[
+    DatacompBasicPreset
+    | DatacompClipPreset
+    | DatacompLaion2bPreset
+    | DatacompTextBasedPreset
+    | DatacompImageBasedPreset
+    | LaionAestheticsPreset
+    | ObelicsImagePreset,
+    Field(discriminator="kind"),
+]
 
 
 class Select(Options):
     """Which pairs are kept: the first rule that is not true is the reason."""
 
+    preset: Annotated[
+        list[Annotated[Preset, BeforeValidator(_kind_alone)]],
+        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    ] = Field([], description="published selections; their rules come first, and several make an intersection")
     rules: dict[Name, str] = {}
-    survivor: str = "original_width * original_height desc, length(caption) desc"
+    survivor: str = Field(
+        "original_width * original_height desc, length(caption) desc",
+        description="which of a group stays: an order in SQL, or `hard`, `easy` (farthest from and nearest to the "
+        "centroid of its partition, as SemDeDup has them) or `random`",
+    )
+    top: Top | None = None
+    balance: Balance | None = None
+    sample: Sample | None = None
 
 
 class Shards(Options):
@@ -378,11 +678,6 @@ class TrainJob(Options):
 Job = Annotated[TrainJob, Field()]
 
 
-def _kind_alone(value: object) -> object:
-    """`- text` as `- {kind: text}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
 class Recipe(Options):
     """A whole recipe. Its JSON Schema is `schemas/recipe.schema.json`."""
 
@@ -399,20 +694,39 @@ class Recipe(Options):
     jobs: list[Job] = []
 
     @model_validator(mode="after")
+    def _without_images(self) -> "Recipe":
+        if self.download.skip and (self.jobs or self.consent.known):
+            what = "jobs" if self.jobs else "consent.known"
+            raise ValueError(f"download.skip: without images there is nothing for {what}: leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
     def _names(self) -> "Recipe":
         named: dict[str, list[str]] = {
             "sources": [s.name for s in self.sources],
             "signals": [signal_name(s) for s in self.signals],
             "dedup": [d.kind for d in self.dedup],
+            "select.preset": [p.kind for p in self.select.preset],
             "jobs": [j.name for j in self.jobs],
         }
         for what, names in named.items():
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
+        if self.select.sample and isinstance(self.select.sample.weights, dict):
+            for source in self.select.sample.weights:
+                if source not in named["sources"]:
+                    raise ValueError(
+                        f"select.sample.weights: no source is called {source!r}{nearest(source, named['sources'])}"
+                    )
         for signal in self.signals:
+            for trusted in signal.trusted if isinstance(signal, FilterSignal) else []:
+                if trusted not in named["sources"]:
+                    raise ValueError(
+                        f"signals.filter.trusted: no source is called {trusted!r}{nearest(trusted, named['sources'])}"
+                    )
             for rule in signal.after:
-                if rule not in self.select.rules:
+                if rule not in self.select.rules and "/" not in rule:  # a preset's is looked up by the plan
                     raise ValueError(
                         f"signals.{signal.kind}.after: no rule is called {rule!r}{nearest(rule, self.select.rules)}"
                     )

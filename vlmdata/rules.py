@@ -27,6 +27,13 @@ _ALLOWED = {
     "OPERATOR",
     "TYPE",
 }
+# DuckDB calls these consistent, although they read the clock or the environment, or run its parser or planner.
+_NOT_PURE = {
+    "age", "current_localtime", "current_localtimestamp", "getenv", "invoke", "json_deserialize_sql",
+    "json_serialize_plan", "json_serialize_sql", "parse_duckdb_log_message",
+}  # fmt: skip
+# A number in their arguments, not the size of what they are given, says how large the value gets.
+_BOMBS = {"array_resize", "bitstring", "format", "list_resize", "lpad", "printf", "repeat", "rpad"}
 _local = threading.local()
 
 
@@ -60,9 +67,13 @@ def connect() -> duckdb.DuckDBPyConnection:
                 "ieee_floating_point_ops": False,
                 "error_on_division_by_zero": False,
                 "enable_external_access": False,
-                "lock_configuration": True,
+                # what one part's rules may hold: an expression that blows a text up fails instead of the machine
+                "memory_limit": "1GB",
+                "temp_directory": "",
             },
         )
+        connection.execute("SET TimeZone = 'UTC'")  # else a time's text would depend on the machine
+        connection.execute("SET lock_configuration = true")
         _local.connection = connection
     return _local.connection
 
@@ -78,6 +89,15 @@ def check_rule(name: str, text: str, schema: pa.Schema) -> Expression:
     if kind != "BOOLEAN":
         raise InputError(f"select.rules.{name}: the rule is {kind}, not BOOLEAN: compare it with something")
     return expression
+
+
+def check_number(what: str, text: str, schema: pa.Schema) -> Expression:
+    """An expression of the recipe whose value is a number, checked like a rule; its value is a DOUBLE."""
+    expression = _checked(what, _select_list(what, text), schema)
+    kind = _type(what, expression, schema)
+    if kind.split("(")[0] not in _NUMERIC:
+        raise InputError(f"{what}: the expression is {kind}, not a number")
+    return Expression(f"CAST({expression.sql} AS DOUBLE)", expression.columns)
 
 
 def check_order(what: str, text: str, schema: pa.Schema) -> list[Order]:
@@ -204,11 +224,14 @@ def _functions() -> frozenset[str]:
         "SELECT function_name FROM duckdb_functions() GROUP BY function_name "
         "HAVING bool_and(function_type = 'scalar' AND stability = 'CONSISTENT')"
     )
-    # DuckDB calls these consistent, although they read the clock, the environment or run a parser.
-    clocks = {"current_localtime", "current_localtimestamp", "age"}
-    return frozenset(name for (name,) in rows.fetchall()) - clocks - {"getenv", "json_serialize_sql"}
+    names = frozenset(name for (name,) in rows.fetchall())
+    return names - _NOT_PURE - _BOMBS - {name for name in names if name.startswith("__internal")}
 
 
+_NUMERIC = {
+    "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
+    "FLOAT", "DOUBLE", "DECIMAL",
+}  # fmt: skip
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
     pa.bool_(): "BOOLEAN",

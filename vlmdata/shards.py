@@ -28,7 +28,7 @@ BUCKET_BYTES = 1_000_000_000
 ALWAYS = ("uid", "url", "source", "license", "captions")
 BLURRED = pa.field("faces_blurred", pa.int32())
 SCATTERED = pa.schema(
-    [("shard", pa.string()), ("index", pa.int32()), ("uid", pa.string()),
+    [("shard", pa.string()), ("index", pa.int32()), ("key", pa.string()),
      ("jpg", pa.large_binary()),  # more than 2 GiB in one part's bucket, or in one shard, are possible
      ("txt", pa.string()), ("json", pa.string())]
 )  # fmt: skip
@@ -72,12 +72,9 @@ def scatter(
 ) -> None:
     """First pass, one part: its kept samples as one Arrow IPC file with a record batch for each bucket.
 
-    kept: the kept rows of the part with verdict and image columns. read_image(offset, length): from the part's tar.
+    kept: the kept rows of the part with verdict and image columns; further copies become rows of their own.
+    read_image(offset, length): from the part's tar.
     """
-    bucket_of = {name: place for place, names in enumerate(into) for name in names}
-    place = np.array([bucket_of[name] for name in kept["shard"].unique().to_pylist()], np.int64)
-    codes = kept["shard"].combine_chunks().dictionary_encode()
-    bucket = place[codes.indices.to_numpy()] if kept.num_rows else np.zeros(0, np.int64)
     documents = _documents(kept, columns)
     images = [
         read_image(offset, length)
@@ -86,12 +83,37 @@ def scatter(
     rows = pa.table(
         [kept["shard"], kept["index"], kept["uid"], pa.array(images, pa.large_binary()), kept["caption"], documents],
         schema=SCATTERED,
-    ).combine_chunks()
+    )
+    rows = _with_copies(rows, kept["further_copies"]).combine_chunks()
+    bucket_of = {name: place for place, names in enumerate(into) for name in names}
+    place = np.array([bucket_of[name] for name in rows["shard"].unique().to_pylist()], np.int64)
+    codes = rows["shard"].combine_chunks().dictionary_encode()
+    bucket = place[codes.indices.to_numpy()] if rows.num_rows else np.zeros(0, np.int64)
     with pa.ipc.new_file(path, SCATTERED) as writer:
         for number in range(len(into)):
             chosen = rows.filter(pa.array(bucket == number)).combine_chunks().to_batches()
             assert len(chosen) <= 1, "the second pass reads one batch a bucket"
             writer.write_batch(chosen[0] if chosen else pa.RecordBatch.from_pylist([], SCATTERED))
+
+
+def _with_copies(rows: pa.Table, places: pa.ChunkedArray) -> pa.Table:
+    """`rows` and behind them a row for every further copy, at the place that `places` gives it, its key `<uid>_2`, ….
+
+    places: string [n], `<shard>:<index>` with blanks between them, or null.
+    """
+    lists = pc.split_pattern(places.combine_chunks(), " ")
+    parents = pc.list_parent_indices(lists)
+    if not len(parents):
+        return rows
+    first = np.searchsorted(np.asarray(parents), np.asarray(parents))
+    number = pa.array(np.arange(len(parents)) - first + 2).cast(pa.string())
+    found = pc.extract_regex(lists.flatten(), "^(?P<shard>.*):(?P<index>[0-9]+)$")
+    place, index = pc.struct_field(found, "shard"), pc.struct_field(found, "index")
+    copies = rows.take(parents)
+    key = pc.binary_join_element_wise(copies["key"], number, "_")
+    for at, column in enumerate((place, index.cast(pa.int32()), key)):
+        copies = copies.set_column(at, SCATTERED.field(at), column)
+    return pa.concat_tables([rows, copies])
 
 
 def gather(files: Iterable[Any], bucket: int) -> pa.Table:
@@ -105,15 +127,16 @@ def gather(files: Iterable[Any], bucket: int) -> pa.Table:
 
 
 def write_tar(rows: pa.Table, path: Path) -> None:
-    """A WebDataset tar: `<uid>.jpg`, `<uid>.txt`, `<uid>.json` for each sample, without owner or time."""
+    """A WebDataset tar: `<uid>.jpg`, `<uid>.txt`, `<uid>.json` for each sample, `<uid>_2.jpg` and so on for its further
+    copies, without owner or time."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for row in rows.select(["uid", "jpg", "txt", "json"]).to_pylist():
+        for row in rows.select(["key", "jpg", "txt", "json"]).to_pylist():
             for extension, content in (
                 ("jpg", row["jpg"]),
                 ("txt", row["txt"].encode()),
                 ("json", row["json"].encode()),
             ):
-                member = tarfile.TarInfo(f"{row['uid']}.{extension}")  # the uid is hex: nothing of others in a name
+                member = tarfile.TarInfo(f"{row['key']}.{extension}")  # the uid is hex: nothing of others in a name
                 member.size = len(content)
                 member.mode = 0o644
                 tar.addfile(member, io.BytesIO(content))

@@ -49,6 +49,7 @@ def manifest(
         "documents": documents,
         "funnel": samples.about["funnel"],
         "splits": samples.about["splits"],
+        **({"balance": samples.about["balance"]} if "balance" in samples.about else {}),
         "columns": {field.name: str(field.type) for field in plan.columns},
     }
     _validate(content)
@@ -68,7 +69,7 @@ def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[
             yield part["path"], part["sha256"]
     for part in content["samples"]:
         yield part["path"], part["sha256"]
-    for file in [*content["shards"], *content["documents"]]:
+    for file in own_files(content):
         yield file["path"], file["sha256"]
     for name in APART:
         for key in dataset.keys_of(name):
@@ -79,10 +80,14 @@ def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[
                     yield part.path, part.sha256
 
 
+def own_files(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a snapshot has beside its tables: shards, documents, and the entries of a balancing."""
+    return [*content["shards"], *content["documents"], *([content["balance"]] if "balance" in content else [])]
+
+
 def missing_file(dataset: Dataset, content: dict[str, Any]) -> str | None:
-    """The first of a snapshot's shards and documents that is not there, or None. Nothing is read."""
-    files = [*content["shards"], *content["documents"]]
-    return next((file["path"] for file in files if not dataset.exists(file["path"])), None)
+    """The first of a snapshot's `own_files` that is not there, or None. Nothing is read."""
+    return next((file["path"] for file in own_files(content) if not dataset.exists(file["path"])), None)
 
 
 def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:

@@ -78,7 +78,8 @@ class Vision:
         for rows in _blocks(len(pictures), self.batch):
             pixels = np.zeros((self.batch, SIDE, SIDE, 3), np.float32)
             for place, picture in enumerate(pictures[rows]):
-                pixels[place] = (_squeeze(picture) - MEAN) / STD
+                np.subtract(_squeeze(picture), MEAN, out=pixels[place])
+                pixels[place] /= STD
             hidden = self.net.extract_features(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             result[rows] = hidden.flatten(2).transpose(1, 2)[: rows.stop - rows.start].numpy()
         return result

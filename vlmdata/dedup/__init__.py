@@ -1,28 +1,66 @@
 """Groups of duplicates: one file a method. Which member of a group is kept is the selection's to decide.
 
-A method is a module with `reads(options)`, the table and columns that it compares, and `edges(options, values)`,
-the pairs of rows that are alike.
+A method is a module with `reads(options)`, the table and columns that it compares, and `compare(options, values,
+earlier, known)`, the pairs of rows that are alike; `decontaminate` alone compares with what is outside of the dataset.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlmdata import recipe
-from vlmdata.dedup import exact, perceptual, semantic
-from vlmdata.dedup.components import Edges, unite
+from vlmdata.dedup import decontaminate, exact, perceptual, pixels, semantic, url
+from vlmdata.dedup.components import Compared, Edges, stars, unite
 from vlmdata.schemas import conform, table_schema
 
-VERSION = 1
+VERSION = 2
+NEAR = pa.schema([("uid", pa.string()), ("other", pa.string()), ("similarity", pa.float32()), ("equal", pa.bool_())])
 
-_METHODS: dict[str, ModuleType] = {"exact": exact, "perceptual": perceptual, "semantic": semantic}
+_METHODS: dict[str, ModuleType] = {
+    "exact": exact,
+    "pixels": pixels,
+    "url": url,
+    "perceptual": perceptual,
+    "semantic": semantic,
+}
+
+
+def tables(options: recipe.Dedup) -> list[str]:
+    """The names of the tables that a method, decontamination too, compares."""
+    if isinstance(options, recipe.DecontaminateDedup):
+        return list(decontaminate.reads(options))
+    return [reads(options)[0]]
+
+
+class Earlier(NamedTuple):
+    """What is known of the first `rows` of some rows: their groups, as `groups` gave them, and what
+    `Grouped` has of them besides. Every row of both must be among them."""
+
+    rows: int
+    groups: pa.Table
+    known: Mapping[str, np.ndarray]
+
+
+class Grouped(NamedTuple):
+    """table: the members of all groups. known: what finds the neighbours of later rows, uids (S32) for its rows."""
+
+    table: pa.Table
+    known: dict[str, np.ndarray]
 
 
 def reads(options: recipe.Dedup) -> tuple[str, list[str]]:
     """The name of the table, and the columns of it, that `groups` wants as values."""
     return _METHODS[options.kind].reads(options)
+
+
+def compared(options: recipe.Dedup, found: pa.Table) -> pa.Table:
+    """Rows of the columns that `reads` names in the form in which they are compared."""
+    return url.compared(found) if options.kind == "url" else found
 
 
 def groups(
@@ -35,21 +73,79 @@ def groups(
     may be mapped from a file. Rows without a value are to be left out by the caller.
     The outcome does not depend on the order of the rows, but for partitions of the semantic method.
     """
-    found: Iterator[Edges] = _METHODS[options.kind].edges(options, values)
-    label, similarity = unite(len(uids), found)
-    size = np.bincount(label, minlength=len(uids))
+    return grouped(options, uids, values).table
+
+
+def grouped(
+    options: recipe.Dedup,
+    uids: np.ndarray | pa.Array | pa.ChunkedArray,
+    values: Mapping[str, np.ndarray | pa.Array],
+    earlier: Earlier | None = None,
+    near: Path | None = None,
+    found: Compared | None = None,
+) -> Grouped:
+    """As `groups`, with what a later call takes as `earlier`: then only what the rows behind bring is
+    looked for, and the outcome is that of all rows at once (of the semantic method by the partitions that there are).
+
+    near: a Parquet file to write to, whose columns are NEAR: every pair of rows that are alike, of which one is not
+    among the earlier. Rows of one value are with the first of them only, `equal`, as `other`.
+    found: what workers have compared already.
+    """
+    uid = np.asarray(uids).astype("S32")
+    known = None
+    if earlier is not None:
+        place = dict(zip(uid[: earlier.rows].tolist(), range(earlier.rows), strict=True))
+        known = {**earlier.known, **({"rows": _places(place, earlier.known["rows"])} if earlier.known else {})}
+    found = found or _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, known)
+    edges = found.edges if near is None else _written(found.edges, uid, near)
+    least = np.zeros(len(uid), np.float32)
+    if earlier is not None:
+        codes = np.full(len(uid), -1, np.int64)
+        members = _places(place, np.asarray(earlier.groups["uid"]).astype("S32"))
+        codes[members] = earlier.groups["dup_group"].combine_chunks().dictionary_encode().indices.to_numpy()
+        least[members] = earlier.groups["similarity"].to_numpy()
+        edges = _after(stars(codes), edges)
+    label, similarity = unite(len(uid), edges)
+    stored = {**found.known, "rows": uid[found.known["rows"]]} if found.known else {}
+    return Grouped(_table(options.kind, uid, label, np.maximum(similarity, least), found.centroid), stored)
+
+
+def _table(kind: str, uid: np.ndarray, label: np.ndarray, similarity: np.ndarray, centroid: object) -> pa.Table:
+    size = np.bincount(label, minlength=len(uid))
     member = np.flatnonzero(size[label] > 1)
-    uid = np.asarray(uids)[member].astype("S32")
     # in the order of uids each group's first member is its smallest
-    order = np.argsort(uid, kind="stable")
-    member, uid = member[order], uid[order]
+    member = member[np.argsort(uid[member], kind="stable")]
     _, first, inverse = np.unique(label[member], return_index=True, return_inverse=True)
-    group = uid[first[inverse]]
-    order = np.lexsort((uid, group))
+    group = uid[member][first[inverse]]
+    order = np.lexsort((uid[member], group))
+    member, group = member[order], group[order]
+    none = pa.nulls(len(member), pa.float32())
     columns = {
-        "uid": pa.array(uid[order]).cast(pa.string()),
-        "dup_method": pa.array([options.kind]).take(pa.array(np.zeros(len(order), np.int32))),
-        "dup_group": pa.array(group[order]).cast(pa.string()),
-        "similarity": similarity[member][order],
+        "uid": pa.array(uid[member]).cast(pa.string()),
+        "dup_method": pa.array([kind]).take(pa.array(np.zeros(len(member), np.int32))),
+        "dup_group": pa.array(group).cast(pa.string()),
+        "similarity": similarity[member],
+        "centroid_similarity": centroid(member) if callable(centroid) and len(member) else none,
     }
     return conform(pa.table(columns), table_schema("duplicates"))
+
+
+def _places(place: Mapping[bytes, int], uids: np.ndarray) -> np.ndarray:
+    return np.fromiter((place[uid] for uid in uids.tolist()), np.int64, len(uids))
+
+
+def _after(known: Edges, edges: Iterator[Edges]) -> Iterator[Edges]:
+    # the groups are known, their similarities apart
+    yield known._replace(similarity=np.zeros(len(known.i), np.float32))
+    yield from edges
+
+
+def _written(edges: Iterator[Edges], uid: np.ndarray, near: Path) -> Iterator[Edges]:
+    """The same edges, written block by block; each block in one order, since FAISS's answers have none."""
+    with pq.ParquetWriter(near, NEAR, compression="zstd") as writer:
+        for block in edges:
+            order = np.lexsort((block.j, block.i))
+            first, later = (pa.array(uid[side[order]]).cast(pa.string()) for side in (block.i, block.j))
+            equal = pa.array(np.full(len(order), block.equal))
+            writer.write_table(pa.table([later, first, block.similarity[order], equal], schema=NEAR))
+            yield block

@@ -1,6 +1,6 @@
 """Edges between rows that are alike, and the groups that they make: connected components."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +10,26 @@ class Edges(NamedTuple):
     """Pairs of rows that are alike.
 
     i, j: int64 [m], rows, i < j. similarity: float32 [m], 0 to 1.
+    equal: the rows j have the very value of their row i, which stands for them: their other neighbours are its own.
     """
 
     i: np.ndarray
     j: np.ndarray
     similarity: np.ndarray
+    equal: bool = False
+
+
+class Compared(NamedTuple):
+    """What a method finds.
+
+    known: what its module needs, besides the values, to compare later rows with these: arrays by name, of which
+    `rows` holds places of rows. centroid: gives the float32 cosine of some rows (int64 [m]) to the centroid of their
+    partition, asked for once the edges are through; None where a method has no partitions.
+    """
+
+    edges: Iterator[Edges]
+    known: dict[str, np.ndarray]
+    centroid: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def components(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -41,7 +56,7 @@ def unite(n: int, blocks: Iterable[Edges]) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(n, dtype=np.int64)
     best = np.zeros(n, np.float32)
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
-    for i, j, similarity in blocks:
+    for i, j, similarity, _ in blocks:
         np.maximum.at(best, i, similarity)
         np.maximum.at(best, j, similarity)
         waiting.append((i, j))
@@ -65,4 +80,10 @@ def stars(codes: np.ndarray) -> Edges:
     hub = first[inverse].astype(np.int64)
     row = np.arange(len(codes), dtype=np.int64)
     other = (hub != row) & (codes >= 0)
-    return Edges(hub[other], row[other], np.ones(np.count_nonzero(other), np.float32))
+    return Edges(hub[other], row[other], np.ones(np.count_nonzero(other), np.float32), equal=True)
+
+
+def since(edges: Edges, earlier: int) -> Edges:
+    """The edges of which one row at least is not among the `earlier` first."""
+    new = edges.j >= earlier
+    return edges._replace(i=edges.i[new], j=edges.j[new], similarity=edges.similarity[new])

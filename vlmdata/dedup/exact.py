@@ -1,13 +1,13 @@
 """Duplicates whose bytes are the same."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import recipe
-from vlmdata.dedup.components import Edges, stars
+from vlmdata.dedup.components import Compared, Edges, since, stars
 
 
 def reads(options: recipe.ExactDedup) -> tuple[str, list[str]]:
@@ -15,9 +15,11 @@ def reads(options: recipe.ExactDedup) -> tuple[str, list[str]]:
     return "images", ["sha256"]
 
 
-def edges(options: recipe.ExactDedup, values: Mapping[str, np.ndarray | pa.Array]) -> Iterator[Edges]:
-    """The edges between rows of the same sha256."""
-    yield pairs(values["sha256"])
+def compare(
+    options: recipe.ExactDedup, values: Mapping[str, np.ndarray | pa.Array], earlier: int = 0, known: object = None
+) -> Compared:
+    """The edges between rows of the same sha256, of which one is not among the `earlier` first."""
+    return Compared(iter([since(pairs(values["sha256"]), earlier)]), {})
 
 
 def pairs(sha256: np.ndarray | pa.Array | pa.ChunkedArray) -> Edges:

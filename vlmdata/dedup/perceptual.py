@@ -12,7 +12,7 @@ from math import comb
 import numpy as np
 
 from vlmdata import recipe
-from vlmdata.dedup.components import Edges, stars
+from vlmdata.dedup.components import Compared, Edges, since, stars
 
 MIN_ENTROPY = 0.25
 MIN_BITS = 12
@@ -26,45 +26,64 @@ def reads(options: recipe.PerceptualDedup) -> tuple[str, list[str]]:
     return "image", ["phash", "entropy"]
 
 
-def edges(options: recipe.PerceptualDedup, values: Mapping[str, np.ndarray]) -> Iterator[Edges]:
-    """The edges between rows whose hashes are within the distance of the options."""
-    return pairs(np.asarray(values["phash"]), options.distance, np.asarray(values["entropy"]))
+def compare(
+    options: recipe.PerceptualDedup, values: Mapping[str, np.ndarray], earlier: int = 0, known: object = None
+) -> Compared:
+    """The edges between rows whose hashes are within the distance of the options, of which one is not among the
+    `earlier` first."""
+    hashes, entropy = np.asarray(values["phash"]), np.asarray(values["entropy"])
+    return Compared(pairs(hashes, options.distance, entropy, earlier=earlier), {})
 
 
 def pairs(
-    hashes: np.ndarray, distance: int, entropy: np.ndarray | None = None, brute_force: int = BRUTE_FORCE
+    hashes: np.ndarray,
+    distance: int,
+    entropy: np.ndarray | None = None,
+    brute_force: int = BRUTE_FORCE,
+    earlier: int = 0,
 ) -> Iterator[Edges]:
     """The edges between hashes that differ in `distance` bits or fewer; similarity: the share of equal bits.
 
     hashes: uint64 [n]. entropy: bits of the grey histogram, float [n], where it is known.
     Rows of one hash are joined to their first; between different hashes all pairs are given, once.
-    Images without content do not join a group: those with an entropy below MIN_ENTROPY (nearly one grey value), and
-    those whose hash has fewer than MIN_BITS of at most 32 bits set (more than half of the coefficients are zero:
-    flat images and mere stripes, whose hashes are alike whatever they show).
+    Of pairs among the `earlier` first rows none is given, and what only they have is not looked for.
+    Images without content do not join a group: see `telling`.
     """
-    telling = np.bitwise_count(hashes) >= MIN_BITS
-    if entropy is not None:
-        telling &= entropy >= MIN_ENTROPY  # false for NaN too
-    rows = np.flatnonzero(telling)
+    rows = np.flatnonzero(telling(hashes, entropy))
     distinct, first, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
     same = stars(inverse)
-    yield Edges(rows[same.i], rows[same.j], same.similarity)
+    yield since(same._replace(i=rows[same.i], j=rows[same.j]), earlier)
     rows = rows[first]
-    for a, b, differing in _near(distinct, distance, brute_force):
+    fresh = rows >= earlier
+    for a, b, differing in _near(distinct, distance, brute_force, fresh):
         i, j = rows[a], rows[b]
         yield Edges(np.minimum(i, j), np.maximum(i, j), (1 - differing / 64).astype(np.float32))
 
 
-def _near(hashes: np.ndarray, distance: int, brute_force: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Places of all pairs of different hashes within the distance, once each, and their distance."""
-    if distance == 0 or len(hashes) < 2:
+def telling(hashes: np.ndarray, entropy: np.ndarray | None = None) -> np.ndarray:
+    """bool [n]: which images have enough in them to be compared by their hash.
+
+    Not those with an entropy below MIN_ENTROPY (nearly one grey value), nor those whose hash has fewer than MIN_BITS of
+    at most 32 bits set (more than half of the coefficients are zero: flat images and mere stripes, whose hashes are
+    alike whatever they show).
+    """
+    enough = np.bitwise_count(hashes) >= MIN_BITS
+    return enough if entropy is None else enough & (entropy >= MIN_ENTROPY)  # false for NaN too
+
+
+def _near(
+    hashes: np.ndarray, distance: int, brute_force: int, fresh: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Places of all pairs of different hashes within the distance of which one at least is `fresh`, once each, and
+    their distance."""
+    if distance == 0 or len(hashes) < 2 or not fresh.any():
         return
     if len(hashes) <= brute_force:
-        yield from _all_near(hashes, distance)
+        yield from _all_near(hashes, distance, fresh)
         return
     keys, widths, within = _bands(hashes, distance)
     for band, key in enumerate(keys):
-        for a, b in _candidates(key, widths[band], within):
+        for a, b in _candidates(key, widths[band], within, fresh):
             differing = np.bitwise_count(hashes[a] ^ hashes[b])
             near = differing <= distance
             a, b, differing = a[near], b[near], differing[near]
@@ -75,18 +94,22 @@ def _near(hashes: np.ndarray, distance: int, brute_force: int) -> Iterator[tuple
             yield a[new], b[new], differing[new]
 
 
-def _all_near(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _all_near(
+    hashes: np.ndarray, distance: int, fresh: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """As `_near`, by FAISS's binary index."""
     import faiss
 
     codes = hashes.view(np.uint8).reshape(-1, 8)
     index = faiss.IndexBinaryFlat(64)
     index.add(codes)
-    for start in range(0, len(codes), _QUERIES):
+    asked = np.flatnonzero(fresh)
+    for start in range(0, len(asked), _QUERIES):
+        places = asked[start : start + _QUERIES]
         # FAISS finds what is nearer than the radius
-        limits, differing, found = index.range_search(codes[start : start + _QUERIES], distance + 1)
-        a = np.repeat(np.arange(start, start + len(limits) - 1), (limits[1:] - limits[:-1]).astype(np.int64))
-        once = a < found
+        limits, differing, found = index.range_search(codes[places], distance + 1)
+        a = np.repeat(places, (limits[1:] - limits[:-1]).astype(np.int64))
+        once = (a < found) | ~fresh[found]
         yield a[once], found[once], differing[once].astype(np.int64)
 
 
@@ -116,16 +139,23 @@ def _bands(hashes: np.ndarray, distance: int) -> tuple[list[np.ndarray], list[in
     return best
 
 
-def _candidates(key: np.ndarray, width: int, within: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places of all pairs whose keys of `width` bits differ in `within` bits or fewer, in blocks of bounded size."""
+def _candidates(key: np.ndarray, width: int, within: int, fresh: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of all pairs whose keys of `width` bits differ in `within` bits or fewer, of which one at least is
+    `fresh`, in blocks of bounded size."""
     order = np.argsort(key, kind="stable")
-    ordered = key[order]
+    ordered, asked = key[order], fresh[order]
+    every = asked.all()
     place = np.arange(len(key))
     size = np.bincount(key, minlength=1 << width)
     start = np.cumsum(size) - size
     for flipped in range(within + 1):
         for bits in combinations(range(width), flipped):
             other = ordered ^ sum(1 << bit for bit in bits)
+            if not every:
+                for a, b in _ranges(start[other], np.where(asked, size[other], 0)):
+                    once = ~asked[b] | (a < b)
+                    yield order[a[once]], order[b[once]]
+                continue
             # each pair once: in one bucket the later places, of two buckets from the smaller key's
             begin = start[other] if flipped else place + 1
             count = np.where(other > ordered, size[other], 0) if flipped else start[ordered] + size[ordered] - begin

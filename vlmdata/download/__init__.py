@@ -17,7 +17,7 @@ from vlmdata.download.terms import Terms
 
 __all__ = ["VERSION", "Terms", "download_part"]
 
-VERSION = 2
+VERSION = 3
 
 
 def download_part(

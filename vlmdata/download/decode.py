@@ -25,7 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from vlmdata.download.header import BROKEN, ImageError, jpeg_orientation, orientation, sniff, webp_size
+from vlmdata.download.header import BROKEN, Facts, ImageError, jpeg_exif, read_exif, sniff, webp_size
 
 # Parts run beside each other, one a core. And what Pillow finds odd in a file is no news for a terminal.
 cv2.setNumThreads(1)
@@ -51,12 +51,13 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A stored image. `original` is (width, height) of what came, upright."""
+    """A stored image. `original` is (width, height) of what came, upright; `facts` are of what came, too."""
 
     jpeg: bytes
     width: int
     height: int
     original: tuple[int, int]
+    facts: Facts
 
 
 def to_jpeg(data: bytes, size: int, quality: int, max_pixels: int) -> Picture:
@@ -72,21 +73,25 @@ def to_jpeg(data: bytes, size: int, quality: int, max_pixels: int) -> Picture:
             "type", f"not an image but {mime}" if mime else "not an image of a known type" if data else "empty"
         )
     if mime == "image/jpeg":
-        pixels, turn, (width, height) = _read_jpeg(data, size, max_pixels)
+        pixels, facts, (width, height) = _read_jpeg(data, size, max_pixels)
     else:
-        pixels, turn, (width, height) = _read_other(data, mime, max_pixels)
+        pixels, facts, (width, height) = _read_other(data, mime, max_pixels)
     wanted = shrunk(width, height, size)
     if max(wanted) > _LONGEST_SIDE:
         raise ImageError("pixels", f"{width} x {height}: a side too long for a JPEG", (width, height))
+    turn = facts.exif_orientation or 1
     pixels = _upright(_shrink(pixels, *wanted), turn)
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
-    return Picture(jpeg, pixels.shape[1], pixels.shape[0], (height, width) if turn > 4 else (width, height))
+    return Picture(jpeg, pixels.shape[1], pixels.shape[0], (height, width) if turn > 4 else (width, height), facts)
 
 
 def as_it_is(jpeg: bytes, size: int, max_pixels: int) -> Picture | None:
     """The picture whose bytes are just these, where they are a sound, upright JPEG in RGB or grey that is not to be
     made smaller; None for anything else, which `to_jpeg` is for."""
-    if sniff(jpeg) != "image/jpeg" or jpeg.count(b"\xff\xda") > _MOST_SCANS or jpeg_orientation(jpeg) != 1:
+    if sniff(jpeg) != "image/jpeg" or jpeg.count(b"\xff\xda") > _MOST_SCANS:
+        return None
+    facts = Facts(False, False, *jpeg_exif(jpeg))
+    if facts.exif_orientation not in (None, 1):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
@@ -96,7 +101,7 @@ def as_it_is(jpeg: bytes, size: int, max_pixels: int) -> Picture | None:
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_factor=8.0)
     except (ValueError, KeyError):
         return None
-    return Picture(jpeg, width, height, (width, height))
+    return Picture(jpeg, width, height, (width, height), facts)
 
 
 def shrunk(width: int, height: int, size: int) -> tuple[int, int]:
@@ -114,8 +119,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError("pixels", f"{width} x {height} pixels; the limit is {max_pixels}", (width, height))
 
 
-def _read_jpeg(data: bytes, size: int, max_pixels: int) -> tuple[np.ndarray, int, tuple[int, int]]:
-    """RGB pixels, EXIF orientation, and the size of what came, not turned. Decoded at a reduced scale where that is
+def _read_jpeg(data: bytes, size: int, max_pixels: int) -> tuple[np.ndarray, Facts, tuple[int, int]]:
+    """RGB pixels, facts, and the size of what came, not turned. Decoded at a reduced scale where that is
     at least 1.5 times what is wanted."""
     if data.count(b"\xff\xda") > _MOST_SCANS:
         raise ImageError("decode", f"more than {_MOST_SCANS} scans")
@@ -132,7 +137,7 @@ def _read_jpeg(data: bytes, size: int, max_pixels: int) -> tuple[np.ndarray, int
         pixels = _decode_jpeg(data, least_width, least_height, shrinks=min(width, height) >= _SPARE * size)
     except ValueError as error:
         raise ImageError("decode", _words(error), (width, height)) from error
-    return pixels, jpeg_orientation(data), (width, height)
+    return pixels, Facts(False, False, *jpeg_exif(data)), (width, height)
 
 
 def _decode_jpeg(data: bytes, min_width: int, min_height: int, shrinks: bool) -> np.ndarray:
@@ -162,8 +167,8 @@ def _decode_jpeg(data: bytes, min_width: int, min_height: int, shrinks: bool) ->
         raise
 
 
-def _read_other(data: bytes, mime: str, max_pixels: int) -> tuple[np.ndarray, int, tuple[int, int]]:
-    """RGB pixels, orientation and size of any image but the usual JPEG, by Pillow."""
+def _read_other(data: bytes, mime: str, max_pixels: int) -> tuple[np.ndarray, Facts, tuple[int, int]]:
+    """RGB pixels, facts and size of any image but the usual JPEG, by Pillow."""
     if mime == "image/webp":
         # Its decoder reserves the canvas when it is opened.
         _check_size(*webp_size(data), max_pixels)
@@ -171,15 +176,27 @@ def _read_other(data: bytes, mime: str, max_pixels: int) -> tuple[np.ndarray, in
         with _PLUGINS[mime](io.BytesIO(data)) as image:
             _check_size(*image.size, max_pixels)
             image.load()
+            size, has_alpha = image.size, image.has_transparency_data
             try:
-                turn = orientation(image.getexif())
+                noted = read_exif(image.getexif())
             except BROKEN:
-                turn = 1
-            return _rgb(image), turn, image.size
+                noted = None, None
+            pixels = _rgb(image)
+            return pixels, Facts(has_alpha, _animated(image), *noted), size
     except Image.DecompressionBombError as error:  # Pillow checks a GIF's frames by its own limit
         raise ImageError("pixels", _words(error)) from error
     except BROKEN as error:
         raise ImageError("decode", _words(error)) from error
+
+
+def _animated(image: ImageFile.ImageFile) -> bool | None:
+    """Whether frames follow; looked at last, since a GIF is then at its second. The pages of a TIFF are no frames."""
+    if image.format not in ("GIF", "PNG", "WEBP", "AVIF"):
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except BROKEN:
+        return None
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -1,11 +1,19 @@
-"""What the head of an image says before any decoder runs: kind, size, orientation."""
+"""What the head of an image says before any decoder runs: kind, size, orientation, date."""
 
+import re
 import struct
 import zlib
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+# EXIF's numbers: https://exiftool.org/TagNames/EXIF.html
 _ORIENTATION = 0x0112
+_CHANGED = 0x0132
+_DETAILS = 0x8769  # where the next two stand
+_TAKEN, _DIGITISED = 0x9003, 0x9004
+_DATE = re.compile(r"\s*([0-9]{4})[:/-]([0-9]{2})[:/-]([0-9]{2})[ T]([0-9]{2}):([0-9]{2}):([0-9]{2})")
 _BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}  # bytes: its versions
 # What Pillow's decoders raise for files that are broken, each its own way.
 BROKEN = (
@@ -30,6 +38,20 @@ class ImageError(Exception):
     def __init__(self, status: str, message: str, size: tuple[int, int] | None = None) -> None:
         super().__init__(message)
         self.status, self.size = status, size
+
+
+class Facts(NamedTuple):
+    """What only the received file tells of a picture; None where it does not.
+
+    has_alpha: it has an alpha channel or a transparent colour. animated: more than one frame is shown, one after the
+    other. exif_orientation: 1 to 8; not known of a TIFF, which is turned when it is read.
+    exif_date: `2019-05-01T12:30:00`, in the camera's own time: EXIF has no zone.
+    """
+
+    has_alpha: bool | None = None
+    animated: bool | None = None
+    exif_orientation: int | None = None
+    exif_date: str | None = None
 
 
 def sniff(data: bytes) -> str | None:
@@ -71,21 +93,45 @@ def webp_size(data: bytes) -> tuple[int, int]:
     raise ImageError("decode", "no WebP header")
 
 
-def jpeg_orientation(jpeg: bytes) -> int:
-    """1 to 8; 1 where there is none."""
+def jpeg_exif(jpeg: bytes) -> tuple[int | None, str | None]:
+    """As `read_exif`; nothing of it is read where there is none."""
     place = jpeg.find(b"Exif\0\0", 0, 65_536)
     if place < 6 or jpeg[place - 4 : place - 2] != b"\xff\xe1":
-        return 1
+        return None, None
     end = place - 2 + int.from_bytes(jpeg[place - 2 : place], "big")
     exif = Image.Exif()
     try:
         exif.load(jpeg[place:end])
-        return orientation(exif)
     except BROKEN:  # a picture with broken notes is a picture
-        return 1
+        return None, None
+    return read_exif(exif)
 
 
-def orientation(exif: Image.Exif) -> int:
-    """1 to 8: https://exiftool.org/TagNames/EXIF.html, 0x0112."""
-    turn = exif.get(_ORIENTATION, 1)
-    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+def read_exif(exif: Image.Exif) -> tuple[int | None, str | None]:
+    """Orientation, 1 to 8, and when the picture was taken, else digitised, else changed; None for what is not there or
+    has no meaning."""
+
+    def value(tag: int, *folder: int) -> Any:
+        try:
+            return (exif.get_ifd(*folder) if folder else exif).get(tag)
+        except BROKEN:
+            return None
+
+    places = ((_TAKEN, _DETAILS), (_DIGITISED, _DETAILS), (_CHANGED,))
+    return orientation(value(_ORIENTATION)), next(
+        (date for place in places if (date := exif_date(value(*place)))), None
+    )
+
+
+def orientation(value: object) -> int | None:
+    """1 to 8."""
+    return value if type(value) is int and 1 <= value <= 8 else None
+
+
+def exif_date(value: object) -> str | None:
+    """EXIF's `2019:05:01 12:30:00` in ISO 8601; None for what is no date."""
+    match = _DATE.match(value) if isinstance(value, str) else None
+    try:
+        return datetime(*map(int, match.groups())).isoformat() if match else None  # type: ignore[arg-type]
+    except ValueError:  # the 0th of month 0: a camera that was never set
+        return None

@@ -175,6 +175,7 @@ def _row(job: Job | None, expected: str) -> dict[str, Any]:
     if status == "success":
         assert job.size is not None
         row["width"], row["height"] = job.size
+        row |= job.facts._asdict()
         row |= {"stored_key": job.key, "offset": job.place, "length": job.length}
     return row
 

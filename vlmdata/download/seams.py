@@ -23,7 +23,7 @@ import pyarrow as pa
 from vlmdata.download import decode, network
 from vlmdata.download.errand import Answer
 from vlmdata.download.frontier import Frontier, Outcome
-from vlmdata.download.header import ImageError, sniff
+from vlmdata.download.header import Facts, ImageError, sniff
 from vlmdata.download.hosts import CONNECTION
 from vlmdata.download.known import KNOWN
 from vlmdata.download.local import local_path, read_local, read_stored
@@ -46,6 +46,8 @@ class Job:
     expected: the hashes of its rows, `sha256:<hex>` each, NO_HASH for a row without one.
     local: whether a file of the rows' own source may be read for it.
     stored: what the source holds of it already, at `fetch_url`.
+    as_received: whether the bytes are those that were received once, and not what a source made of them.
+    facts: what the received file tells.
     place, length: where the JPEG stands in the spool, and its bytes.
     """
 
@@ -63,6 +65,8 @@ class Job:
     error: str | None = None
     size: tuple[int, int] | None = None
     original: tuple[int, int] | None = None
+    as_received: bool = True
+    facts: Facts = field(default_factory=Facts)
     place: int = 0
     length: int = 0
 
@@ -248,6 +252,9 @@ class _Pool:
         for kind in {"sha256", *known.digests, *(text.partition(":")[0] for text in job.expected if text)}:
             job.digests[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
         here = job.digests["sha256"]
+        if job.stored is not None:
+            its = job.stored
+            job.as_received = its.sha256 == here if its.sha256 else its.original is None
         if job.stored is not None and job.stored.sha256:
             job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
         if known.has(job.digests) or known.has({"sha256": here}):
@@ -276,6 +283,11 @@ def _resize(stream: _Stream, _: object, terms: Terms) -> tuple:
         return None, None, None, None, None, f"{error.status}: {error}"
     if terms.known.shows(picture.jpeg):
         return None, None, None, None, None, f"optout: {KNOWN}"
+    job = stream.job
+    if job.as_received:
+        job.facts = picture.facts
+    elif job.stored:
+        job.facts = Facts(None, None, job.stored.exif_orientation, job.stored.exif_date)
     return picture.jpeg, picture.width, picture.height, *picture.original, None
 
 

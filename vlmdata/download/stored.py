@@ -14,6 +14,8 @@ from urllib.parse import parse_qs, quote_from_bytes, urlencode
 
 import pyarrow as pa
 
+from vlmdata.download import header
+
 SAFE = "/!$&'()*+,;=:@-._~"  # in the path of a local URL, beside letters and digits
 _LOCAL = re.compile(r"[a-z][a-z0-9_]*:/(?!/)")
 _NUMBER = re.compile(r"\d{1,18}")
@@ -23,6 +25,7 @@ _SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 @dataclass(frozen=True)
 class Stored:
     """offset: in the file, None for a whole file. sha256: of the bytes received once. original: (width, height) then.
+    exif_orientation, exif_date: what those bytes noted (see `header.Facts`).
     status: what became of a failed download, with `error` in words; fetch_url: the signed URL that it was asked at."""
 
     offset: int | None = None
@@ -32,6 +35,8 @@ class Stored:
     status: str = "success"
     error: str | None = None
     fetch_url: str | None = None
+    exif_orientation: int | None = None
+    exif_date: str | None = None
 
 
 def is_local(url: str) -> bool:
@@ -53,6 +58,8 @@ def stored_url(source: str, path: str, stored: Stored) -> str:
         values["original"] = "{}x{}".format(*stored.original)
     if stored.status != "success":
         values |= {"status": stored.status, "error": stored.error or stored.status}
+    values |= {"orientation": stored.exif_orientation} if stored.exif_orientation else {}
+    values |= {"date": stored.exif_date} if stored.exif_date else {}
     values |= {"sha256": stored.sha256} if stored.sha256 else {}
     values |= {"url": stored.fetch_url} if stored.fetch_url else {}
     return f"{local_url(source, path)}#{urlencode(values)}"
@@ -73,6 +80,8 @@ def parse(fetch_url: str) -> Stored:
         values.get("status", "success"),
         values.get("error"),
         values.get("url"),
+        header.orientation(int(turn)) if _NUMBER.fullmatch(turn := values.get("orientation", "")) else None,
+        header.exif_date(values.get("date")),
     )
 
 

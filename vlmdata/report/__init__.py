@@ -15,6 +15,7 @@ from markupsafe import Markup
 from vlmdata import catalog, layers
 from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.report import charts, facts
+from vlmdata.report.contamination import contamination
 from vlmdata.report.histograms import histograms
 from vlmdata.report.sheets import contact_sheets, cut
 from vlmdata.report.training import training_jobs
@@ -53,9 +54,11 @@ def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dic
         "judged": [(chart, charts.histogram(chart)) for chart in drawn if chart.thresholds],
         "observed": [(chart, charts.histogram(chart)) for chart in drawn if not chart.thresholds],
         "booleans": facts.booleans(connection, manifest),
+        "balance": facts.balance(manifest),
         "languages": facts.languages(connection, manifest),
         "sources": facts.sources(connection),
         "sheets": contact_sheets(dataset, connection, manifest),
+        "contamination": contamination(dataset, connection, manifest),
         "consent": facts.consent(connection, manifest),
         "downloads": facts.downloads(connection),
         "retries": layers.outcomes(dataset, manifest),

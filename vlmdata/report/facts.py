@@ -54,6 +54,21 @@ class Signal:
     refused: int
 
 
+@dataclass(frozen=True)
+class Balance:
+    """A balancing: head entries have more than `limit` matches, the others are the tail. head_before, head_after: their
+    share of all matches. mass, largest: matches of kept and of rejected pairs."""
+
+    limit: int
+    entries: int
+    unmatched: int
+    unmatched_kept: bool
+    head_before: float
+    head_after: float
+    mass: list[Bar]
+    largest: list[Bar]
+
+
 def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
     """What the columns of a snapshot's samples mean, as `schemas/tables.yaml` has it.
 
@@ -62,15 +77,16 @@ def column_meanings(manifest: dict[str, Any]) -> dict[str, str]:
     meanings: dict[str, str] = {}
     tables = [(table, "") for table in ("pairs", "images")]
     tables += [("known", "")] if "known" in manifest["tables"] else []
-    tables += [
-        (signal["kind"], f"_{signal['name']}" if signal.get("name") else "") for signal in manifest["recipe"]["signals"]
-    ]
+    for signal in manifest["recipe"]["signals"]:
+        suffix = f"_{signal['name']}" if signal.get("name") else ""
+        if signal["kind"] + suffix in manifest["tables"]:  # a family may have embeddings alone
+            tables.append((signal["kind"], suffix))
     for table, suffix in [*tables, ("verdict", "")]:
         for name, column in schemas.columns(table).items():
             meanings.setdefault(name + (suffix if column.get("suffix") else ""), column["meaning"])
     for name in manifest["columns"]:
-        if name.startswith("source_"):
-            meanings.setdefault(name, "as the source gives it")
+        own = "as the source gives it" if name.startswith("source_") else "as the recipe's own Python file gives it"
+        meanings.setdefault(name, own)
     return meanings
 
 
@@ -103,6 +119,30 @@ def languages(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) -
     ).fetchall()
     bars = [Bar(lang or "no text", kept, rejected) for lang, kept, rejected in rows]
     return _first(bars, LANGUAGES, "languages")
+
+
+def balance(manifest: dict[str, Any]) -> Balance | None:
+    """What a balancing came to, or None where the recipe asks for none."""
+    if "balance" not in manifest:
+        return None
+    mass, options = manifest["balance"]["mass"], manifest["recipe"]["select"]["balance"]
+    before, after = mass["head_before"] + mass["tail_before"], mass["head_after"] + mass["tail_after"]
+    head = Bar(
+        "head", mass["head_after"], mass["head_before"] - mass["head_after"], f"{mass['head_entries']:,} entries"
+    )
+    rest = f"{mass['matched'] - mass['head_entries']:,} entries"
+    tail = Bar("tail", mass["tail_after"], mass["tail_before"] - mass["tail_after"], rest)
+    largest = [Bar(one["entry"], one["kept"], one["matches"] - one["kept"]) for one in mass["largest"]]
+    return Balance(
+        options["limit"],
+        mass["entries"],
+        mass["unmatched"],
+        options["unmatched"] == "keep",
+        mass["head_before"] / max(before, 1),
+        mass["head_after"] / max(after, 1),
+        [head, tail],
+        largest,
+    )
 
 
 def sources(connection: duckdb.DuckDBPyConnection) -> list[Bar]:

@@ -107,12 +107,11 @@ def contact_sheets(dataset: Dataset, connection: duckdb.DuckDBPyConnection, mani
         for step in funnel(manifest)
         if step.is_rule
     }
-    rows = _rows(connection, choice.uids, manifest["columns"], reads)
-    faces = _faces(connection, choice.uids) if manifest["recipe"]["shards"].get("blur_faces") else None
-    pictures = _thumbnails(dataset, rows, faces)
+    rows = read_rows(connection, choice.uids, manifest["columns"], reads)
+    pictures = thumbnails(dataset, rows, read_faces(connection, choice.uids, manifest))
 
     def pair(uid: str, similarity: float | None = None) -> Pair:
-        return _pair(rows[uid], reads.get(rows[uid]["reason"], []), pictures.get(uid), similarity)
+        return pair_of(rows[uid], reads.get(rows[uid]["reason"], []), pictures.get(uid), similarity)
 
     methods = []
     for facts in choice.methods:
@@ -150,7 +149,7 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
         WITH sized AS (
             SELECT dup_method, dup_group, count(*) AS size,
                    count(*) FILTER (reason = 'duplicate: ' || dup_method) AS rejected
-            FROM duplicates JOIN samples USING (uid) GROUP BY ALL)
+            FROM duplicates JOIN samples USING (uid) WHERE dup_method <> 'decontaminate' GROUP BY ALL)
         SELECT dup_method, count(*), sum(size)::BIGINT, sum(rejected)::BIGINT,
                min_by({{'name': dup_group, 'size': size}},
                       {{'a': rejected = 0, 'b': md5($seed || dup_group)}}, {GROUPS})
@@ -174,7 +173,7 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
     return choice
 
 
-def _rows(
+def read_rows(
     connection: duckdb.DuckDBPyConnection, uids: list[str], columns: dict[str, str], reads: dict[str, list[str]]
 ) -> dict[str, dict[str, Any]]:
     """uid -> the columns that a sheet shows; those that rules read are under `_<name>`."""
@@ -191,13 +190,17 @@ def _rows(
     return {row["uid"]: row for row in table.to_pylist()}
 
 
-def _faces(connection: duckdb.DuckDBPyConnection, uids: list[str]) -> dict[str, Any]:
-    """uid -> the faces' boxes, of the pairs whose image was searched for faces."""
+def read_faces(
+    connection: duckdb.DuckDBPyConnection, uids: list[str], manifest: dict[str, Any]
+) -> dict[str, Any] | None:
+    """uid -> the faces' boxes, of the pairs whose image was searched for faces; None where faces stay as they are."""
+    if not manifest["recipe"]["shards"].get("blur_faces"):
+        return None
     sql = "SELECT uid, face_boxes FROM boxes_faces WHERE uid IN (SELECT unnest($uids)) AND face_boxes IS NOT NULL"
     return dict(connection.execute(sql, {"uids": uids}).fetchall())
 
 
-def _thumbnails(
+def thumbnails(
     dataset: Dataset, rows: dict[str, dict[str, Any]], faces: dict[str, Any] | None = None
 ) -> dict[str, str]:
     """uid -> data: URL; each tar is opened once and read from front to back, at the chosen images' places only.
@@ -243,7 +246,7 @@ def thumbnail(content: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _pair(row: dict[str, Any], read: list[str], picture: str | None, similarity: float | None) -> Pair:
+def pair_of(row: dict[str, Any], read: list[str], picture: str | None, similarity: float | None) -> Pair:
     url = row["url"] or ""
     values = [(name, row[f"_{name}"]) for name in read if f"_{name}" in row]
     return Pair(
@@ -256,7 +259,7 @@ def _pair(row: dict[str, Any], read: list[str], picture: str | None, similarity:
         row["kept"],
         row["reason"],
         row["split"],
-        row["download_status"],
+        row["download_status"] or "not fetched",
         row["score"],
         [(name, cut(value, _NAME) if isinstance(value, str) else value) for name, value in values],
         picture,

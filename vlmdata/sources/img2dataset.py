@@ -4,6 +4,7 @@ The messages are those of img2dataset 1.47 and of Python's urllib, which it fetc
 """
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmdata.download.header import exif_date
 from vlmdata.local_files import is_below
 from vlmdata.sources.columns import as_text, kind_of
 from vlmdata.sources.urls import clean_text, shorten
@@ -41,6 +43,11 @@ _CLASSES = (
 )
 _PATTERNS = [(kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _CLASSES]
 _LONGEST = 200
+_LONGEST_EXIF = 1_000_000
+# exifread's words for the orientations 1 to 8
+_TURNS = ["Horizontal (normal)", "Mirrored horizontal", "Rotated 180", "Mirrored vertical"]
+_TURNS += ["Mirrored horizontal then rotated 90 CCW", "Rotated 90 CW", "Mirrored horizontal then rotated 90 CW"]
+_TURNS += ["Rotated 90 CCW"]
 _IDS = ("uid", "id", "license")  # a list's own columns that pairs have a place for
 _BATCH = 5_000
 
@@ -99,6 +106,20 @@ def outcome(status: object, message: object) -> tuple[str, str | None]:
         words = re.split(r"['\":]", words)[0].strip()  # behind it stands the URL, which may give access
     words = re.sub(r"\S+://\S+", "a URL", words)
     return kind, f"img2dataset: {shorten(words, _LONGEST) or 'no word'}"
+
+
+def noted(exif: object) -> tuple[int | None, str | None]:
+    """Orientation and date (`header.Facts`) from the column `exif`: JSON of the names and words of the package exifread
+    (https://github.com/ianare/exif-py)."""
+    try:
+        tags = json.loads(exif) if isinstance(exif, str) and len(exif) < _LONGEST_EXIF else None
+    except (ValueError, RecursionError):
+        return None, None
+    if not isinstance(tags, dict):
+        return None, None
+    turn = tags.get("Image Orientation")
+    dates = map(exif_date, map(tags.get, ("EXIF DateTimeOriginal", "EXIF DateTimeDigitized", "Image DateTime")))
+    return _TURNS.index(turn) + 1 if turn in _TURNS else None, next(filter(None, dates), None)
 
 
 def _is_scalar(kind: pa.DataType) -> bool:

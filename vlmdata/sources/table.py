@@ -44,7 +44,7 @@ READERS: dict[str, tuple[Callable[[File], pa.Schema], Callable[[File, list[str]]
 
 
 @dataclass(frozen=True)
-class _Input:
+class Input:
     """One file, or the whole Hugging Face dataset."""
 
     name: str
@@ -64,23 +64,25 @@ class _Layout:
         return list(dict.fromkeys([*self.mapped.values(), *(name for name, _ in self.kept.values())]))
 
 
-def check(source: TableSource) -> None:
+def check(source: TableSource, inputs: list[Input] | None = None) -> None:
     """Refuse a path that matches no file, and a first file without the columns that the recipe names.
 
-    Raises InputError.
+    inputs: instead of the source's own, for a source of another kind that is a table, too. Raises InputError.
     """
-    first = _inputs(source)[0]
+    first = (inputs or _inputs(source))[0]
     _layout(source, first.name, first.columns())
 
 
-def signals(source: TableSource) -> pa.Schema:
+def signals(source: TableSource, inputs: list[Input] | None = None) -> pa.Schema:
     """The columns of `keep`, or those of the preset that the first file has."""
-    first = _inputs(source)[0]
+    first = (inputs or _inputs(source))[0]
     kept = _layout(source, first.name, first.columns()).kept
     return pa.schema([(name, kind) for name, (_, kind) in kept.items()])
 
 
-def read(source: TableSource, scratch: str, verbatim: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
+def read(
+    source: TableSource, scratch: str, verbatim: Collection[str] = (), inputs: list[Input] | None = None
+) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in the order of their paths. Memory does not grow with the tables.
 
     verbatim: columns of `pairs` whose text stays as it is, but for its secrets: a file's name may have two blanks.
@@ -89,10 +91,11 @@ def read(source: TableSource, scratch: str, verbatim: Collection[str] = ()) -> I
     and by the formats what is no row. Raises InputError for a file without the columns, DataError for one that is
     corrupt; both name the file.
     """
-    brings = signals(source)
+    inputs = inputs or _inputs(source)
+    brings = signals(source, inputs)
     schema = pa.schema([*ROWS, *brings])
     lost: Counter[str] = Counter()
-    for entry in _inputs(source):
+    for entry in inputs:
         layout = _layout(source, entry.name, entry.columns())
         for batch in entry.batches(layout.names):
             yield _pairs(source, layout, batch, schema, lost, verbatim)
@@ -100,9 +103,9 @@ def read(source: TableSource, scratch: str, verbatim: Collection[str] = ()) -> I
         log.warning("%s: %d %s", source.name, count, what)
 
 
-def _inputs(source: TableSource) -> list[_Input]:
+def _inputs(source: TableSource) -> list[Input]:
     if source.hf is not None:
-        return [_Input(source.hf, partial(hub_columns, source), partial(hub_batches, source))]
+        return [Input(source.hf, partial(hub_columns, source), partial(hub_batches, source))]
     assert source.path is not None
     preset = _preset(source)
     files = table_files(source.name, "path", source.path)
@@ -118,7 +121,7 @@ def _inputs(source: TableSource) -> list[_Input]:
         beside = captions[place] if captions else None
         file = replace(file, header=header, quotes=not preset.header, captions=beside)
         batches = READERS[file.form][1]
-        inputs.append(_Input(file.shown, partial(_columns, file), partial(batches, file)))
+        inputs.append(Input(file.shown, partial(_columns, file), partial(batches, file)))
     return inputs
 
 

@@ -28,7 +28,7 @@ from vlmdata.sources.urls import clean_text, strip_signature
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 _LARGEST_TEXT = 1_000_000  # bytes of a .txt or .json member
 _SAMPLES = 1_000  # the first so many say which signals there are
@@ -311,6 +311,8 @@ def _stored(about: dict[str, Any], member: Member | None, status: str = "success
         (sizes[0], sizes[1]) if all(size and 0 < size < 2**31 for size in sizes) else None,
         status,
         error,
+        None,
+        *img2dataset.noted(about.get("exif")),
     )
 
 

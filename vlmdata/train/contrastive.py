@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from vlmdata.errors import DataError, InputError
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import TrainJob
+from vlmdata.signals.models import in_batches
+from vlmdata.signals.openclip import Encoder
 from vlmdata.train import data
 
 log = logging.getLogger(__name__)
@@ -38,8 +40,7 @@ class Contrastive:
         self.clip: Any
         self.clip, self.tokenizer, self.config = _open_clip(job.model, job.pretrained)
         self.model = _Paired(self.clip)
-        size = self.clip.visual.image_size
-        self.size = size if isinstance(size, int) else size[0]
+        self.size = _side(self.clip)
 
     def samples(self, shards: data.Index, out: Path) -> "Pictures":
         return Pictures(shards, self.size, self.job.crop, self.tokenizer)
@@ -113,15 +114,55 @@ class _Paired(nn.Module):
 
     def encode(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB [b, size, size, 3] and int64 [b, context] as unit vectors [b, d]."""
+        return self.encode_image(image), self.clip.encode_text(text, normalize=True)
+
+    def encode_image(self, image: Tensor) -> Tensor:
         visual = self.clip.visual
         mean, std = (torch.tensor(v, device=image.device) for v in (visual.image_mean, visual.image_std))
         pixels = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
-        return self.clip.encode_image(pixels, normalize=True), self.clip.encode_text(text, normalize=True)
+        return self.clip.encode_image(pixels, normalize=True)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         image, text = self.encode(batch["image"], batch["text"])
         # At most 100, as in the paper; the clamp stands here and not after the step, so that the loss knows of it.
         return self.criterion(image, text, self.clip.logit_scale.clamp(max=np.log(100)).exp())
+
+
+def load(folder: Path, batch: int) -> Encoder:
+    """What `export` wrote, with the preprocessing of training, in batches of one size, on a GPU where there is one.
+
+    Raises InputError where open_clip cannot load it.
+    """
+    import open_clip
+
+    torch.set_num_threads(1)  # parts are spread over the cores
+    try:
+        clip = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
+        raise InputError(f"{folder}: holds no trained model: {str(error).splitlines()[0]}") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _Paired(clip).eval().to(device)
+    size = _side(clip)
+
+    @torch.inference_mode()
+    def images(squares: list[np.ndarray]) -> np.ndarray:
+        return model.encode_image(torch.from_numpy(np.stack(squares)).to(device)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def texts(captions: list[str]) -> np.ndarray:
+        return model.clip.encode_text(tokenizer(captions).to(device), normalize=True).float().cpu().numpy()
+
+    return Encoder(
+        lambda pixels: in_batches(images, pixels, batch, lambda picture: data.square(picture, size)),
+        lambda captions: in_batches(texts, captions, batch),
+    )
+
+
+def _side(clip: Any) -> int:
+    """Of the square pictures that a model reads, pixels."""
+    size = clip.visual.image_size
+    return size if isinstance(size, int) else size[0]
 
 
 @contextmanager

@@ -1,0 +1,141 @@
+"""Decontamination, within the stage `dedup`: the evaluation sets are measured as the pool was, then every part of the
+pool is held against them."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlmdata import signals
+from vlmdata.dataset import Dataset, Part, Table, make_key, part_from, part_name
+from vlmdata.dedup import evaluation
+from vlmdata.dedup.decontaminate import Index, Matches, reads, tables
+from vlmdata.download.decode import to_jpeg
+from vlmdata.download.header import ImageError
+from vlmdata.errors import InputError
+from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.signals import _found_anywhere
+from vlmdata.plan import Plan
+from vlmdata.recipe import DecontaminateDedup, Download
+from vlmdata.report.sheets import thumbnail
+
+log = logging.getLogger(__name__)
+
+PICTURES = 60  # evaluation images that the report can show
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What a worker needs to measure any piece of the evaluation sets; see `evaluation.measure`."""
+
+    dataset: str
+    key: str
+    download: Download
+    measurements: tuple[signals.Measurement, ...]
+    vectors: str | None
+    width: int
+
+    def __call__(self, element: tuple[int, evaluation.Piece]) -> dict[str, Any]:
+        number, piece = element
+        dataset = Dataset(self.dataset)
+        name = part_name(number)
+        part = dataset.current_part("evaluation", self.key, name, {})
+        if part is None:
+            rows = evaluation.measure(piece, self.download, list(self.measurements), self.vectors, self.width)
+            part = dataset.write_part("evaluation", self.key, name, rows, {})
+        return asdict(part)
+
+
+def run(
+    plan: Plan,
+    dataset: Dataset,
+    pool: Mapping[str, Table],
+    options: DecontaminateDedup,
+    in_force: Mapping[str, pa.BooleanArray],
+) -> tuple[pa.Table, pa.Table]:
+    """The `duplicates` and `contamination` tables of the pool against the evaluation sets.
+
+    The evaluation sets are in memory, the pool a part at a time.
+    """
+    pieces = evaluation.pieces(evaluation.find(options))
+    parts = _measured(plan, dataset, options, pieces)
+    measured = pa.concat_tables([dataset.read_part(part) for part in parts])
+    if not measured.num_rows:
+        raise InputError(f"{evaluation.WHERE}: no image, hash or vector in {', '.join(options.against)}")
+    index = Index(measured, options)
+    for what, known in (("perceptual hash", index.hashed), ("embedding", index.embedded)):
+        log.info("decontaminate: %d of %d evaluation images are compared by %s", len(known), measured.num_rows, what)
+    uids, found = [], []
+    for number, _ in enumerate(pool["pairs"].parts):
+        rows = {
+            name: _rows(dataset, pool[name].parts[number], columns, in_force)
+            for name, columns in reads(options).items()
+        }
+        matches = index.search(rows)
+        found.append(matches)
+        uids.append(rows["images"]["uid"].take(pa.array(matches.row)).to_numpy().astype("S32"))
+    uid, every = np.concatenate(uids), Matches(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    images = every.image[np.argsort(uid, kind="stable")]
+    shown = images[np.sort(np.unique(images, return_index=True)[1])][:PICTURES]  # of the first pairs, as the report is
+    pictures = _pictures(pieces, parts, set(shown.tolist()), plan.recipe.download)
+    duplicates, contamination = tables(uid, every, measured["evaluation"], pictures)
+    hit = len(np.unique(images))
+    log.info("decontaminate: %d of %d evaluation images found in %d pairs", hit, measured.num_rows, duplicates.num_rows)
+    return duplicates, contamination
+
+
+def _rows(dataset: Dataset, part: Part, columns: list[str], in_force: Mapping[str, pa.BooleanArray]) -> pa.Table:
+    rows = dataset.read_part(part, ["uid", *columns])
+    return rows.filter(in_force[part.name]) if part.name in in_force else rows
+
+
+def _measured(plan: Plan, dataset: Dataset, options: DecontaminateDedup, pieces: list[evaluation.Piece]) -> list[Part]:
+    """The table `evaluation`, a part a piece, measured now or earlier under the same files, options and models."""
+    compared = reads(options)
+    vectors = f"embeddings_{options.embeddings}" if options.embeddings else None
+    width = 1
+    measurements = []
+    for signal in (_found_anywhere(signal) for signal in plan.signals):
+        schemas = signal.measurement.schemas
+        if not compared.keys().isdisjoint(schemas):
+            # what the pool had to pass before it was measured does not hold for the evaluation set
+            measurements.append(replace(signal.measurement, after={}))
+        if vectors in schemas:
+            width = schemas[vectors].field(1).type.list_size
+    models = [
+        [module.VERSION, measurement.options.keyed("after"), module.identity(measurement.options)]
+        for measurement in measurements
+        for module in [signals.family(measurement.options.kind)]
+    ]
+    # a part is known by its number, so the order of the files is part of the key
+    places = [[piece.file[1], len(piece.items)] for piece in pieces]
+    parameters = [evaluation.digest(options), places, plan.recipe.download.keyed(), sorted(compared), models]
+    key = make_key("evaluation", evaluation.VERSION, parameters, [])
+    work = _Measure(dataset.absolute, key, plan.recipe.download, tuple(measurements), vectors, width)
+    results = run_parts(dataset, "evaluation", work, list(enumerate(pieces)), plan.recipe.runner)
+    parts = [part_from(result) for result in results]
+    dataset.write_table(Table("evaluation", key, tuple(parts)))
+    return parts
+
+
+def _pictures(
+    pieces: list[evaluation.Piece], parts: list[Part], wanted: set[int], download: Download
+) -> dict[int, str]:
+    """Small pictures of some evaluation images, by their place among all; their files are read once more."""
+    pictures: dict[int, str] = {}
+    start = 0
+    for piece, part in zip(pieces, parts, strict=True):
+        if not wanted.isdisjoint(range(start, start + part.rows)):
+            for place, (name, data) in enumerate(evaluation.images(piece, download.max_bytes), start):
+                if place in wanted:
+                    try:
+                        picture = to_jpeg(data, download.size, download.quality, download.max_pixels)
+                    except ImageError as error:  # found by its bytes
+                        log.warning("evaluation image %s cannot be shown: %s", name, error)
+                    else:
+                        pictures[place] = thumbnail(picture.jpeg)
+        start += part.rows
+    return pictures

@@ -1,0 +1,126 @@
+"""Embeddings compared on workers, for sets beyond one machine's memory: the pairs that `dedup.semantic` gives.
+
+Rows are scattered to buckets, each of some partitions; a worker compares the rows of a bucket, partition by partition.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmdata.dataset import Dataset, Part, part_from
+from vlmdata.dedup import semantic
+from vlmdata.dedup.components import Compared, Edges
+from vlmdata.pipelines.runner import run_parts
+from vlmdata.recipe import Runner, SemanticDedup
+
+_BUCKET = 65_536  # rows at home in a bucket, about; each is near to several more
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part of embeddings, which of its rows are in force where not all are, and how many rows with a vector come
+    before its own."""
+
+    part: Part
+    in_force: pa.BooleanArray | None
+    first: int
+
+
+@dataclass(frozen=True)
+class _Scatter:
+    """Of a part, each row that stands for itself goes to the buckets of its nearest partitions."""
+
+    dataset: str
+    buckets: int
+    partitions: int
+
+    def __call__(self, element: tuple[Source, Part]) -> dict[str, dict[str, Any]]:
+        source, nearest = element
+        dataset = Dataset(self.dataset)
+        found = dataset.read_part(source.part, ["vector"])
+        found = found.filter(source.in_force) if source.in_force is not None else found
+        vector = found.filter(found["vector"].is_valid())
+        told = dataset.read_part(nearest)
+        rows = vector.take(pc.subtract(told["row"], source.first)).append_column("row", told["row"])
+        rows = rows.append_column("near", told["near"])
+        bucket = _lists(told["near"]).astype(np.int64) * self.buckets // self.partitions
+        written = {}
+        for number in np.unique(bucket).tolist():
+            mine = rows.filter(pa.array((bucket == number).any(axis=1)))
+            name = f"{number:07d}-{source.part.name}"
+            written[str(number)] = asdict(dataset.write_part("scattered", "now", name, mine, {}))
+        return written
+
+
+@dataclass(frozen=True)
+class _Compare:
+    """The pairs of a bucket's partitions."""
+
+    dataset: str
+    buckets: int
+    partitions: int
+    similarity: float
+
+    def __call__(self, element: tuple[int, list[Part]]) -> dict[str, Any]:
+        number, parts = element
+        dataset = Dataset(self.dataset)
+        rows = pa.concat_tables([dataset.read_part(part) for part in parts]).sort_by("row")
+        row, near, vector = rows["row"].to_numpy(), _lists(rows["near"]), _lists(rows["vector"])
+        mine = [p for p in np.unique(near).tolist() if p * self.buckets // self.partitions == number]
+        tables = [
+            pa.table(
+                {"i": pa.array([], pa.int64()), "j": pa.array([], pa.int64()), "similarity": pa.array([], pa.float32())}
+            )
+        ]
+        for partition in mine:
+            here = np.flatnonzero((near == partition).any(axis=1))
+            unit, fresh = semantic.unit(vector, here), np.ones(len(here), np.bool_)
+            for a, b, cosine in semantic.compared(unit, near[here], partition, fresh, self.similarity):
+                i, j = row[here[a]], row[here[b]]
+                tables.append(pa.table({"i": np.minimum(i, j), "j": np.maximum(i, j), "similarity": cosine}))
+        return asdict(dataset.write_part("edges", "now", f"{number:07d}", pa.concat_tables(tables), {}))
+
+
+def compare(
+    dataset: Dataset, runner: Runner, options: SemanticDedup, vectors: np.ndarray, sources: list[Source]
+) -> Compared:
+    """As `semantic.compare`, by workers. vectors: those of the sources in order, mapped from a file: here they are
+    read from its beginning to its end only."""
+    index, same = semantic.index_of(vectors)
+    if index.partitions is None:
+        return semantic.compare(options, {"vector": vectors})
+    partitions = len(index.partitions.centroids)
+    buckets = max(1, min(partitions, len(index.rows) // _BUCKET))
+    bounds = np.searchsorted(index.rows, [source.first for source in sources] + [len(vectors)])
+    elements = []
+    for source, start, stop in zip(sources, bounds, bounds[1:], strict=False):
+        if start < stop:
+            near = pa.FixedSizeListArray.from_arrays(pa.array(index.near[start:stop].ravel()), index.near.shape[1])
+            told = pa.table({"row": index.rows[start:stop], "near": near})
+            elements.append((source, dataset.write_part("nearest", "now", source.part.name, told, {})))
+    scatter = _Scatter(dataset.absolute, buckets, partitions)
+    by_bucket: dict[int, list[Part]] = {}
+    for written in run_parts(dataset, "scatter", scatter, elements, runner):
+        for number, part in written.items():
+            by_bucket.setdefault(int(number), []).append(part_from(part))
+    work = _Compare(dataset.absolute, buckets, partitions, options.similarity)
+    results = run_parts(dataset, "compare", work, sorted(by_bucket.items()), runner)
+    return semantic.told(vectors, index, _edges(dataset, same, [part_from(result) for result in results]))
+
+
+def _edges(dataset: Dataset, same: Edges, parts: list[Part]) -> Iterator[Edges]:
+    yield same
+    for part in parts:
+        found = dataset.read_part(part)
+        yield Edges(*(found[name].to_numpy() for name in ("i", "j", "similarity")))
+    for name in ("nearest", "scattered", "edges"):
+        dataset.remove(f"tables/{name}")
+
+
+def _lists(column: pa.ChunkedArray) -> np.ndarray:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)

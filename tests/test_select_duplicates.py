@@ -1,0 +1,106 @@
+"""Which of near-duplicates stay: SemDeDup's rule as its paper states it, and the survivors that it names."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmdata import dedup
+from vlmdata.dedup import semantic
+from vlmdata.errors import InputError
+from vlmdata.plan import make_plan
+from vlmdata.recipe import Recipe, SemanticDedup, Shards
+from vlmdata.rules import check_order
+from vlmdata.select import Choice, judge_part, settle
+
+COLUMNS = pa.schema(
+    [("uid", pa.string()), ("download_status", pa.string()), ("sha256", pa.string()), ("width", pa.int32())]
+)
+SIMILARITY = 0.9
+
+
+def kept(
+    folder: Path, vectors: np.ndarray, widths: list[int], passing: list[bool], groups: str, ahead: str | None = None
+) -> list[int]:
+    """Rows that stay; wider ones first."""
+    n = len(vectors)
+    uid = [f"{row:032x}" for row in range(n)]
+    status = ["success" if passes else "dns" for passes in passing]
+    rows = pa.table([uid, status, uid, widths], schema=COLUMNS)
+    order = tuple(check_order("select.survivor", "width desc", COLUMNS))
+    choice = Choice({}, frozenset(), ("semantic",), order, ahead=ahead)
+    near = folder / "near.parquet"
+    options = SemanticDedup(kind="semantic", similarity=SIMILARITY)
+    table = dedup.grouped(options, pa.array(uid), {"vector": vectors}, near=near).table
+    pairs = {"semantic": pads.dataset(str(near), dedup.NEAR)} if groups == "semdedup" else {}
+    judged = pads.dataset(judge_part(rows, choice))
+    verdicts, _, _ = settle(judged, pads.dataset(table), [n], choice, Shards(), folder, near=pairs)
+    return [row for row, stays in enumerate(next(verdicts)["kept"].to_pylist()) if stays]
+
+
+def as_the_paper_says(vectors: np.ndarray, widths: list[int], passing: list[bool]) -> list[int]:
+    """Sort, compare each with all before it, drop it where the largest similarity is above the threshold."""
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    order = sorted((row for row in range(len(vectors)) if passing[row]), key=lambda row: (-widths[row], row))
+    similarity = np.triu(unit[order] @ unit[order].T, 1)
+    return sorted(row for row, most in zip(order, similarity.max(axis=0, initial=0), strict=True) if most < SIMILARITY)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.booleans()), min_size=1, max_size=25))
+def test_what_is_like_an_earlier_one_goes_as_the_paper_says(tmp_path_factory, drawn) -> None:
+    # on an arc, so that a row may be like two that are not alike; often several of one value
+    angles, widths, passing = (list(column) for column in zip(*drawn, strict=True))
+    radians = np.radians(np.array(angles) * 11.0)
+    vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+    folder = tmp_path_factory.mktemp("spill")
+    assert kept(folder, vectors, widths, passing, "semdedup") == as_the_paper_says(vectors, widths, passing)
+
+
+def test_a_chain_has_one_survivor_or_each_that_nothing_earlier_is_near_to(tmp_path) -> None:
+    radians = np.radians([0, 20, 40, 60])  # each is like its neighbours alone
+    vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+    every = [True] * 4
+    assert kept(tmp_path, vectors, [4, 3, 2, 1], every, "connected") == [0]
+    # the second goes because of the first, the third because of the second, though that is gone
+    assert kept(tmp_path, vectors, [4, 3, 2, 1], every, "semdedup") == [0]
+    assert kept(tmp_path, vectors, [4, 1, 3, 2], every, "semdedup") == [0, 2]
+    assert kept(tmp_path, vectors, [4, 3, 2, 1], [True, False, True, True], "semdedup") == [0, 2]
+
+
+def test_hard_and_easy_are_by_the_distance_to_the_centroid_of_the_partition(tmp_path, monkeypatch) -> None:
+    radians = np.radians([0, 10, 20, 100])  # the mean of all lies at about 32 degrees
+    vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+    every, widths = [True] * 4, [1, 3, 2, 4]
+    assert kept(tmp_path, vectors, widths, every, "connected", "hard") == [0, 3]
+    assert kept(tmp_path, vectors, widths, every, "connected", "easy") == [2, 3]
+    assert kept(tmp_path, vectors, widths, every, "connected") == [1, 3]
+    drawn = kept(tmp_path, vectors, widths, every, "connected", "random")
+    assert drawn == kept(tmp_path, vectors, widths[::-1], every, "connected", "random")
+    assert len(drawn) == 2
+
+
+def test_centroids_are_those_of_the_partitions_where_there_are_any(monkeypatch) -> None:
+    draw = np.random.default_rng(0)
+    vectors = draw.standard_normal((3_000, 8)).astype(np.float16)
+    index, _ = semantic.index_of(vectors, brute_force=0)
+    found = semantic.centrality(vectors, index, np.arange(3_000))
+    unit = semantic.unit(vectors, np.arange(3_000))
+    centroids = index.partitions.centroids / np.linalg.norm(index.partitions.centroids, axis=1, keepdims=True)
+    assert np.abs(found - (unit * centroids[index.near[:, 0]]).sum(axis=1)).max() < 1e-6
+    assert np.abs(found - (unit @ centroids.T).max(axis=1)).mean() < 0.01
+
+
+def test_a_survivor_by_centroids_needs_embeddings(tmp_path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"not looked at")
+    (tmp_path / "a.txt").write_text("a caption")
+    recipe = {"dataset": str(tmp_path), "sources": [{"kind": "folder", "name": "a", "path": str(tmp_path)}]}
+    recipe |= {"dedup": ["exact"], "select": {"survivor": "hard"}}
+    with pytest.raises(InputError, match="must name the kind semantic"):
+        make_plan(Recipe.model_validate(recipe))
+    recipe["select"] = {"survivor": "random"}
+    assert [order.direction for order in make_plan(Recipe.model_validate(recipe)).checked.survivor] == ["desc", "desc"]

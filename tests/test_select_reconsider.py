@@ -1,0 +1,80 @@
+"""What `vlmdata funnel` says is what a run with that selection then publishes."""
+
+import os
+import shutil
+
+import pytest
+from made_dataset import pair, pairs, picture, publish
+from typer.testing import CliRunner
+
+from vlmdata.cli import app
+from vlmdata.dataset import Dataset
+from vlmdata.errors import InputError
+from vlmdata.pipelines import select
+from vlmdata.plan import make_plan, tables_there
+from vlmdata.recipe import Recipe
+from vlmdata.recipe_file import apply_setting
+from vlmdata.select.reconsider import reconsider
+
+GATED = {"signals": ["text", "language", {"kind": "image", "after": ["words"]}]}
+
+
+def made():
+    more = [pair(f"a further photograph of the tall house number {n}", picture(n % 7 + 80)) for n in range(12)]
+    return [*pairs(), *more]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return publish(tmp_path_factory.mktemp("published"), made(), GATED)[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["select.rules.english=lang = 'en' and lang_score > 0.9", "select.rules.new=chars < 48"],
+        ["select.rules.size=chars > 0", "select.survivor=chars desc", "select.top={by: entropy, fraction: 0.3}"],
+        ["select.top={by: sharpness, fraction: 0.5, of: pool}", "select.sample={count: 5, weights: chars}"],
+        ["select.preset=[{kind: datacomp-clip, score: entropy, fraction: 0.4}, {kind: obelics-image}]"],
+        ["select.rules={words: words between 4 and 5000 and chars >= 2}", "select.sample={count: 5, seed: 3}"],
+    ],
+)
+def test_the_funnel_is_that_of_a_run(dataset, tmp_path, settings):
+    published, steps, left_out = reconsider(dataset, settings)
+    assert published == dataset.latest()["funnel"]
+    assert not left_out
+    # the same tables, judged anew by the stage itself
+    shutil.copytree(dataset.root, tmp_path / "data")
+    copied = Dataset(str(tmp_path / "data"))
+    changed = {**copied.latest()["recipe"], "dataset": copied.url}
+    for setting in settings:
+        apply_setting(changed, setting)
+    plan = make_plan(Recipe.model_validate(changed))
+    assert steps == select.run(plan, copied, tables_there(plan, copied), 2).funnel
+
+
+def test_nothing_is_written_and_a_table_is_printed(dataset):
+    files = {path: os.stat(path).st_mtime_ns for path in dataset.fs.find(dataset.root)}
+    result = CliRunner().invoke(app, ["funnel", dataset.url, "--set", "select.rules.busy=entropy > 100"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["rejected", "left", "published", "difference"]
+    kept = dataset.latest()["funnel"][-1]["left"]
+    assert lines[-1].split() == ["kept", "0", f"{kept:,}", f"-{kept:,}"]
+    assert {path: os.stat(path).st_mtime_ns for path in dataset.fs.find(dataset.root)} == files
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("select.rules.busy=entropi > 1", "no column 'entropi'; did you mean 'entropy'"),
+        ("select.rules.busy=read_text('/etc/passwd') = 'x'", r"read_text\(\) is no function that a rule may call"),
+        ("select.top={by: caption, count: 3}", r"select\.top\.by: the expression is VARCHAR, not a number"),
+        ("select.top={by: entropy}", "either `fraction` or `count`"),
+        ("dedup=[]", r"only `select\.…` is judged again"),
+        ("select.preset=datacomp-clip", "needs a signal with the column clip_score"),
+    ],
+)
+def test_what_is_no_selection_is_refused(dataset, setting, message):
+    with pytest.raises(InputError, match=message):
+        reconsider(dataset, [setting])

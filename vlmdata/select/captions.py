@@ -1,0 +1,51 @@
+"""A survivor's captions: its own, and those of the duplicates that it stands for where a method merges them."""
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmdata.select.choice import Choice
+
+MERGED = 16  # captions that a survivor gets from others of its groups, at most
+
+
+def merge(connection: duckdb.DuckDBPyConnection, choice: Choice) -> None:
+    """Make the table `merged`: uid of a kept pair, and the captions that it gets from those that it replaces."""
+    connection.execute("CREATE TABLE merged (uid VARCHAR, merged VARCHAR[])")
+    if not choice.merging:
+        return
+    # A survivor may be replaced itself by a later method: each step follows one of these.
+    for _ in choice.merging:
+        connection.execute(
+            "UPDATE replaced SET survivor = later.survivor FROM replaced AS later WHERE replaced.survivor = later.uid"
+        )
+    connection.execute(
+        f"""
+        INSERT INTO merged
+        WITH said AS (
+            SELECT uid, captions FROM judged
+            WHERE uid IN (SELECT uid FROM replaced UNION ALL SELECT survivor FROM replaced)),
+        given AS (
+            SELECT r.survivor, r.method, r.rank, r.uid, unnest(s.captions) AS caption,
+                   generate_subscripts(s.captions, 1) AS place
+            FROM replaced r JOIN said s ON s.uid = r.uid JOIN verdict v ON v.uid = r.survivor WHERE v.reason IS NULL),
+        once AS (
+            SELECT survivor, caption, min((method, rank, uid, place)) AS order_of
+            FROM given GROUP BY survivor, caption),
+        bounded AS (
+            SELECT o.survivor, o.caption, row_number() OVER (PARTITION BY o.survivor ORDER BY o.order_of) AS number
+            FROM once o JOIN said s ON s.uid = o.survivor WHERE NOT list_contains(s.captions, o.caption))
+        SELECT survivor, list(caption ORDER BY number) FROM bounded WHERE number <= {MERGED} GROUP BY survivor"""
+    )
+
+
+def with_merged(captions: pa.ChunkedArray, merged: pa.ChunkedArray) -> pa.Array:
+    """list<string> [n]: each row's own captions, and behind them those that it got, where there are any."""
+    own, got = captions.combine_chunks(), merged.combine_chunks()
+    counts = pc.add(*(pc.fill_null(pc.list_value_length(lists), 0) for lists in (own, got)))
+    offsets = np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int32)
+    rows = pa.chunked_array([pc.list_parent_indices(own), pc.list_parent_indices(got)])
+    values = pa.chunked_array([own.flatten(), got.flatten()])
+    order = np.argsort(rows.to_numpy(), kind="stable")  # a row's own stand before those it got
+    return pa.ListArray.from_arrays(pa.array(offsets), values.take(pa.array(order)).combine_chunks())

@@ -1,0 +1,67 @@
+"""The survivors among duplicates: of those that pass so far the first by the recipe's order.
+
+Of a connected group one, of a group found by decontamination none, or by SemDeDup's rule (Abbas et al. 2023) each that
+no earlier one in the order is near to, whether that one stays or not.
+"""
+
+from collections.abc import Collection
+
+import duckdb
+
+from vlmdata.select.choice import SURVIVORS, Choice
+
+_LATER = "SELECT uid FROM members QUALIFY rank > min(rank) OVER (PARTITION BY dup_group)"
+# Rows of one value have the same neighbours: the first of them stands for all.
+_LATER_AND_NEAR = """
+    WITH valued AS (
+        SELECT r.uid, r.rank, coalesce(n.other, r.uid) AS value
+        FROM members r LEFT JOIN {near} n ON n.uid = r.uid AND n.equal
+    ),
+    first AS (SELECT value, min(rank) AS rank FROM valued GROUP BY value),
+    met AS (
+        SELECT uid AS value, other FROM {near} WHERE NOT equal
+        UNION ALL SELECT other, uid FROM {near} WHERE NOT equal
+        UNION ALL SELECT value, value FROM first
+    ),
+    earliest AS (
+        SELECT met.value, min(first.rank) AS rank FROM met JOIN first ON first.value = met.other GROUP BY ALL
+    )
+    SELECT v.uid FROM valued v JOIN earliest e USING (value) WHERE v.rank > e.rank"""
+
+
+def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collection[str] = ()) -> None:
+    """Give all but the survivors the reason `duplicate: <method>`, method after method; ties by uid.
+
+    connection: has the table `verdict` (see `settle`) with the survivor's terms term_0, …, and `duplicates`.
+    near: the methods that follow SemDeDup's rule; `near_<method>` has their pairs of rows that are alike (uid, other,
+    equal), rows of one value with the first of them alone.
+    Makes the table `replaced` (uid, survivor, method, rank) for `captions.merge`.
+    """
+    terms = [f"term_{place}" for place in range(len(choice.survivor))]
+    order = SURVIVORS[choice.ahead] if choice.ahead else ""
+    order += "".join(f"{term} {by.direction} NULLS LAST, " for term, by in zip(terms, choice.survivor, strict=True))
+    connection.execute("CREATE TABLE replaced (uid VARCHAR, survivor VARCHAR, method INTEGER, rank BIGINT)")
+    for place, method in enumerate(choice.methods):
+        connection.execute(
+            f"""
+            CREATE OR REPLACE TEMP TABLE members AS
+            SELECT v.uid, d.dup_group, row_number() OVER (ORDER BY {order} v.uid) AS rank
+            FROM verdict v JOIN duplicates d ON d.uid = v.uid WHERE d.dup_method = $method AND v.reason IS NULL""",
+            {"method": method},
+        )
+        if method == "decontaminate":
+            later = "SELECT uid FROM members"
+        else:
+            later = _LATER_AND_NEAR.format(near=f"near_{method}") if method in near else _LATER
+        connection.execute(
+            f"UPDATE verdict SET reason = 'duplicate: ' || $method WHERE uid IN ({later})", {"method": method}
+        )
+        if method in choice.merging:
+            connection.execute(
+                f"""
+                INSERT INTO replaced
+                SELECT m.uid, m.survivor, {place}, m.rank FROM (
+                    SELECT uid, rank, first_value(uid) OVER (PARTITION BY dup_group ORDER BY rank) AS survivor
+                    FROM members
+                ) m JOIN verdict v ON v.uid = m.uid WHERE v.reason IS NOT NULL"""
+            )

@@ -1,0 +1,94 @@
+"""Mixing: a fixed number of samples of the pairs that are left, drawn by weight, the last step of the selection.
+
+Draws hang on a seeded hash of the uid, so the outcome depends neither on the order of the rows nor on workers.
+"""
+
+import duckdb
+
+from vlmdata.errors import DataError
+from vlmdata.recipe import Sample
+
+# Weights are counted in so many parts of the largest one, whole numbers: their sums are exact in any order.
+_PARTS = 2**40
+
+
+def weight_sql(sample: Sample) -> str:
+    """The recipe's weights as one SQL expression over columns."""
+    if isinstance(sample.weights, str):
+        return sample.weights
+    # A source's name is of letters, digits and underscores.
+    cases = "".join(f" WHEN source = '{name}' THEN {weight!r}" for name, weight in sample.weights.items())
+    return f"CASE{cases} ELSE 1.0 END" if cases else "1.0"
+
+
+def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> None:
+    """Give the pairs that are not drawn the reason `sample`, and those that are their `copies`.
+
+    connection: has the table `verdict` (see `settle`) with the columns weight (double) and copies (integer, 1).
+    Weights are 0 (never drawn) or more. Raises DataError for a weight that is null or negative, and where `count` is
+    more than there are pairs to draw from.
+    """
+    bad, positive, uid = connection.execute(
+        "SELECT count(*) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300), count(*) FILTER (weight > 0), "
+        "min(uid) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300) FROM verdict WHERE reason IS NULL"
+    ).fetchall()[0]
+    if bad:
+        raise DataError(
+            f"select.sample.weights: the weight of {bad} pairs is null, negative or not finite (first: {uid}): use "
+            "coalesce() or greatest() in the expression, or add a rule"
+        )
+    if not positive or (not sample.replacement and sample.count > positive):
+        raise DataError(
+            f"select.sample.count: {sample.count} samples are asked for, {positive} pairs with a weight above 0 are "
+            "left: lower it" + (" or set select.sample.replacement" if positive else ", or loosen the rules")
+        )
+    (_with_replacement if sample.replacement else _without_replacement)(connection, sample)
+
+
+def _without_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> None:
+    """The `count` largest keys log(u) / weight, u uniform in (0, 1) from the hash; ties by uid (Efraimidis and Spirakis
+    2006, "Weighted random sampling with a reservoir")."""
+    connection.execute(
+        """
+        UPDATE verdict SET reason = 'sample' WHERE reason IS NULL AND place NOT IN (
+            SELECT place FROM verdict WHERE reason IS NULL AND weight > 0
+            ORDER BY ln(((md5_number_lower($seed || uid) >> 12) + 0.5) / 4503599627370496.0) / weight DESC, uid
+            LIMIT $count
+        )""",
+        {"seed": f"sample {sample.seed}\0", "count": sample.count},
+    )
+
+
+def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> None:
+    """Systematic: in the order of the hash every pair takes a stretch of `count` * weight / sum of weights on a line of
+    length `count`, and gets a copy for every point offset + 0, 1, 2, … on it, with one random offset for all.
+
+    So its copies are the expected number rounded down or up, and there are `count` in all, exactly: stretches are whole
+    numbers, in units of 1 / sum. Weights below 2^-40 of the largest are never drawn.
+    """
+    seed = f"sample {sample.seed}\0"
+    most = connection.execute("SELECT max(weight) FROM verdict WHERE reason IS NULL").fetchall()[0][0]
+    connection.execute(
+        f"""
+        CREATE TEMP TABLE drawn AS
+        WITH whole AS (
+            SELECT place, uid, round(weight / $most * {_PARTS})::HUGEINT AS part FROM verdict WHERE reason IS NULL
+        ), line AS (
+            SELECT place, $count::HUGEINT * part AS long,
+                   $count::HUGEINT * (sum(part) OVER (
+                       ORDER BY md5($seed || uid), uid ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+                   ))::HUGEINT AS until,
+                   (SELECT sum(part)::HUGEINT FROM whole) AS unit
+            FROM whole
+        ), shifted AS (
+            SELECT place, until, long, unit, (md5_number($seed) // 2)::HUGEINT % unit AS shift FROM line
+        )
+        SELECT place, ((until + shift) // unit - (until - long + shift) // unit)::INTEGER AS copies FROM shifted""",
+        {"most": most, "count": sample.count, "seed": seed},
+    )
+    connection.execute(
+        """
+        UPDATE verdict SET copies = drawn.copies, reason = CASE WHEN drawn.copies = 0 THEN 'sample' END
+        FROM drawn WHERE drawn.place = verdict.place"""
+    )
+    connection.execute("DROP TABLE drawn")

@@ -1,0 +1,109 @@
+"""The top of the pairs by a number: an exact threshold from histograms that can be added up; ties by uid.
+
+A double's bits, put in the order of its values, are cut into four digits of 16 bits. A histogram over the first digit
+says in which bin the wanted place lies, one over the second digit of that bin's values where in it, and so on: the
+values are looked at four times and 65,536 counts are held, however many pairs there are.
+"""
+
+import math
+from collections.abc import Callable
+from decimal import ROUND_CEILING, Decimal
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from vlmdata.recipe import Top
+from vlmdata.rules import Expression
+
+DIGIT = 16
+_BITS = 64
+# (the digits known so far as one number, how many bits they are) -> int64 [65536]: keys that begin so, by next digit
+Count = Callable[[int, int], np.ndarray]
+
+
+def keys(values: pa.ChunkedArray) -> np.ndarray:
+    """uint64 [n] in the order of the doubles; 0, below all of them, for NULL and NaN."""
+    numbers = values.cast(pa.float64()).fill_null(np.nan).to_numpy() + 0.0  # -0 as 0
+    bits = numbers.view(np.uint64)
+    sign = np.uint64(1 << (_BITS - 1))
+    ordered = np.where(bits & sign, ~bits, bits | sign)
+    return np.where(np.isnan(numbers), np.uint64(0), ordered)
+
+
+def value(key: int) -> float:
+    """The double that has this key."""
+    sign = 1 << (_BITS - 1)
+    bits = key ^ sign if key & sign else ~key & ((1 << _BITS) - 1)
+    return float(np.array(bits, np.uint64).view(np.float64))
+
+
+def count_keys(found: np.ndarray, prefix: int, known: int) -> np.ndarray:
+    """A part's histogram, as `Count` gives it for all parts: add them up. The key 0 is not counted."""
+    found = found[found > 0]
+    if known:
+        found = found[found >> np.uint64(_BITS - known) == prefix]
+    digits = (found >> np.uint64(_BITS - DIGIT - known)) & np.uint64((1 << DIGIT) - 1)
+    return np.bincount(digits.astype(np.int64), minlength=1 << DIGIT)
+
+
+def threshold(count: Count, place: int) -> tuple[int, int] | None:
+    """The key at a place (1: the largest) and how many keys are larger; None where there are fewer keys than that."""
+    prefix, above = 0, 0
+    for known in range(0, _BITS, DIGIT):
+        down = np.cumsum(count(prefix, known)[::-1])
+        digit = int(np.searchsorted(down, place - above))
+        if digit == len(down):
+            return None
+        above += int(down[digit - 1]) if digit else 0
+        prefix = prefix << DIGIT | (len(down) - 1 - digit)
+    return prefix, above
+
+
+def how_many(top: Top, pairs: int) -> int:
+    """`count`, or `fraction` of the pairs as it is written in the recipe, rounded up."""
+    if top.count is not None:
+        return top.count
+    return int((Decimal(repr(top.fraction)) * pairs).to_integral_value(ROUND_CEILING))
+
+
+def datacomp_place(fraction: float, pairs: int) -> int:
+    """The place whose value is the threshold in DataComp's filters: of the scores in falling order the one with index
+    int(fraction * pairs), counted from 0. Every pair with that score or more is kept, so one more than the fraction."""
+    return int(pairs * fraction) + 1
+
+
+def at_least(by: Expression, found: tuple[int, int] | None) -> Expression:
+    """The rule that the number is at least the threshold; that it is one, where there is none (fewer have a number)."""
+    smallest = value(found[0]) if found else -math.inf
+    return Expression(f"({by.sql} >= CAST('{smallest!r}' AS DOUBLE))", by.columns)
+
+
+def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> None:
+    """Give the pairs that are left and not in the top the reason `top`.
+
+    connection: has the table `verdict` (see `settle`) with the column top (uint64, see `keys`).
+    """
+    ranked = "true" if top.of == "pool" else "reason IS NULL"
+    pairs = connection.sql(f"SELECT count(*) FROM verdict WHERE {ranked}").fetchall()[0][0]
+
+    def count(prefix: int, known: int) -> np.ndarray:
+        begins = f"top >> {_BITS - known} = {prefix}" if known else "true"
+        rows = connection.sql(
+            f"SELECT (top >> {_BITS - DIGIT - known}) & {(1 << DIGIT) - 1} AS digit, count(*) FROM verdict "
+            f"WHERE top > 0 AND {ranked} AND {begins} GROUP BY digit"
+        ).fetchnumpy()
+        digit, found = rows.values()
+        histogram = np.zeros(1 << DIGIT, np.int64)
+        histogram[np.asarray(digit, np.int64)] = found
+        return histogram
+
+    wanted = how_many(top, pairs)
+    key, above = threshold(count, wanted) or (1, 0)  # fewer have a number: all of them
+    connection.execute(
+        f"""
+        UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND (top < $key OR top = $key AND place NOT IN (
+            SELECT place FROM verdict WHERE top = $key AND {ranked} ORDER BY uid LIMIT $ties
+        ))""",
+        {"key": key, "ties": wanted - above},
+    )
