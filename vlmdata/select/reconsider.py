@@ -108,10 +108,10 @@ def _counts(
         parts = snapshot["tables"]["duplicates"]["parts"]
         _view(connection, dataset, "duplicates", [part["path"] for part in parts])
         near = []
-        for method, part in zip(chosen.methods, parts, strict=True):
+        for method, part in zip(snapshot["recipe"]["dedup"], parts, strict=True):
             if pairs := [file["path"] for file in part["also"] if file["path"].endswith(".near.parquet")]:
-                _view(connection, dataset, f"near_{method}", pairs)
-                near.append(method)
+                _view(connection, dataset, f"near_{method['kind']}", pairs)
+                near.append(method["kind"])
         duplicates.reject(connection, chosen, near)
     if chosen.top is not None:
         ranked = connection.sql("SELECT ranked FROM verdict").to_arrow_table()["ranked"]  # in the order of the table
