@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from vlmdata.catalog import connect
 from vlmdata.cli import app
 from vlmdata.dataset import Dataset
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
 from vlmdata.pipelines import select
 from vlmdata.plan import make_plan, tables_there
 from vlmdata.recipe import Recipe
@@ -104,6 +104,13 @@ def test_what_is_decontaminated_goes_first_and_gives_nobody_its_captions(merged)
 )
 def test_the_funnel_is_that_of_a_run(dataset, tmp_path, settings):
     same_as_a_run(dataset, tmp_path, settings)
+
+
+def test_a_rule_that_fails_on_a_row_that_another_rejects_fails_as_in_a_run(dataset):
+    settings = ["select.rules.none=words < 0", "select.rules.number=CAST(caption AS INTEGER) > 3"]
+    for more in ([], ["select.top={by: entropy, count: 3}"], ["select.top={by: entropy, count: 3, of: pool}"]):
+        with pytest.raises(DataError, match="Could not convert string"):
+            reconsider(dataset, [*settings, *more])
 
 
 def test_nothing_is_written_and_a_table_is_printed(dataset):
