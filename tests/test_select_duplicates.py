@@ -82,7 +82,8 @@ def test_a_split_cuts_no_group_of_which_several_stay(tmp_path) -> None:
     groups += [("semantic", n, n // 4 * 4 + 1) for n in range(40) if n % 4 in (1, 2)]
     rows = [{"uid": uid[n], "dup_method": method, "dup_group": uid[first]} for method, n, first in groups]
     duplicates = pads.dataset(pa.Table.from_pylist(rows, table_schema("duplicates")))
-    near = pads.dataset(pa.table([[], [], [], []], schema=dedup.NEAR))
+    columns = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
+    near = pads.dataset(columns.empty_table())  # nothing is near: all stay
     choice = Choice({}, frozenset(), ("perceptual", "semantic"), ())
     judged = pads.dataset(judge_part(pa.table([uid, ["success"] * 60, image, [1] * 60], schema=COLUMNS), choice))
     splits = Shards(splits={"train": 0.5, "test": 0.5})
