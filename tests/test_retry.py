@@ -17,7 +17,7 @@ from conftest import content
 from hostile import serve
 from made_dataset import picture
 
-from vlmdata import catalog, cli, ingest, layers
+from vlmdata import catalog, cli, ingest, layers, snapshot
 from vlmdata.dataset import Dataset, Table, part_name
 from vlmdata.download.outage import Progress, Tally
 from vlmdata.errors import InputError, OutageError
@@ -26,12 +26,16 @@ from vlmdata.pipelines import download as download_stage
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.schemas import table_schema
+from vlmdata.select.reconsider import reconsider
 
 RECIPE = {
     "dataset": "runs/it",
     "sources": [{"kind": "table", "name": "list", "path": "list.csv"}],
     "signals": ["text", "image"],
-    "dedup": ["exact"],
+    "dedup": [
+        {"kind": "exact", "merge": "captions"},
+        {"kind": "perceptual", "groups": "semdedup", "merge": "captions"},
+    ],
     "select": {"rules": {"words": "words >= 3"}},
     "shards": {"samples": 16, "splits": {"train": 0.7, "test": 0.3}},
     "parts": {"rows": 10},
@@ -134,12 +138,24 @@ def test_each_pair_counts_once_and_by_its_newest_row(retried):
     assert manifest["funnel"][0]["left"] == 41
     # 1 came late and is the same picture as 0 and 2; 5 has two captions
     (group,) = sql(retried, "select list(distinct url order by url) from samples join duplicates using (uid) "
-                            "group by dup_group having count(distinct url) > 1")  # fmt: skip
+                            "where dup_method = 'exact' group by dup_group having count(distinct url) > 1")  # fmt: skip
     assert [url.rsplit("/", 1)[1] for url in group[0]] == ["0.jpg", "1.jpg", "2.jpg"]
     kept = {uid for (uid,) in sql(retried, "select uid from samples where kept")}
     shards = [retried / "runs/it" / shard["path"] for shard in manifest["shards"] if shard["format"] == "parquet"]
     inside = [uid for path in shards for uid in pa.parquet.read_table(path)["uid"].to_pylist()]
     assert sorted(inside) == sorted(kept)
+
+
+def test_captions_are_merged_over_layers_and_the_funnel_is_that_of_all(retried):
+    (captions,) = sql(retried, "select captions from samples where kept and url like '%/5.jpg'")
+    assert sorted(captions[0]) == ["a photo of the thing with number 5", "the very same thing told in other words"]
+    dataset = Dataset(str(retried / "runs/it"))
+    published, steps, left_out = reconsider(dataset, [])
+    assert published == steps == dataset.latest()["funnel"]
+    assert not left_out
+    assert [step["left"] for step in steps] == [41, 40, 40, 37, 37]
+    assert reconsider(dataset, ["select.survivor=length(caption) asc"])[1] == steps
+    assert list(snapshot.verify(dataset)) == []
 
 
 def test_what_the_retry_came_to_is_said(retried):

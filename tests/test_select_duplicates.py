@@ -15,6 +15,7 @@ from vlmdata.errors import InputError
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Recipe, SemanticDedup, Shards
 from vlmdata.rules import check_order
+from vlmdata.schemas import table_schema
 from vlmdata.select import Choice, judge_part, settle
 
 COLUMNS = pa.schema(
@@ -70,6 +71,28 @@ def test_a_chain_has_one_survivor_or_each_that_nothing_earlier_is_near_to(tmp_pa
     assert kept(tmp_path, vectors, [4, 3, 2, 1], every, "semdedup") == [0]
     assert kept(tmp_path, vectors, [4, 1, 3, 2], every, "semdedup") == [0, 2]
     assert kept(tmp_path, vectors, [4, 3, 2, 1], [True, False, True, True], "semdedup") == [0, 2]
+
+
+def test_a_split_cuts_no_group_of_which_several_stay(tmp_path) -> None:
+    # 40 pairs of perceptual groups, of which each second is linked with the next by a semantic one; 10 of one image
+    # alone, of which one is in a group too
+    uid = [f"{n:02d}" for n in range(60)]
+    image = [f"{n:064x}" for n in range(50)] + [f"{0:064x}"] * 10
+    groups = [("perceptual", n, n // 2 * 2) for n in range(40)]
+    groups += [("semantic", n, n // 4 * 4 + 1) for n in range(40) if n % 4 in (1, 2)]
+    rows = [{"uid": uid[n], "dup_method": method, "dup_group": uid[first]} for method, n, first in groups]
+    duplicates = pads.dataset(pa.Table.from_pylist(rows, table_schema("duplicates")))
+    columns = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
+    near = pads.dataset(columns.empty_table())  # nothing is near: all stay
+    choice = Choice({}, frozenset(), ("perceptual", "semantic"), ())
+    judged = pads.dataset(judge_part(pa.table([uid, ["success"] * 60, image, [1] * 60], schema=COLUMNS), choice))
+    splits = Shards(splits={"train": 0.5, "test": 0.5})
+    both = {"perceptual": near, "semantic": near}
+    (table,), _, counts = settle(judged, duplicates, [60], choice, splits, tmp_path, near=both)
+    found = table["split"].to_pylist()
+    assert all(len(set(found[n : n + 4])) == 1 for n in range(0, 40, 4))
+    assert set(found[50:]) == {found[0]}
+    assert min(counts.values()) > 10
 
 
 def test_hard_and_easy_are_by_the_distance_to_the_centroid_of_the_partition(tmp_path, monkeypatch) -> None:

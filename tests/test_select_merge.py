@@ -16,14 +16,14 @@ from vlmdata.select import judge_part, settle, with_merged
 from vlmdata.select.captions import MERGED
 
 
-def merged(rows, captions, groups, methods, merging, tmp_path):
+def merged(rows, captions, groups, methods, merging, tmp_path, near=None):
     """uid -> what it gets; captions: uid -> list, default [uid]."""
     chosen = replace(choice(methods), merging=frozenset(merging))
     judged = judge_part(pa.Table.from_pylist(rows, COLUMNS), chosen)
     if merging:
         own = pa.array([captions.get(uid, [uid]) for uid in judged["uid"].to_pylist()], pa.list_(pa.string()))
         judged = judged.append_column("captions", own)
-    parts, _, _ = settle(pads.dataset(judged), groups, [len(rows)], chosen, Shards(), tmp_path)
+    parts, _, _ = settle(pads.dataset(judged), groups, [len(rows)], chosen, Shards(), tmp_path, near=near)
     return {entry["uid"]: entry["merged"] for part in parts for entry in part.to_pylist() if entry["merged"]}
 
 
@@ -49,6 +49,19 @@ def test_captions_go_on_with_the_survivor_that_is_replaced_itself(tmp_path):
     # where the later method does not merge, what the replaced pair had got is gone with it
     assert merged(rows, {}, groups, methods, {"exact"}, tmp_path) == {}
     assert merged(rows, {}, groups, methods, {"perceptual"}, tmp_path) == {"c": ["a"]}
+
+
+def test_by_semdedups_rule_captions_go_to_the_earliest_kept_one_that_is_near(tmp_path):
+    # a-b-c-d-e by pairs, and f as b; in the order a, d, b, c, e, f
+    rows = [row(uid, width=90 - 10 * place) for place, uid in enumerate("adbcef")]
+    pairs = [("b", "a", False), ("c", "b", False), ("d", "c", False), ("e", "d", False), ("f", "b", True)]
+    uid, other, equal = zip(*pairs, strict=True)
+    near = {"perceptual": pads.dataset(pa.table({"uid": uid, "other": other, "equal": equal}))}
+    groups, about = duplicates(("perceptual", "abcdef")), (("perceptual",), {"perceptual"}, tmp_path)
+    assert merged(rows, {}, groups, *about, near) == {"a": ["b", "f"], "d": ["c", "e"]}
+    # in the order b, a, c, d, e: what is near to none that stays gives its captions to nobody
+    rows = [row(uid, width=90 - 10 * place) for place, uid in enumerate("bacde")]
+    assert merged(rows, {}, groups, *about, near) == {"b": ["a", "c"]}
 
 
 def test_the_number_is_bounded(tmp_path):

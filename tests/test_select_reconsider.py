@@ -7,9 +7,10 @@ import pytest
 from made_dataset import pair, pairs, picture, publish
 from typer.testing import CliRunner
 
+from vlmdata.catalog import connect
 from vlmdata.cli import app
 from vlmdata.dataset import Dataset
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
 from vlmdata.pipelines import select
 from vlmdata.plan import make_plan, tables_there
 from vlmdata.recipe import Recipe
@@ -29,6 +30,68 @@ def dataset(tmp_path_factory):
     return publish(tmp_path_factory.mktemp("published"), made(), GATED)[0]
 
 
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """Every kind of survivor; pictures 3 and 5, and those alone, stand in the evaluation set by their bytes."""
+    folder = tmp_path_factory.mktemp("merged")
+    (folder / "evals").mkdir()
+    for seed in (3, 5):
+        (folder / "evals" / f"{seed}.jpg").write_bytes(picture(seed))
+    again = [pair(f"the same picture in another size, number {n}", picture(n, 90, 60)) for n in range(2, 9)]
+    like = {"groups": "semdedup", "merge": "captions"}
+    changes = {
+        "signals": ["text", "language", "image", {"kind": "clip", "model": "lite"}],
+        "dedup": [
+            {"kind": "exact", "merge": "captions"},
+            {"kind": "perceptual", "distance": 8, **like},
+            {"kind": "semantic", "similarity": 0.97, **like},
+            {"kind": "decontaminate", "against": [str(folder / "evals")], "distance": None},
+        ],
+        "select": {"rules": {"chars": "chars > 3"}, "survivor": "hard"},
+        "jobs": [],
+    }
+    return publish(folder, [*made(), *again], changes)[0]
+
+
+def same_as_a_run(dataset, folder, settings):
+    published, steps, left_out = reconsider(dataset, settings)
+    assert published == dataset.latest()["funnel"]
+    assert not left_out
+    # the same tables, judged anew by the stage itself
+    shutil.copytree(dataset.root, folder / "data")
+    copied = Dataset(str(folder / "data"))
+    changed = {**copied.latest()["recipe"], "dataset": copied.url}
+    for setting in settings:
+        apply_setting(changed, setting)
+    plan = make_plan(Recipe.model_validate(changed))
+    assert steps == select.run(plan, copied, tables_there(plan, copied), 2).funnel
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["select.survivor=easy"],
+        ["select.survivor=random", "select.top={by: entropy, fraction: 0.5, of: pool}", "select.sample={count: 3}"],
+        ["select.preset=[{kind: datacomp-clip, score: entropy, fraction: 0.6}]", "select.survivor=chars asc"],
+    ],
+)
+def test_the_funnel_is_that_of_a_run_where_captions_are_merged(merged, tmp_path, settings):
+    same_as_a_run(merged, tmp_path, settings)
+
+
+def test_what_is_decontaminated_goes_first_and_gives_nobody_its_captions(merged):
+    published = merged.latest()["funnel"]
+    found = [step["reason"] for step in published if str(step["reason"]).startswith("duplicate")]
+    assert found[0] == "duplicate: decontaminate"
+    with connect(merged) as connection:
+        rows = connection.sql("SELECT caption, captions, reason, kept FROM samples").fetchall()
+    evaluated = {caption for caption, _, reason, _ in rows if reason == "duplicate: decontaminate"}
+    assert len(evaluated) == 2
+    given = {text for _, captions, _, kept in rows if kept for text in captions[1:]}
+    assert len(given) > 5
+    assert not given & evaluated
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -40,17 +103,14 @@ def dataset(tmp_path_factory):
     ],
 )
 def test_the_funnel_is_that_of_a_run(dataset, tmp_path, settings):
-    published, steps, left_out = reconsider(dataset, settings)
-    assert published == dataset.latest()["funnel"]
-    assert not left_out
-    # the same tables, judged anew by the stage itself
-    shutil.copytree(dataset.root, tmp_path / "data")
-    copied = Dataset(str(tmp_path / "data"))
-    changed = {**copied.latest()["recipe"], "dataset": copied.url}
-    for setting in settings:
-        apply_setting(changed, setting)
-    plan = make_plan(Recipe.model_validate(changed))
-    assert steps == select.run(plan, copied, tables_there(plan, copied), 2).funnel
+    same_as_a_run(dataset, tmp_path, settings)
+
+
+def test_a_rule_that_fails_on_a_row_that_another_rejects_fails_as_in_a_run(dataset):
+    settings = ["select.rules.none=words < 0", "select.rules.number=CAST(caption AS INTEGER) > 3"]
+    for more in ([], ["select.top={by: entropy, count: 3}"], ["select.top={by: entropy, count: 3, of: pool}"]):
+        with pytest.raises(DataError, match="Could not convert string"):
+            reconsider(dataset, [*settings, *more])
 
 
 def test_nothing_is_written_and_a_table_is_printed(dataset):

@@ -15,6 +15,7 @@ from vlmdata.pipelines import download, select, shards, signals
 from vlmdata.plan import make_plan
 from vlmdata.recipe import DatacompSource, Recipe
 from vlmdata.report import write_report
+from vlmdata.rules import evaluate
 
 # As the published pools have it.
 SCHEMA = pa.schema(
@@ -142,3 +143,46 @@ def test_what_needs_images_is_refused_where_none_are_fetched(pool, tmp_path):
     with pytest.raises(ValueError, match="nothing for jobs"):
         recipe(folder, tmp_path, jobs=[{"kind": "train"}])
     assert recipe(folder, tmp_path).images != recipe(folder, tmp_path, download={}).images
+
+
+def test_without_images_the_sizes_are_those_that_the_pool_states(pool, tmp_path):
+    folder, made = pool
+    plan = recipe(folder, tmp_path, signals=["text", "language"], select={"preset": "datacomp-basic"}, dedup=["url"])
+    read = {column for name, rule in plan.rules.items() if name.endswith(("size", "aspect")) for column in rule.columns}
+    assert read == {"source_original_width", "source_original_height"}
+    assert "source_original_width" in plan.checked.survivor[0].expression.columns
+    rows = pa.Table.from_pylist(
+        [{f"source_{side}": row[side] for side in ("original_width", "original_height")} for row in made]
+    )
+    shorter, longer = np.sort([rows["source_original_width"], rows["source_original_height"]], axis=0)
+    values = evaluate(rows, {name: plan.rules[f"datacomp-basic/{name}"] for name in ("size", "aspect")})
+    assert values["size"].to_pylist() == (shorter >= 200).tolist()
+    assert values["aspect"].to_pylist() == (longer <= 3 * shorter).tolist()
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        (
+            {"rules": {"size": "original_width > 9"}},
+            r"rules\.size: 'original_width' is null .* 'source_original_width'",
+        ),
+        ({"survivor": "length(caption) desc, received_bytes"}, r"survivor, term 2: 'received_bytes' is null for every"),
+        ({"top": {"by": "original_height", "count": 3}}, r"top\.by: .* source's is 'source_original_height'"),
+        ({"sample": {"count": 3, "weights": "width"}}, r"sample\.weights: 'width' is null for every pair"),
+    ],
+)
+def test_a_selection_by_what_only_a_download_measures_is_refused(pool, tmp_path, select, message):
+    with pytest.raises(InputError, match=message):
+        recipe(pool[0], tmp_path, select=select)
+    recipe(pool[0], tmp_path, select=select, download={})
+
+
+def test_without_any_size_the_survivor_has_the_longest_caption(tmp_path):
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://h.example/a,a\n")
+    source = {"kind": "table", "path": str(tmp_path / "list.csv")}
+    about = {"sources": [source], "dedup": ["url"], "signals": ["text", "language"]}
+    (order,) = recipe("", tmp_path, **about, select={}).checked.survivor
+    assert (order.expression.columns, order.direction) == (("caption",), "desc")
+    with pytest.raises(InputError, match="datacomp-basic/size needs the images' sizes: a source that keeps original_w"):
+        recipe("", tmp_path, **about, select={"preset": "datacomp-basic"})

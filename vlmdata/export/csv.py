@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from vlmdata import catalog
@@ -15,7 +16,8 @@ def write(dataset: Dataset, manifest: dict[str, Any], aside: Path) -> None:
     connection = catalog.connect(dataset, manifest)
     rows = connection.sql("SELECT * EXCLUDE (kept, reason) FROM samples WHERE kept ORDER BY split, shard, index, uid")
     reader = rows.to_arrow_reader(50_000)
-    with pacsv.CSVWriter(aside, reader.schema) as writer:
+    scalar = pa.schema([column for column in reader.schema if not pa.types.is_nested(column.type)])
+    with pacsv.CSVWriter(aside, scalar) as writer:
         for batch in reader:
-            writer.write_batch(batch)
+            writer.write_batch(batch.select(scalar.names))
     connection.close()

@@ -1,7 +1,8 @@
 """Which pairs are kept, and why the others are not: rules, then the survivor of each duplicate group, then shards.
 
-Every pair ends with one verdict. The order of reasons: consent, download, rules in order, duplicates by method, top,
-balance, sample. What the row alone decides is `judge`; what only a look at all pairs decides is `settle`.
+Every pair ends with one verdict. The order of reasons: consent, download, rules in order, duplicates by method (those
+that stand in an evaluation set first), top, balance, sample. What the row alone decides is `judge`; what only a look at
+all pairs decides is `settle`.
 """
 
 from vlmdata.select.captions import with_merged
@@ -10,7 +11,7 @@ from vlmdata.select.funnel import funnel
 from vlmdata.select.judge import denials, judge_part
 from vlmdata.select.settle import settle
 
-VERSION = 2
+VERSION = 3
 
 __all__ = [
     "CONSENT_STATUSES",

@@ -7,6 +7,7 @@ import pyarrow as pa
 from vlmdata.errors import InputError
 from vlmdata.recipe import DecontaminateDedup, Recipe, Select
 from vlmdata.rules import Expression, Order, check_number, check_order, check_rule
+from vlmdata.schemas import table_schema
 from vlmdata.select import presets, sample
 from vlmdata.select.choice import SURVIVORS, Choice
 
@@ -30,13 +31,31 @@ def check_select(recipe: Recipe, columns: pa.Schema) -> Checked:
     preset, asked = presets.rules(recipe), recipe.select
     rules = {name: check_preset(name, rule, columns) for name, rule in preset.items()}
     rules |= {name: check_rule(name, text, columns) for name, text in asked.rules.items()}
-    return Checked(
+    checked = Checked(
         rules,
         {name: rule.fraction for name, rule in preset.items() if rule.fraction is not None},
-        tuple(check_order("select.survivor", _survivor(recipe), columns)),
+        tuple(check_order("select.survivor", _survivor(recipe, columns), columns)),
         check_number("select.top.by", asked.top.by, columns) if asked.top else None,
         check_number("select.sample.weights", sample.weight_sql(asked.sample), columns) if asked.sample else None,
     )
+    if recipe.download.skip:
+        _check_without_images(checked, columns)
+    return checked
+
+
+def _check_without_images(checked: Checked, columns: pa.Schema) -> None:
+    """Raise InputError where something reads what only the download measures: all of it would be null."""
+    read = {f"select.rules.{name}": rule for name, rule in checked.rules.items()}
+    read |= {f"select.survivor, term {n}": order.expression for n, order in enumerate(checked.survivor, 1)}
+    read |= {"select.top.by": checked.top_by} if checked.top_by else {}
+    read |= {"select.sample.weights": checked.weight} if checked.weight else {}
+    measured = set(table_schema("images").names) - {"uid"}
+    for what, expression in read.items():
+        for column in expression.columns:
+            if column in measured:
+                stated = [name for name in (f"source_{column}",) if name in columns.names]
+                instead = f"; the source's is {stated[0]!r}" if stated else ""
+                raise InputError(f"{what}: {column!r} is null for every pair, since download.skip is set{instead}")
 
 
 def check_preset(name: str, rule: presets.Rule, columns: pa.Schema) -> Expression:
@@ -56,7 +75,8 @@ def choice(recipe: Recipe, checked: Checked, unmeasured: frozenset[str]) -> Choi
     return Choice(
         checked.rules,
         unmeasured,
-        tuple(method.kind for method in recipe.dedup),
+        # first what has no survivor, so that it neither stands for others nor gives them its captions
+        tuple(sorted((method.kind for method in recipe.dedup), key=lambda kind: kind != "decontaminate")),
         checked.survivor,
         asked.balance is not None,
         asked.sample,
@@ -68,9 +88,15 @@ def choice(recipe: Recipe, checked: Checked, unmeasured: frozenset[str]) -> Choi
     )
 
 
-def _survivor(recipe: Recipe) -> str:
-    """The survivor's order in SQL; behind a named one it is the default's, for ties and methods without centroids."""
+def _survivor(recipe: Recipe, columns: pa.Schema) -> str:
+    """The survivor's order in SQL; behind a named one it is the default's, for ties and methods without centroids.
+    Where no image is fetched the default is by the sizes that the source states, if it does, and the caption."""
     named = recipe.select.survivor
     if named in ("hard", "easy") and not any(method.kind == "semantic" for method in recipe.dedup):
         raise InputError(f"select.survivor: {named} is told by embeddings: `dedup` must name the kind semantic")
-    return Select.model_fields["survivor"].default if named in SURVIVORS else named
+    default: str = Select.model_fields["survivor"].default
+    order = default if named in SURVIVORS else named
+    if recipe.download.skip and order == default:
+        sizes = [name for name in ("source_original_width", "source_original_height") if name in columns.names]
+        return f"{' * '.join(sizes)} desc, length(caption) desc" if len(sizes) == 2 else "length(caption) desc"
+    return order

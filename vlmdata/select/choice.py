@@ -21,7 +21,8 @@ SURVIVORS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, and the survivor.
+    """A selection: the rules in order, the signals' columns that an `after` may leave unmeasured, the methods of
+    deduplication in the order in which they reject, and the survivor.
 
     top: what is kept of those that are left, by the value of `top_by`. balanced: whether pairs are balanced. sample:
     how many are drawn, by the value of `weight`.

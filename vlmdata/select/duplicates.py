@@ -10,23 +10,26 @@ import duckdb
 
 from vlmdata.select.choice import SURVIVORS, Choice
 
-_LATER = "SELECT uid FROM members QUALIFY rank > min(rank) OVER (PARTITION BY dup_group)"
+_LATER = """
+    SELECT uid, rank, first_value(uid) OVER (PARTITION BY dup_group ORDER BY rank) AS survivor
+    FROM members QUALIFY uid <> survivor"""
+# Each row with the earliest other that it is near to, where that stands before it and is one of those asked for.
 # Rows of one value have the same neighbours: the first of them stands for all.
 _LATER_AND_NEAR = """
     WITH valued AS (
         SELECT r.uid, r.rank, coalesce(n.other, r.uid) AS value
         FROM members r LEFT JOIN {near} n ON n.uid = r.uid AND n.equal
     ),
-    first AS (SELECT value, min(rank) AS rank FROM valued GROUP BY value),
+    first AS (SELECT value, min((rank, uid)) AS row FROM valued WHERE {asked} GROUP BY value),
     met AS (
         SELECT uid AS value, other FROM {near} WHERE NOT equal
         UNION ALL SELECT other, uid FROM {near} WHERE NOT equal
         UNION ALL SELECT value, value FROM first
     ),
     earliest AS (
-        SELECT met.value, min(first.rank) AS rank FROM met JOIN first ON first.value = met.other GROUP BY ALL
+        SELECT met.value, min(first.row) AS row FROM met JOIN first ON first.value = met.other GROUP BY met.value
     )
-    SELECT v.uid FROM valued v JOIN earliest e USING (value) WHERE v.rank > e.rank"""
+    SELECT v.uid, v.rank, e.row[2] AS survivor FROM valued v JOIN earliest e USING (value) WHERE v.rank > e.row[1]"""
 
 
 def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collection[str] = ()) -> None:
@@ -52,16 +55,13 @@ def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collecti
         if method == "decontaminate":
             later = "SELECT uid FROM members"
         else:
-            later = _LATER_AND_NEAR.format(near=f"near_{method}") if method in near else _LATER
+            later = _LATER_AND_NEAR.format(near=f"near_{method}", asked="true") if method in near else _LATER
         connection.execute(
-            f"UPDATE verdict SET reason = 'duplicate: ' || $method WHERE uid IN ({later})", {"method": method}
+            f"UPDATE verdict SET reason = 'duplicate: ' || $method WHERE uid IN (SELECT uid FROM ({later}))",
+            {"method": method},
         )
         if method in choice.merging:
-            connection.execute(
-                f"""
-                INSERT INTO replaced
-                SELECT m.uid, m.survivor, {place}, m.rank FROM (
-                    SELECT uid, rank, first_value(uid) OVER (PARTITION BY dup_group ORDER BY rank) AS survivor
-                    FROM members
-                ) m JOIN verdict v ON v.uid = m.uid WHERE v.reason IS NOT NULL"""
-            )
+            if method in near:  # only one that it is itself near to stands for it, where any such stays
+                stays = "uid IN (SELECT uid FROM verdict WHERE reason IS NULL)"
+                later = _LATER_AND_NEAR.format(near=f"near_{method}", asked=stays)
+            connection.execute(f"INSERT INTO replaced SELECT uid, survivor, {place}, rank FROM ({later})")

@@ -1,18 +1,25 @@
 """The place of each kept pair: its split by its image, its shard and index by its uid."""
 
-import duckdb
+from collections.abc import Collection
 
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from vlmdata.dedup.components import components
 from vlmdata.recipe import Shards
 
 
-def place(connection: duckdb.DuckDBPyConnection, shards: Shards) -> dict[str, int]:
+def place(connection: duckdb.DuckDBPyConnection, shards: Shards, near: Collection[str] = ()) -> dict[str, int]:
     """Make the table `placed` (place, split, shard, index, further_copies) of the kept rows of `verdict`; samples of
     each split.
 
     Kept pairs go to the splits by a seeded hash of the image's sha256 (so that one image is never in two), and to
-    shards by one of the uid. Further copies of a pair (`verdict.copies`) have places of their own in the same order, so
-    that they do not stand side by side: `<shard>:<index>` with blanks between them.
+    shards by one of the uid. near: the methods of which several of a group may stay; a split does not cut these groups
+    either: all of one go by the smallest sha256 of them. Further copies of a pair (`verdict.copies`) have places of
+    their own in the same order, so that they do not stand side by side: `<shard>:<index>` with blanks between them.
     """
+    connection.register("kin", _kin(connection, near))
     connection.execute(
         f"""
         CREATE TEMP TABLE ranked AS
@@ -22,7 +29,8 @@ def place(connection: duckdb.DuckDBPyConnection, shards: Shards) -> dict[str, in
             FROM (
                 SELECT place, uid, split, copy, CASE WHEN copy > 1 THEN '_' || copy ELSE '' END AS again FROM (
                     SELECT place, uid, {_split(shards)} AS split, unnest(range(1, copies + 1)) AS copy
-                    FROM verdict WHERE reason IS NULL
+                    FROM (SELECT *, coalesce(sha256, uid) AS image FROM verdict WHERE reason IS NULL)
+                    LEFT JOIN kin USING (image)
                 )
             )
         )""",
@@ -40,12 +48,31 @@ def place(connection: duckdb.DuckDBPyConnection, shards: Shards) -> dict[str, in
     )
     splits = dict(connection.sql("SELECT split, count(*) FROM ranked GROUP BY split").fetchall())
     connection.execute("DROP TABLE ranked")
+    connection.unregister("kin")
     return {name: splits.get(name, 0) for name in shards.splits}
 
 
+def _kin(connection: duckdb.DuckDBPyConnection, near: Collection[str]) -> pa.Table:
+    """image, first: for each image (its sha256, else the uid) in a group of these methods the smallest of those that
+    it is linked with, be it over several groups. Of kept pairs and others, so that it does not hang on the rules."""
+    if not near:
+        return pa.table({"image": pa.array([], pa.string()), "first": pa.array([], pa.string())})
+    members = connection.sql(
+        "SELECT coalesce(v.sha256, v.uid) AS image, d.dup_method || d.dup_group AS name "
+        "FROM verdict v JOIN duplicates d USING (uid) WHERE list_contains($near, d.dup_method) ORDER BY image",
+        params={"near": list(near)},
+    ).to_arrow_table()
+    # coded in the order of images, so that a component's smallest number is its smallest image; groups behind them
+    image, group = (members[name].combine_chunks().dictionary_encode() for name in ("image", "name"))
+    count = len(image.dictionary)
+    i, j = image.indices.to_numpy().astype(np.int64), group.indices.to_numpy().astype(np.int64) + count
+    first = components(count + len(group.dictionary), i, j)[:count]
+    return pa.table({"image": image.dictionary, "first": image.dictionary.take(pa.array(first))})
+
+
 def _split(shards: Shards) -> str:
-    """SQL that gives a kept pair's split: a seeded hash of the image's sha256 against the splits' shares."""
-    share = f"(('0x' || left(md5('{shards.seed} split ' || coalesce(sha256, uid)), 8))::UBIGINT / 4294967296.0)"
+    """SQL that gives a kept pair's split: a seeded hash of what goes together against the splits' shares."""
+    share = f"(('0x' || left(md5('{shards.seed} split ' || coalesce(first, image)), 8))::UBIGINT / 4294967296.0)"
     names = list(shards.splits)
     cases, up_to = "", 0.0
     for name in names[:-1]:

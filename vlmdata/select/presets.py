@@ -10,8 +10,6 @@ from typing import Any
 from vlmdata.errors import InputError
 from vlmdata.recipe import LanguageSignal, Recipe
 
-_SIZES = "the sizes of the images received, which the download measures"
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -46,15 +44,24 @@ def _score(options: Any) -> str:
     return f"a signal with the column {options.score} (`clip`, `aesthetic`), or name another by `score`"
 
 
+def _sizes(recipe: Recipe) -> tuple[str, str, str]:
+    """The shorter and the longer side in SQL, and what to add for them: of the images received, or where none are
+    fetched those that the source states."""
+    sides, add = "original_width, original_height", "the sizes of the images received, which the download measures"
+    if recipe.download.skip:
+        sides = "source_original_width, source_original_height"
+        add = "the images' sizes: a source that keeps original_width and original_height, or the download"
+    return f"least({sides})", f"greatest({sides})", add
+
+
 def _basic(options: Any, recipe: Recipe) -> dict[str, Rule]:
+    shorter, longer, add = _sizes(recipe)
     return {
         "english": _language(recipe, options.kind, "fasttext"),
         "words": Rule("words > 2", "the signal `text`"),
         "characters": Rule("chars > 5", "the signal `text`"),
-        "size": Rule("least(original_width, original_height) >= 200", _SIZES),
-        "aspect": Rule(
-            "greatest(original_width, original_height) <= 3 * least(original_width, original_height)", _SIZES
-        ),
+        "size": Rule(f"{shorter} >= 200", add),
+        "aspect": Rule(f"{longer} <= 3 * {shorter}", add),
     }
 
 
@@ -97,14 +104,10 @@ def _aesthetics(options: Any, recipe: Recipe) -> dict[str, Rule]:
 
 
 def _obelics(options: Any, recipe: Recipe) -> dict[str, Rule]:
+    shorter, longer, add = _sizes(recipe)
     return {
-        "size": Rule(
-            "least(original_width, original_height) >= 150 and greatest(original_width, original_height) <= 20000",
-            _SIZES,
-        ),
-        "aspect": Rule(
-            "greatest(original_width, original_height) <= 2 * least(original_width, original_height)", _SIZES
-        ),
+        "size": Rule(f"{shorter} >= 150 and {longer} <= 20000", add),
+        "aspect": Rule(f"{longer} <= 2 * {shorter}", add),
     }
 
 

@@ -91,10 +91,10 @@ def _counts(
     reason = _reason(rules, first, chosen.unmeasured)
     steps = bool(chosen.methods or chosen.top or (chosen.sample and not chosen.balanced))
     if not steps:
-        rows = _rows(list(rules.values())[first:], columns)
+        rows = _judged(dict(list(rules.items())[first:]), {}, columns)
         return dict(connection.sql(f"SELECT {reason}, count(*) FROM {rows} GROUP BY 1").fetchall())
-    rows = _rows([*list(rules.values())[first:], *values.values()], columns)
-    listed = "".join(f", {each.sql} AS {name}" for name, each in values.items())
+    rows = _judged(dict(list(rules.items())[first:]), values, columns)
+    listed = "".join(f", {name}" for name in values)
     # Ranking the pool needs all rows; else those that a rule rejects are counted and forgotten.
     whole = chosen.top is not None and chosen.top.of == "pool"
     connection.execute(f"CREATE VIEW judged AS SELECT uid, {reason} AS reason{listed} FROM {rows}")
@@ -108,10 +108,10 @@ def _counts(
         parts = snapshot["tables"]["duplicates"]["parts"]
         _view(connection, dataset, "duplicates", [part["path"] for part in parts])
         near = []
-        for method, part in zip(chosen.methods, parts, strict=True):
+        for method, part in zip(snapshot["recipe"]["dedup"], parts, strict=True):
             if pairs := [file["path"] for file in part["also"] if file["path"].endswith(".near.parquet")]:
-                _view(connection, dataset, f"near_{method}", pairs)
-                near.append(method)
+                _view(connection, dataset, f"near_{method['kind']}", pairs)
+                near.append(method["kind"])
         duplicates.reject(connection, chosen, near)
     if chosen.top is not None:
         ranked = connection.sql("SELECT ranked FROM verdict").to_arrow_table()["ranked"]  # in the order of the table
@@ -137,11 +137,19 @@ def _reason(rules: dict[str, Expression], first: int, unmeasured: frozenset[str]
         verdict = _text(name)
         if gaps:
             verdict = (
-                f"CASE WHEN ({rule.sql}) IS NULL AND ({' OR '.join(gaps)}) "
+                f"CASE WHEN {_value(name)} IS NULL AND ({' OR '.join(gaps)}) "
                 f"THEN {_text(f'{name}: not measured')} ELSE {verdict} END"
             )
-        cases += f"WHEN NOT coalesce({rule.sql}, false) THEN {verdict} "
+        cases += f"WHEN NOT coalesce({_value(name)}, false) THEN {verdict} "
     return f"CASE {cases}END"
+
+
+def _judged(rules: dict[str, Expression], values: dict[str, Expression], columns: pa.Schema) -> str:
+    """SQL of `_rows` with the rules' values (`_value`) and others beside. A rule has its value for every row, whatever
+    those before it say: what fails on a row in a run fails here too."""
+    named = {_value(name): rule for name, rule in rules.items()} | values
+    listed = "".join(f", ({each.sql}) AS {name}" for name, each in named.items())
+    return f"(SELECT *{listed} FROM {_rows(list(named.values()), columns)})"
 
 
 def _rows(expressions: list[Expression], columns: pa.Schema) -> str:
@@ -204,6 +212,10 @@ def _schema(dataset: Dataset, path: str) -> pa.Schema:
 
 def _view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, paths: list[str]) -> None:
     connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {parquet_sql(dataset, paths)}")
+
+
+def _value(rule: str) -> str:
+    return _name(f"{rule} as judged")
 
 
 def _gap(column: str) -> str:

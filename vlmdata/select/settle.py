@@ -58,7 +58,7 @@ def settle(
             connection.register(f"near_{method}", pairs)
     reject(connection, choice, sizes, balancing, duplicates is not None, list(near or {}))
     captions.merge(connection, choice)
-    splits = places.place(connection, shards)
+    splits = places.place(connection, shards, list(near or {}))
     counts = dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
     rows = connection.sql(
         """
