@@ -63,8 +63,12 @@ class WordNet:
 
 def files(folder: str) -> dict[str, str]:
     """sha256 of the files that `WordNet` reads. Raises InputError where the folder is not WordNet's."""
-    names = [f"index.{pos}" for pos in POS] + [f"{pos}.exc" for pos in POS]
-    return {name: file_sha256(_file(folder, name)) for name in names}
+    return _sha256(folder, [f"index.{pos}" for pos in POS] + [f"{pos}.exc" for pos in POS])
+
+
+def name_files(folder: str) -> dict[str, str]:
+    """sha256 of the files that `names` reads. Raises InputError where one is not there."""
+    return _sha256(folder, [f"data.{pos}" for pos in POS])
 
 
 @loaded_once
@@ -93,6 +97,10 @@ def imagenet21k() -> frozenset[int]:
 def imagenet21k_sha256() -> str:
     """sha256 of that list."""
     return file_sha256(package_file(*_IMAGENET))
+
+
+def _sha256(folder: str, names: list[str]) -> dict[str, str]:
+    return {name: file_sha256(_file(folder, name)) for name in names}
 
 
 def _index(folder: str, pos: str) -> Iterator[tuple[str, int]]:
@@ -126,6 +134,7 @@ def _file(folder: str, name: str) -> Path:
     if not path.is_file():
         raise InputError(
             f"{path}: WordNet's database is not there: install Debian's package wordnet-base, "
-            "or name the folder with index.noun, noun.exc and the like by `wordnet`"
+            "or name the folder with index.noun, data.noun, noun.exc and the like by `path` (the signal) or `wordnet` "
+            "(select.balance)"
         )
     return path

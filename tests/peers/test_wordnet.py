@@ -1,4 +1,5 @@
-"""The first sense of a word beside that of NLTK 3.8.1, DataComp's version, on Debian's WordNet 3.0. `make test-peers` runs this."""
+"""The first sense of a word beside NLTK 3.8.1's (DataComp's version), on Debian's WordNet 3.0. `make test-peers` runs
+this."""
 
 import importlib.util
 import random
