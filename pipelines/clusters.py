@@ -61,7 +61,7 @@ def train(
     found = family.targets(options)
     near = np.zeros(len(centroids), bool)
     targets = 0
-    for part in measured_sets(plan, dataset, found, evaluation.pieces(found), [table]):
+    for part in measured_sets(plan, dataset, found, evaluation.pieces(found), [table]).parts:
         target, known = unit(dataset.read_part(part, ["vector"])["vector"])
         near[nearest_one(whole(target[known]), centroids)] = True
         targets += int(known.sum())

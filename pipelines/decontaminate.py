@@ -2,8 +2,10 @@
 pool is held against them."""
 
 import logging
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,52 @@ class _Measure:
         return asdict(part)
 
 
+@dataclass(frozen=True)
+class _Search:
+    """What of a part of the pool is found in the evaluation set: uid beside the columns of `Matches`.
+
+    evaluated: the key of the table `evaluation`. options: of DecontaminateDedup, as JSON.
+    """
+
+    dataset: str
+    key: str
+    evaluated: str
+    options: str
+
+    def __call__(self, element: tuple[dict[str, Part], pa.BooleanArray | None]) -> dict[str, Any]:
+        parts, in_force = element
+        dataset = Dataset(self.dataset)
+        index = _loaded(self.dataset, self.evaluated, self.options)
+        rows = {}
+        for name, columns in reads(index.options).items():
+            found = dataset.read_part(parts[name], ["uid", *columns])
+            rows[name] = found if in_force is None else found.filter(in_force)
+        matches = index.search(rows)
+        uid = rows["images"]["uid"].take(pa.array(matches.row))
+        table = pa.table({"uid": uid, **matches._asdict()})
+        return asdict(dataset.write_part("matches", self.key, parts["images"].name, table, {}))
+
+
+_loading = threading.Lock()
+
+
+def _loaded(dataset: str, key: str, options: str) -> Index:
+    with _loading:  # or two threads would load the same
+        return _index(dataset, key, options)
+
+
+@lru_cache(maxsize=1)
+def _index(dataset: str, key: str, options: str) -> Index:
+    """The evaluation set as it was measured, loaded once a process."""
+    table = Dataset(dataset).read_table("evaluation", key)
+    assert table is not None
+    measured = pa.concat_tables([Dataset(dataset).read_part(part) for part in table.parts])
+    index = Index(measured, DecontaminateDedup.model_validate_json(options))
+    for what, known in (("perceptual hash", index.hashed), ("embedding", index.embedded)):
+        log.info("decontaminate: %d of %d evaluation images are compared by %s", len(known), len(measured), what)
+    return index
+
+
 def run(
     plan: Plan,
     dataset: Dataset,
@@ -58,44 +106,35 @@ def run(
 ) -> tuple[pa.Table, pa.Table]:
     """The `duplicates` and `contamination` tables of the pool against the evaluation sets.
 
-    The evaluation sets are in memory, the pool a part at a time.
+    The evaluation sets are in each worker's memory, the pool a part at a time.
     """
     found_files = evaluation.find(options.against)
     pieces = evaluation.pieces(found_files)
-    parts = measured_sets(plan, dataset, found_files, pieces, reads(options))
-    measured = pa.concat_tables([dataset.read_part(part) for part in parts])
-    if not measured.num_rows:
+    evaluated = measured_sets(plan, dataset, found_files, pieces, reads(options))
+    names = pa.concat_tables([dataset.read_part(part, ["evaluation"]) for part in evaluated.parts])["evaluation"]
+    if not len(names):
         raise InputError(f"{evaluation.WHERE}: no image, hash or vector in {', '.join(options.against)}")
-    index = Index(measured, options)
-    for what, known in (("perceptual hash", index.hashed), ("embedding", index.embedded)):
-        log.info("decontaminate: %d of %d evaluation images are compared by %s", len(known), measured.num_rows, what)
-    uids, found = [], []
-    for number, _ in enumerate(pool["pairs"].parts):
-        rows = {
-            name: _rows(dataset, pool[name].parts[number], columns, in_force)
-            for name, columns in reads(options).items()
-        }
-        matches = index.search(rows)
-        found.append(matches)
-        uids.append(rows["images"]["uid"].take(pa.array(matches.row)).to_numpy().astype("S32"))
-    uid, every = np.concatenate(uids), Matches(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    search = _Search(dataset.absolute, plan.tables["duplicates"], evaluated.key, options.model_dump_json())
+    elements = []
+    for number, pairs in enumerate(pool["pairs"].parts):
+        elements.append(({name: pool[name].parts[number] for name in reads(options)}, in_force.get(pairs.name)))
+    results = run_parts(dataset, "decontaminate", search, elements, plan.recipe.runner)
+    found = pa.concat_tables([dataset.read_part(part_from(result)) for result in results])
+    dataset.remove("tables/matches")
+    _index.cache_clear()
+    uid, every = found["uid"].to_numpy().astype("S32"), Matches(*(found[name].to_numpy() for name in Matches._fields))
     images = every.image[np.argsort(uid, kind="stable")]
     shown = images[np.sort(np.unique(images, return_index=True)[1])][:PICTURES]  # of the first pairs, as the report is
-    pictures = _pictures(pieces, parts, set(shown.tolist()), plan.recipe.download)
-    duplicates, contamination = tables(uid, every, measured["evaluation"], pictures)
+    pictures = _pictures(pieces, list(evaluated.parts), set(shown.tolist()), plan.recipe.download)
+    duplicates, contamination = tables(uid, every, names, pictures)
     hit = len(np.unique(images))
-    log.info("decontaminate: %d of %d evaluation images found in %d pairs", hit, measured.num_rows, duplicates.num_rows)
+    log.info("decontaminate: %d of %d evaluation images found in %d pairs", hit, len(names), duplicates.num_rows)
     return duplicates, contamination
-
-
-def _rows(dataset: Dataset, part: Part, columns: list[str], in_force: Mapping[str, pa.BooleanArray]) -> pa.Table:
-    rows = dataset.read_part(part, ["uid", *columns])
-    return rows.filter(in_force[part.name]) if part.name in in_force else rows
 
 
 def measured_sets(
     plan: Plan, dataset: Dataset, found: list[lists.File], pieces: list[evaluation.Piece], compared: Collection[str]
-) -> list[Part]:
+) -> Table:
     """The table `evaluation`, a part a piece, measured now or earlier under the same files, options and models.
 
     found: the files that the pieces are cut from. compared: the pool's tables whose signals measure them.
@@ -121,9 +160,9 @@ def measured_sets(
     key = make_key("evaluation", evaluation.VERSION, parameters, [])
     work = _Measure(dataset.absolute, key, plan.recipe.download, tuple(measurements), vectors, width)
     results = run_parts(dataset, "evaluation", work, list(enumerate(pieces)), plan.recipe.runner)
-    parts = [part_from(result) for result in results]
-    dataset.write_table(Table("evaluation", key, tuple(parts)))
-    return parts
+    table = Table("evaluation", key, tuple(part_from(result) for result in results))
+    dataset.write_table(table)
+    return table
 
 
 def _pictures(

@@ -114,13 +114,14 @@ def run(
 
 
 def _image_bytes(dataset: Dataset, selection: Selection) -> float:
-    """Of a kept image, on average."""
+    """Of a sample's image, on average; a copy is a sample."""
     total = count = 0
     for part in selection.samples.parts:
-        rows = dataset.read_part(part, ["kept", "length"])
+        rows = dataset.read_part(part, ["kept", "length", "copies"])
         kept = rows.filter(rows["kept"])
-        total += pc.sum(kept["length"]).as_py() or 0
-        count += kept.num_rows
+        copies = pc.cast(kept["copies"], pa.int64())
+        total += pc.sum(pc.multiply(kept["length"], copies)).as_py() or 0
+        count += pc.sum(copies).as_py() or 0
     return total / max(count, 1)
 
 

@@ -99,6 +99,19 @@ def test_a_large_set_grows_by_its_partitions(monkeypatch: pytest.MonkeyPatch) ->
     assert not sum(len(block.i) for block in semantic.added(vectors, 6_000, grown, 0.9)[1])
 
 
+def test_the_pairs_of_a_crowd_are_a_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dedup, "_WRITTEN", 50_000)
+    draw = np.random.default_rng(0)
+    vectors = (draw.standard_normal(8) + 0.01 * draw.standard_normal((400, 8))).astype(np.float16)
+    names = uids(400)
+    dedup.grouped(SEMANTIC, names, {"vector": vectors}, near=tmp_path / "near.parquet")
+    pairs = pq.read_table(tmp_path / "near.parquet", schema=dedup.NEAR)
+    found = {frozenset(pair) for pair in zip(pairs["uid"].to_pylist(), pairs["other"].to_pylist(), strict=True)}
+    assert len(pairs) == len(found) == 400 * 399 // 2
+    assert not any(pairs["equal"].to_pylist())
+    assert (tmp_path / "near.parquet").stat().st_size < 2 * len(pairs), "two uids a pair are 64 bytes"
+
+
 def test_what_is_known_goes_through_a_file_and_the_pairs_written_are_the_new_ones(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float16)
     vectors[30:] = vectors[:10]

@@ -163,7 +163,14 @@ def test_a_list_that_holds_nothing_is_refused(tmp_path):
 def test_wordnets_names_are_entries(tmp_path):
     asked = Balance(kind="metaclip", entries="wordnet", wordnet=made_wordnet.write(tmp_path / "wordnet"))
     assert {"hot dog", "domestic dog", "adam", "galore"} <= set(entries.united(asked, ["Hot  DOG", "pool"]))
-    assert entries.identity(asked)
+    before = entries.identity(asked)
+    for path in [*(tmp_path / "wordnet").glob("index.*"), *(tmp_path / "wordnet").glob("*.exc")]:
+        path.unlink()
+    assert entries.identity(asked) == before, "data.* is all that is read"
+    nouns = tmp_path / "wordnet" / "data.noun"
+    nouns.write_text(nouns.read_text().replace("hot_dog", "hot_cat"))
+    assert entries.identity(asked) != before
+    assert "hot cat" in entries.united(asked, [])
     with pytest.raises(InputError, match="wordnet-base"):
         entries.identity(Balance(kind="metaclip", wordnet=str(tmp_path)))
 

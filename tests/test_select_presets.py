@@ -7,10 +7,10 @@ import struct
 from pathlib import Path
 
 import lxml.html
+import made_wordnet
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_wordnet import write
 
 from vlmdata import recipe, wordnet
 from vlmdata.errors import InputError
@@ -94,7 +94,7 @@ def selected(folder, rows, *presets, only=""):
     about = {
         "dataset": str(folder / "data"),
         "sources": [source],
-        "signals": [*SIGNALS, {"kind": "wordnet", "path": write(folder / "wordnet")}],
+        "signals": [*SIGNALS, {"kind": "wordnet", "path": made_wordnet.write(folder / "wordnet")}],
         "select": {"preset": list(presets)},
     }
     plan = make_plan(Recipe.model_validate(about))
@@ -185,7 +185,7 @@ def folder(tmp_path_factory):
     """A small database in which the demo's captions have some words, their offsets those of classes."""
     classes = sorted(wordnet.imagenet21k())
     path = tmp_path_factory.mktemp("net") / "wordnet"
-    write(path)
+    made_wordnet.write(path)
     words = ["dialog", "layer", "tree", "face", "fenster", "menu", "man", "flag", "car", "cat", "star"]
     index = "".join(f"{w} n 1 1 @ 1 0 {c:08d}\n" for w, c in zip(words, classes, strict=False))
     more = "".join(f"filler_{n} n 1 1 @ 1 0 {c:08d}\n" for n, c in enumerate(classes))
@@ -238,10 +238,10 @@ def test_a_fraction_is_datacomps_rank_rule(tmp_path, folder, fraction):
 
 @needs_demo
 def test_a_caption_speaks_of_imagenet_by_the_first_sense_of_a_word(folder):
-    rows, database = pool(folder), wordnet.WordNet(folder)
+    rows, senses = pool(folder), made_wordnet.senses(folder)
     classes = wordnet.imagenet21k()
     expected = [
-        any(database.first_offset(word) in classes for word in caption.split())
+        any(found[0] in classes for found in map(senses, caption.split()) if found)
         for caption in rows["caption"].to_pylist()
     ]
     assert rows["imagenet_words"].to_pylist() == expected
@@ -251,7 +251,9 @@ def test_a_caption_speaks_of_imagenet_by_the_first_sense_of_a_word(folder):
 def test_another_wordnet_is_refused(tmp_path):
     rows = pa.table({"uid": ["a" * 32], "caption": ["a dog"]})
     with pytest.raises(InputError, match=r"not WordNet 3\.0"):
-        imagenet.measure(rows, None, recipe.WordnetSignal(kind="wordnet", path=write(tmp_path / "wordnet")))
+        imagenet.measure(
+            rows, None, recipe.WordnetSignal(kind="wordnet", path=made_wordnet.write(tmp_path / "wordnet"))
+        )
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,25 @@ def test_an_unknown_column_is_refused():
 def test_a_part_with_nothing_kept_scatters_nothing(tmp_path):
     (rows,), _ = write(tmp_path, kept(2), [[], [1, 0]])
     assert rows.num_rows == 2
+
+
+def test_copies_stand_at_their_places_and_one_bucket_of_them_is_in_memory(tmp_path):
+    rows = kept(2, samples=2)
+    into = [[f"train-{number:07d}"] for number in range(31)]
+    places = " ".join(f"train-{number // 100 + 1:07d}:{number % 100}" for number in range(3000))
+    column = rows.schema.get_field_index("further_copies")
+    rows = rows.set_column(column, "further_copies", pa.array([None, places]))
+    whole = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(whole)
+    pa.set_memory_pool(watched)
+    try:
+        scatter(rows, COLUMNS, lambda offset, length: bytes([offset]) * 10_000, into, tmp_path / "a.arrow")
+    finally:
+        pa.set_memory_pool(whole)
+    assert watched.max_memory() < 5_000_000, "all copies are 30 MB, a bucket of them 1 MB"
+    first, *others = [gather([(tmp_path / "a.arrow").open("rb")], number) for number in range(31)]
+    assert first["key"].to_pylist() == rows["uid"].to_pylist()
+    uid = rows["uid"][1].as_py()
+    assert [key for bucket in others for key in bucket["key"].to_pylist()] == [f"{uid}_{n + 2}" for n in range(3000)]
+    assert {bucket["index"].to_pylist() == list(range(100)) for bucket in others} == {True}
+    assert {image for bucket in others for image in bucket["jpg"].to_pylist()} == {b"\1" * 10_000}

@@ -33,6 +33,8 @@ SCATTERED = pa.schema(
      ("txt", pa.string()), ("json", pa.string())]
 )  # fmt: skip
 
+_PLACES = pa.schema([SCATTERED.field(name) for name in ("shard", "index", "key")] + [pa.field("row", pa.int64())])
+
 
 def check_columns(shards: Shards, columns: pa.Schema) -> None:
     """Raise InputError when `shards.columns` names no column of samples, or faces are to be blurred that none finds."""
@@ -76,44 +78,40 @@ def scatter(
     read_image(offset, length): from the part's tar.
     """
     documents = _documents(kept, columns)
-    images = [
-        read_image(offset, length)
-        for offset, length in zip(kept["offset"].to_pylist(), kept["length"].to_pylist(), strict=True)
-    ]
-    rows = pa.table(
-        [kept["shard"], kept["index"], kept["uid"], pa.array(images, pa.large_binary()), kept["caption"], documents],
-        schema=SCATTERED,
+    images = pa.array(
+        [
+            read_image(offset, length)
+            for offset, length in zip(kept["offset"].to_pylist(), kept["length"].to_pylist(), strict=True)
+        ],
+        pa.large_binary(),
     )
-    rows = _with_copies(rows, kept["further_copies"]).combine_chunks()
-    bucket_of = {name: place for place, names in enumerate(into) for name in names}
-    place = np.array([bucket_of[name] for name in rows["shard"].unique().to_pylist()], np.int64)
-    codes = rows["shard"].combine_chunks().dictionary_encode()
-    bucket = place[codes.indices.to_numpy()] if rows.num_rows else np.zeros(0, np.int64)
+    contents = [images, kept["caption"].combine_chunks(), documents]
+    places = _places(kept)
+    names = pa.array([name for names in into for name in names], pa.string())
+    bucket = np.repeat(np.arange(len(into)), [len(names) for names in into])
+    bucket = bucket[pc.index_in(places["shard"], names).to_numpy()]
     with pa.ipc.new_file(path, SCATTERED) as writer:
-        for number in range(len(into)):
-            chosen = rows.filter(pa.array(bucket == number)).combine_chunks().to_batches()
-            assert len(chosen) <= 1, "the second pass reads one batch a bucket"
-            writer.write_batch(chosen[0] if chosen else pa.RecordBatch.from_pylist([], SCATTERED))
+        for number in range(len(into)):  # copies have their image's bytes again: one bucket of them is in memory
+            chosen = places.filter(pa.array(bucket == number))
+            again = [column.take(chosen["row"].combine_chunks()) for column in contents]
+            placed = [chosen[name].combine_chunks() for name in ("shard", "index", "key")]
+            writer.write_batch(pa.RecordBatch.from_arrays(placed + again, schema=SCATTERED))
 
 
-def _with_copies(rows: pa.Table, places: pa.ChunkedArray) -> pa.Table:
-    """`rows` and behind them a row for every further copy, at the place that `places` gives it, its key `<uid>_2`, ….
-
-    places: string [n], `<shard>:<index>` with blanks between them, or null.
-    """
-    lists = pc.split_pattern(places.combine_chunks(), " ")
-    parents = pc.list_parent_indices(lists)
-    if not len(parents):
+def _places(kept: pa.Table) -> pa.Table:
+    """Where the kept rows go: shard, index and key of each, and its row; behind them those of every further copy, its
+    key `<uid>_2`, …; `further_copies` has `<shard>:<index>` with blanks between them, or null."""
+    rows = pa.table([kept["shard"], kept["index"], kept["uid"], np.arange(kept.num_rows)], schema=_PLACES)
+    lists = pc.split_pattern(kept["further_copies"].combine_chunks(), " ")
+    row = pc.cast(pc.list_parent_indices(lists), pa.int64())
+    if not len(row):
         return rows
-    first = np.searchsorted(np.asarray(parents), np.asarray(parents))
-    number = pa.array(np.arange(len(parents)) - first + 2).cast(pa.string())
+    first = np.searchsorted(np.asarray(row), np.asarray(row))
+    number = pa.array(np.arange(len(row)) - first + 2).cast(pa.string())
     found = pc.extract_regex(lists.flatten(), "^(?P<shard>.*):(?P<index>[0-9]+)$")
-    place, index = pc.struct_field(found, "shard"), pc.struct_field(found, "index")
-    copies = rows.take(parents)
-    key = pc.binary_join_element_wise(copies["key"], number, "_")
-    for at, column in enumerate((place, index.cast(pa.int32()), key)):
-        copies = copies.set_column(at, SCATTERED.field(at), column)
-    return pa.concat_tables([rows, copies])
+    shard, index = pc.struct_field(found, "shard"), pc.struct_field(found, "index")
+    key = pc.binary_join_element_wise(kept["uid"].combine_chunks().take(row), number, "_")
+    return pa.concat_tables([rows, pa.table([shard, index.cast(pa.int32()), key, row], schema=_PLACES)])
 
 
 def gather(files: Iterable[Any], bucket: int) -> pa.Table:

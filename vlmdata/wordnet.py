@@ -16,6 +16,7 @@ POS = ("noun", "verb", "adj", "adv")
 # wnids of ImageNet-21k as its first models listed them: 21,843 lines, the two that later lists lack among them.
 _IMAGENET = ("timm", "data", "_info", "imagenet21k_goog_synsets.txt")
 
+_LONGEST = 255  # WordNet's longest name has 71 letters; a longer word is no word, and its endings could go on for ever
 # A word's ending and what stands in its place in the base form; tried in this order (morphy(7WN)).
 _ENDINGS = {
     "noun": (("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
@@ -35,9 +36,11 @@ class WordNet:
 
     def first_offset(self, word: str) -> int | None:
         """The offset of the word's first sense, None where WordNet has none: nouns first, then verbs, adjectives and
-        adverbs; in each the word itself, then its base forms; without regard to case. What NLTK calls
-        `synsets(word)[0].offset()`."""
+        adverbs; in each the word itself, then its base forms; without regard to case. What NLTK 3.8.1, which DataComp
+        asks for, calls `synsets(word)[0].offset()`; words of more than _LONGEST letters have no sense here."""
         word = word.lower()
+        if len(word) > _LONGEST:
+            return None
         for pos in POS:
             index = self.first[pos]
             for form in self._forms(word, pos):
@@ -46,19 +49,26 @@ class WordNet:
         return None
 
     def _forms(self, word: str, pos: str) -> Iterator[str]:
+        """The word, then what is left of it without one ending, two, and so on: `womens`, `women`, `woman`."""
         yield word
         if word in self.irregular[pos]:
             yield from self.irregular[pos][word]
-        else:
-            for ending, base in _ENDINGS[pos]:
-                if word.endswith(ending):
-                    yield word[: -len(ending)] + base
+            return
+        forms = [word]
+        while forms:
+            bases = [f[: -len(end)] + base for f in forms for end, base in _ENDINGS[pos] if f.endswith(end)]
+            forms = list(dict.fromkeys(bases))
+            yield from forms
 
 
 def files(folder: str) -> dict[str, str]:
     """sha256 of the files that `WordNet` reads. Raises InputError where the folder is not WordNet's."""
-    names = [f"index.{pos}" for pos in POS] + [f"{pos}.exc" for pos in POS]
-    return {name: file_sha256(_file(folder, name)) for name in names}
+    return _sha256(folder, [f"index.{pos}" for pos in POS] + [f"{pos}.exc" for pos in POS])
+
+
+def name_files(folder: str) -> dict[str, str]:
+    """sha256 of the files that `names` reads. Raises InputError where one is not there."""
+    return _sha256(folder, [f"data.{pos}" for pos in POS])
 
 
 @loaded_once
@@ -87,6 +97,10 @@ def imagenet21k() -> frozenset[int]:
 def imagenet21k_sha256() -> str:
     """sha256 of that list."""
     return file_sha256(package_file(*_IMAGENET))
+
+
+def _sha256(folder: str, names: list[str]) -> dict[str, str]:
+    return {name: file_sha256(_file(folder, name)) for name in names}
 
 
 def _index(folder: str, pos: str) -> Iterator[tuple[str, int]]:
@@ -120,6 +134,7 @@ def _file(folder: str, name: str) -> Path:
     if not path.is_file():
         raise InputError(
             f"{path}: WordNet's database is not there: install Debian's package wordnet-base, "
-            "or name the folder with index.noun, noun.exc and the like by `wordnet`"
+            "or name the folder with index.noun, data.noun, noun.exc and the like by `path` (the signal) or `wordnet` "
+            "(select.balance)"
         )
     return path

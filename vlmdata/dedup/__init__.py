@@ -19,7 +19,8 @@ from vlmdata.dedup.components import Compared, Edges, stars, unite
 from vlmdata.schemas import conform, table_schema
 
 VERSION = 2
-NEAR = pa.schema([("uid", pa.string()), ("other", pa.string()), ("similarity", pa.float32()), ("equal", pa.bool_())])
+NEAR = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
+_WRITTEN = 1_000_000  # pairs in a row group, about
 
 _METHODS: dict[str, ModuleType] = {
     "exact": exact,
@@ -141,11 +142,27 @@ def _after(known: Edges, edges: Iterator[Edges]) -> Iterator[Edges]:
 
 
 def _written(edges: Iterator[Edges], uid: np.ndarray, near: Path) -> Iterator[Edges]:
-    """The same edges, written block by block; each block in one order, since FAISS's answers have none."""
-    with pq.ParquetWriter(near, NEAR, compression="zstd") as writer:
+    """The same edges, written some blocks at a time; these in one order, since FAISS's answers have none.
+
+    In a row group of many pairs each uid stands once, and their order by rows makes the rest small.
+    """
+
+    def flush(waiting: list[Edges]) -> None:
+        i, j = (np.concatenate([getattr(block, side) for block in waiting]) for side in ("i", "j"))
+        equal = np.repeat([block.equal for block in waiting], [len(block.i) for block in waiting])
+        order = np.lexsort((j, i))
+        columns = [pa.array(uid[side[order]]).cast(pa.string()) for side in (j, i)]
+        writer.write_table(pa.table([*columns, equal[order]], schema=NEAR))
+
+    waiting: list[Edges] = []
+    pairs = 0
+    with pq.ParquetWriter(near, NEAR, compression="zstd", dictionary_pagesize_limit=64 << 20) as writer:
         for block in edges:
-            order = np.lexsort((block.j, block.i))
-            first, later = (pa.array(uid[side[order]]).cast(pa.string()) for side in (block.i, block.j))
-            equal = pa.array(np.full(len(order), block.equal))
-            writer.write_table(pa.table([later, first, block.similarity[order], equal], schema=NEAR))
+            waiting.append(block)
+            pairs += len(block.i)
+            if pairs >= _WRITTEN:
+                flush(waiting)
+                waiting, pairs = [], 0
             yield block
+        if waiting:
+            flush(waiting)

@@ -124,7 +124,7 @@ def identity(options: Balance) -> list[str]:
     hashes: list[str] = []
     for entry in options.entries:
         if entry == "wordnet":
-            hashes += wordnet.files(options.wordnet).values()
+            hashes += wordnet.name_files(options.wordnet).values()
         elif entry not in MADE:
             read_file(entry)
             hashes.append(file_sha256(Path(entry)))

@@ -11,7 +11,7 @@ from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import loaded_once
 from vlmdata.signals.pictures import Pictures
 
-VERSION = 1
+VERSION = 2
 IMAGES = False
 
 
