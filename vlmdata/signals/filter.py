@@ -17,8 +17,8 @@ import pyarrow as pa
 from vlmdata import recipe
 from vlmdata.errors import InputError
 from vlmdata.schemas import conform, table_schema
-from vlmdata.signals import clip, openclip
-from vlmdata.signals.models import file_sha256, loaded_once, package_file
+from vlmdata.signals import clip
+from vlmdata.signals.models import device_name, digest, file_sha256, loaded_once, package_file
 from vlmdata.signals.openclip import Encoder
 from vlmdata.signals.pictures import Pictures
 
@@ -72,7 +72,7 @@ def identity(options: recipe.FilterSignal) -> dict[str, str]:
 
 def device(options: recipe.FilterSignal) -> str:
     """Where the values of this process come from, and in what precision."""
-    return "cpu fp32" if options.model == "lite" else f"{openclip.device_name()} fp32"
+    return "cpu fp32" if options.model == "lite" else f"{device_name()} fp32"
 
 
 def absolute(options: recipe.FilterSignal) -> recipe.FilterSignal:
@@ -91,13 +91,13 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.FilterSigna
     assert options.checkpoint is not None, "a filter is trained before"
     score = pa.array([], pa.float32())
     if len(rows):
-        _, score = clip.compare(rows, images, _encoder(options.checkpoint))
+        _, score = clip.compare(rows, images, _encoder(options.checkpoint, digest(identity(options))))
     ((name, schema),) = schemas(options).items()
     return {name: conform(pa.table({"uid": rows["uid"], schema.names[1]: score}), schema)}
 
 
 @loaded_once
-def _encoder(checkpoint: str) -> Encoder:
+def _encoder(checkpoint: str, _identity: str) -> Encoder:
     from vlmdata import lite
     from vlmdata.train import contrastive
 

@@ -18,7 +18,15 @@ import pyarrow.compute as pc
 from vlmdata import recipe
 from vlmdata.errors import InputError, MachineError
 from vlmdata.schemas import conform, table_schema
-from vlmdata.signals.models import file_sha256, in_batches, loaded_once, package_file
+from vlmdata.signals.models import (
+    device_name,
+    digest,
+    file_sha256,
+    in_batches,
+    loaded_once,
+    package_file,
+    torch_device,
+)
 from vlmdata.signals.pictures import Pictures
 
 VERSION = 1
@@ -52,6 +60,18 @@ def identity(options: recipe.FluencySignal) -> dict[str, str]:
     return {}
 
 
+def device(options: recipe.FluencySignal) -> str:
+    """Where the values of this process come from, and in what precision."""
+    return f"{device_name()} {'bf16' if torch_device()[1] else 'fp32'}"
+
+
+def absolute(options: recipe.FluencySignal) -> recipe.FluencySignal:
+    """The same model, with a path that a worker finds from another working folder."""
+    if options.model == "smollm2" or not Path(options.model).is_dir():
+        return options
+    return options.model_copy(update={"model": str(Path(options.model).resolve())})
+
+
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.FluencySignal) -> dict[str, pa.Table]:
     """The `fluency` table of some rows; reads the columns uid and caption.
 
@@ -67,7 +87,7 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.FluencySign
     there = np.flatnonzero(~absent)
     loss = np.zeros(len(caption), np.float32)
     if len(there):
-        model = _load(options.model, options.revision)
+        model = _load(options.model, options.revision, digest(identity(options)))
         encoded = model.encode(caption.take(pa.array(there)).to_pylist())
         lengths = np.array([len(tokens) - 1 for tokens in encoded])
         bucket = np.searchsorted(_LENGTHS, lengths)
@@ -82,15 +102,15 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.FluencySign
 
 
 @loaded_once
-def _load(name: str, revision: str | None) -> LanguageModel:
+def _load(name: str, revision: str | None, _identity: str) -> LanguageModel:
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)  # parts are spread over the cores
     place = converted(package_file(*_GGUF)) if name == "smollm2" else name
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    device, half = torch_device()
+    dtype = torch.bfloat16 if half else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
         # no pickled weights, no code of the model's own

@@ -14,7 +14,7 @@ import numpy as np
 
 from vlmdata import recipe
 from vlmdata.errors import InputError
-from vlmdata.signals.models import file_sha256, in_batches, package_file
+from vlmdata.signals.models import device_name, file_sha256, in_batches, package_file, torch_device
 
 _RANDOM = "random"
 _log = logging.getLogger(__name__)
@@ -140,20 +140,10 @@ def device(options: recipe.ClipSignal) -> str:
     return f"{device_name()} {'bf16' if _place(options)[1] else 'fp32'}"
 
 
-def device_name() -> str:
-    """`cpu`, or the GPU's name, where models run in this process."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
 def _place(options: recipe.ClipSignal) -> tuple[str, bool]:
     """The device, and whether the towers run in bf16 on it: by default where its hardware has that, never on a CPU."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    half = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "cuda" if cuda else "cpu", {"auto": half, "bf16": True, "fp32": False}[options.precision]
+    place, half = torch_device()
+    return place, {"auto": half, "bf16": True, "fp32": False}[options.precision]
 
 
 def load(options: recipe.ClipSignal) -> Encoder:
