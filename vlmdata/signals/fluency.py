@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import recipe
-from vlmdata.errors import InputError, MachineError
+from vlmdata.errors import InputError, MachineError, first_line
 from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import (
     device_name,
@@ -117,10 +117,9 @@ def _load(name: str, revision: str | None, _identity: str) -> LanguageModel:
         model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, use_safetensors=True)
     # transformers and the hub's client raise many kinds; every one means that this model cannot be had
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"signals.fluency.model: {name} cannot be loaded: {reason}. Give a folder with config.json, tokenizer.json "
-            "and safetensors, the name of a causal language model of the hub, or `smollm2`"
+            f"signals.fluency.model: {name} cannot be loaded: {first_line(error)}. Give a folder with config.json, "
+            "tokenizer.json and safetensors, the name of a causal language model of the hub, or `smollm2`"
         ) from error
     model = model.eval().to(device)
     start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlmdata import recipe
-from vlmdata.errors import InputError
+from vlmdata.errors import InputError, first_line
 from vlmdata.signals.models import device_name, file_sha256, in_batches, package_file, torch_device
 
 _RANDOM = "random"
@@ -173,7 +173,7 @@ def load(options: recipe.ClipSignal) -> Encoder:
     except Exception as error:
         raise InputError(
             f"signals.clip: {options.model} with pretrained: {options.pretrained} cannot be loaded: "
-            f"{_first_line(error)}. Without a network, give `pretrained` the path of a checkpoint or `model` the path "
+            f"{first_line(error)}. Without a network, give `pretrained` the path of a checkpoint or `model` the path "
             "of a directory with open_clip_config.json, weights and tokenizer; or use `model: lite`"
         ) from error
     place, half = _place(options)
@@ -200,7 +200,3 @@ def load(options: recipe.ClipSignal) -> Encoder:
         return in_batches(lambda batch: run(model.encode_text, tokenizer(batch)), texts, options.batch)
 
     return Encoder(encode_images, encode_texts)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
