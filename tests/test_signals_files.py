@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import made_wordnet
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from vlmdata import recipe, signals, wordnet
+from vlmdata.errors import InputError
 from vlmdata.signals.pictures import Pictures
 
 CLIP = {
@@ -125,6 +127,25 @@ def test_bf16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> No
     emulates["is_bf16_supported"] = lambda including_emulation=True: including_emulation
     for name, answer in emulates.items():
         monkeypatch.setattr(torch.cuda, name, answer)
-    for kind in ("fluency", "filter"):
-        assert signals.device(options(kind, "some_model")) == "Tesla T4 fp32"
+    assert signals.device(options("fluency", "some_model")) == "Tesla T4 fp32"
     assert signals.device(recipe.ClipSignal(kind="clip", model="ViT-B-32", pretrained="random")) == "Tesla T4 fp32"
+
+
+def test_a_filter_is_read_from_anywhere_and_its_files_tell_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_folder(tmp_path / "model", 1)
+    local, remote = (options("filter", place) for place in (tmp_path / "model", "memory://filters/one"))
+    files = fsspec.filesystem("memory")
+    with pytest.raises(InputError, match="memory://filters/one is no folder with a trained filter"):
+        signals.family("filter").identity(remote)
+    files.put(f"{tmp_path / 'model'}/", "/filters/one/", recursive=True)
+    module = signals.family("filter")
+    assert module.identity(remote) == module.identity(local)
+    assert module.absolute(remote) == remote
+    assert measured(remote) == measured(local)
+    monkeypatch.setattr(module, "device_name", lambda: "NVIDIA L4")
+    assert module.device(remote) == "NVIDIA L4 fp32"
+    files.pipe("/filters/one/heads.safetensors", b"x")
+    assert module.device(remote) == "cpu fp32"
+    assert "heads.safetensors" in module.identity(remote)
