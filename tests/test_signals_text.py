@@ -219,5 +219,5 @@ def test_a_hostile_caption_takes_no_time() -> None:
 
 def test_the_identity_names_the_models_files() -> None:
     found = text.identity(OPTIONS)
-    assert len(found) == 2
-    assert all(len(value) == 64 for value in found.values())
+    assert {"alt-profanity-check", "scikit-learn"} <= set(found)
+    assert [len(value) for name, value in found.items() if name.startswith("profanity_check/")] == [64, 64]

@@ -327,6 +327,10 @@ class ClipSignal(Options):
     # The identity of model and preprocessing is in the key instead: a model that moved is the same model.
     unkeyed: ClassVar[frozenset[str]] = frozenset({"model", "pretrained"})
 
+    def keyed(self, *apart: str) -> dict[str, Any]:
+        """As `Options.keyed`; lite has batches of its own and is fp32."""
+        return super().keyed(*apart, *(("batch", "precision") if self.model == "lite" else ()))
+
 
 class AestheticSignal(Options):
     """A linear or MLP head over another signal's embeddings."""

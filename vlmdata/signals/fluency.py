@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,12 +53,14 @@ def schemas(options: recipe.FluencySignal) -> dict[str, pa.Schema]:
 
 
 def identity(options: recipe.FluencySignal) -> dict[str, str]:
-    """sha256 of the model's files; a model of the hub by its name and revision, which the recipe's options have."""
+    """sha256 of the model's files, and transformers' version; a model of the hub by its name and revision, which the
+    recipe's options have."""
+    files: list[Path] = []
     if options.model == "smollm2":
-        return {_GGUF[-1]: file_sha256(package_file(*_GGUF))}
-    if Path(options.model).is_dir():
-        return {file.name: file_sha256(file) for file in sorted(Path(options.model).iterdir()) if file.is_file()}
-    return {}
+        files = [package_file(*_GGUF)]
+    elif Path(options.model).is_dir():
+        files = sorted(file for file in Path(options.model).iterdir() if file.is_file())
+    return {"transformers": version("transformers")} | {file.name: file_sha256(file) for file in files}
 
 
 def device(options: recipe.FluencySignal) -> str:

@@ -1,6 +1,8 @@
 """What a caption's text says of itself: counts, repetition, boilerplate, whether it is a URL or a file's name,
 profanity."""
 
+from importlib.metadata import version
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -87,9 +89,10 @@ def schemas(options: recipe.TextSignal) -> dict[str, pa.Schema]:
 
 
 def identity(options: recipe.TextSignal) -> dict[str, str]:
-    """sha256 of the files of the profanity model."""
+    """sha256 of the files of the profanity model, and the versions of what runs it."""
     names = ("model.joblib", "vectorizer.joblib")
-    return {f"profanity_check/{n}": file_sha256(package_file("profanity_check", "data", n)) for n in names}
+    files = {f"profanity_check/{n}": file_sha256(package_file("profanity_check", "data", n)) for n in names}
+    return files | {name: version(name) for name in ("alt-profanity-check", "scikit-learn")}
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.TextSignal) -> dict[str, pa.Table]:
