@@ -144,7 +144,7 @@ def trained(options: recipe.FilterSignal, pairs: list[Pair], out: Path) -> clip.
     }
     shards.write_tar(pa.table(rows), out / "pairs.tar")
     train(filter.job(options), {"train": [str(out / "pairs.tar")]}, str(out / "run"))
-    return filter._encoder(str(out / "run" / "model"))
+    return filter._encoder(str(out / "run" / "model"), "")
 
 
 def auc(encoder: clip.Encoder, pairs: list[Pair]) -> float:

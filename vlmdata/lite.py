@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlmdata import towers
 from vlmdata.errors import InputError
 from vlmdata.recipe import LiteHeads
-from vlmdata.signals.models import file_sha256, loaded_once, package_file
+from vlmdata.signals.models import file_sha256, package_file
 
 DIM = 384
 POOLED = 1280
@@ -156,9 +156,8 @@ def save(heads: Heads, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-@loaded_once
 def load(heads: str | Path | None = None) -> Lite:
-    """The scorer, loaded once a process; `heads` is a folder that `save` wrote, by default the package's own.
+    """The scorer; `heads` is a folder that `save` wrote, by default the package's own.
 
     Sets torch to one thread: with more, the last bits of a score would depend on the machine.
     Raises InputError for a folder that holds no such heads, MachineError where a package is missing.

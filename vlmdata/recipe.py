@@ -256,7 +256,18 @@ class LanguageSignal(Options):
     kind: Literal["language"]
     name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     model: Literal["fasttext", "cld3"] = "fasttext"
+    path: str | None = Field(
+        None, description="fastText's file, such as the full model lid.176.bin; default: the compressed lid.176.ftz"
+    )
     after: list[str] = []
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"path"})  # the file's hash is in the key
+
+    @model_validator(mode="after")
+    def _of_fasttext(self) -> "LanguageSignal":
+        if self.path is not None and self.model != "fasttext":
+            raise ValueError("`path` is a file of fastText's: leave it out for cld3")
+        return self
 
 
 class WordnetSignal(Options):
@@ -315,6 +326,10 @@ class ClipSignal(Options):
 
     # The identity of model and preprocessing is in the key instead: a model that moved is the same model.
     unkeyed: ClassVar[frozenset[str]] = frozenset({"model", "pretrained"})
+
+    def keyed(self, *apart: str) -> dict[str, Any]:
+        """As `Options.keyed`; lite has batches of its own and is fp32."""
+        return super().keyed(*apart, *(("batch", "precision") if self.model == "lite" else ()))
 
 
 class AestheticSignal(Options):

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata.errors import DataError, InputError
+from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.recipe import nearest
 
 # Whatever DuckDB's parser makes of a text, only these kinds of node may stand in it.
@@ -132,7 +132,7 @@ def evaluate(rows: pa.Table, expressions: Mapping[str, Expression]) -> pa.Table:
                 query = f"SELECT ({expression.sql}) AS value FROM rows ORDER BY _row"
                 values[name] = connection.sql(query).to_arrow_table()["value"].combine_chunks()
             except duckdb.Error as error:
-                raise DataError(f"{name}: {expression.sql} fails: {_first_line(error)}") from error
+                raise DataError(f"{name}: {expression.sql} fails: {first_line(error)}") from error
     finally:
         connection.unregister("rows")
     return pa.table(values) if values else pa.table({"_row": table["_row"]}).select([])
@@ -251,8 +251,4 @@ def _type(what: str, expression: Expression, schema: pa.Schema) -> str:
     try:
         return connect().execute(query).fetchall()[0][1]
     except duckdb.Error as error:
-        raise InputError(f"{what}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        raise InputError(f"{what}: {first_line(error)}") from error

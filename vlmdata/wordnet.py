@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmdata.errors import InputError
-from vlmdata.signals.models import file_sha256, loaded_once, package_file
+from vlmdata.signals.models import digest, file_sha256, loaded_once, package_file
 
 DEBIAN = "/usr/share/wordnet"
 POS = ("noun", "verb", "adj", "adv")
@@ -71,9 +71,13 @@ def name_files(folder: str) -> dict[str, str]:
     return _sha256(folder, [f"data.{pos}" for pos in POS])
 
 
-@loaded_once
 def opened(folder: str) -> WordNet:
-    """The database of a folder, read once a process."""
+    """The database of a folder, read once a process while its files stay the same. Raises InputError as `files`."""
+    return _opened(folder, digest(files(folder)))
+
+
+@loaded_once
+def _opened(folder: str, _files: str) -> WordNet:
     return WordNet(folder)
 
 

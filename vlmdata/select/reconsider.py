@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vlmdata.catalog import parquet_sql
 from vlmdata.dataset import Dataset
-from vlmdata.errors import DataError, InputError
+from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.recipe import Recipe, signal_name
 from vlmdata.recipe_file import apply_setting
 from vlmdata.rules import Expression
@@ -60,7 +60,7 @@ def reconsider(dataset: Dataset, settings: list[str]) -> tuple[Steps, Steps, lis
         try:
             counts = _counts(connection, dataset, snapshot, columns, _first_change(before, after), chosen, after)
         except duckdb.Error as error:
-            raise DataError(f"{dataset.url}: {str(error).strip().splitlines()[0]}") from error
+            raise DataError(f"{dataset.url}: {first_line(error)}") from error
         finally:
             connection.close()
     left_out = [step for step in ("balance", "sample") if chosen.balanced and (step == "balance" or chosen.sample)]

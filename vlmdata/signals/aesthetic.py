@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import recipe
-from vlmdata.errors import InputError
+from vlmdata.errors import InputError, first_line
 from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import file_sha256, in_batches, loaded_once
 from vlmdata.signals.pictures import Pictures
@@ -93,9 +93,7 @@ def _layers(path: str, _sha256: str) -> list[_Layer]:
     try:
         state = _state(path)
     except Exception as error:  # the three formats' readers raise many kinds, and none of them means anything else
-        raise InputError(
-            f"signals.aesthetic.head: {path} cannot be read: {str(error).strip().splitlines()[0] or repr(error)}"
-        ) from error
+        raise InputError(f"signals.aesthetic.head: {path} cannot be read: {first_line(error)}") from error
     layers: list[_Layer] = []
     for name in sorted((n for n in state if n.endswith("weight")), key=_place):
         weight = np.asarray(state.pop(name), np.float32)
@@ -127,6 +125,9 @@ def _state(path: str) -> dict[str, Any]:
         import torch
 
         loaded = torch.load(path, weights_only=True, map_location="cpu")
+        loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+        if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+            raise TypeError("it holds no state dict: a name and a tensor for each weight")
         return {name: value.float().numpy() for name, value in loaded.items()}
     raise ValueError("its name ends in none of .safetensors, .npz, .pth, .pt and .bin")
 

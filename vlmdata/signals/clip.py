@@ -14,7 +14,7 @@ import pyarrow as pa
 from vlmdata import recipe
 from vlmdata.schemas import conform, table_schema
 from vlmdata.signals import openclip
-from vlmdata.signals.models import loaded_once, package_file
+from vlmdata.signals.models import digest, loaded_once, package_file
 from vlmdata.signals.openclip import Encoder
 from vlmdata.signals.pictures import Pictures
 
@@ -76,7 +76,8 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.ClipSignal)
     vectors = np.zeros((0, dimension(options)), np.float32)
     score = pa.array([], pa.float32())
     if len(rows):
-        encoder = _encoder(options.model, options.pretrained, options.batch, options.precision)
+        known = digest(identity(options))
+        encoder = _encoder(options.model, options.pretrained, options.batch, options.precision, known)
         vectors, score = compare(rows, images, encoder)
     name = recipe.signal_name(options)
     tables = schemas(options)
@@ -103,7 +104,7 @@ def compare(rows: pa.Table, images: Pictures, encoder: Encoder) -> tuple[np.ndar
 
 
 @loaded_once
-def _encoder(model: str, pretrained: str | None, batch: int, precision: str = "auto") -> Encoder:
+def _encoder(model: str, pretrained: str | None, batch: int, precision: str, _identity: str) -> Encoder:
     if model == "lite":  # it makes batches of its own
         from vlmdata import lite
 

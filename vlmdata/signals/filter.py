@@ -5,9 +5,11 @@ the quality of its training pairs, not how well it does elsewhere. `pipelines/mo
 parts are measured.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,8 +19,8 @@ import pyarrow as pa
 from vlmdata import recipe
 from vlmdata.errors import InputError
 from vlmdata.schemas import conform, table_schema
-from vlmdata.signals import clip, openclip
-from vlmdata.signals.models import absolute_checkpoint, file_sha256, loaded_once, package_file
+from vlmdata.signals import clip
+from vlmdata.signals.models import absolute_checkpoint, device_name, digest, file_sha256, loaded_once, package_file
 from vlmdata.signals.openclip import Encoder
 from vlmdata.signals.pictures import Pictures
 
@@ -51,12 +53,8 @@ def identity(options: recipe.FilterSignal) -> dict[str, str]:
     Raises InputError for a checkpoint or a file that is not there.
     """
     if options.checkpoint is not None:
-        folder = Path(options.checkpoint)
-        files = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".json"))
-        if not any(file.suffix == ".safetensors" for file in files):
-            raise InputError(f"signals.filter.checkpoint: {folder} is no folder with a trained filter")
-        # a dataset's own note on the training stands beside its model
-        return {file.name: file_sha256(file) for file in files if file.name != "manifest.json"}
+        fs, files = _files(options.checkpoint)
+        return {name: _sha256(fs, path, fs.ukey(path)) for name, path in files.items()}
     found = {"open_clip": version("open-clip-torch")}
     if options.model == "lite":
         from vlmdata import towers
@@ -74,7 +72,8 @@ def identity(options: recipe.FilterSignal) -> dict[str, str]:
 
 def device(options: recipe.FilterSignal) -> str:
     """Where the values of this process come from, and in what precision."""
-    return "cpu fp32" if options.model == "lite" else f"{openclip.device_name()} fp32"
+    lite = _HEADS in _files(options.checkpoint)[1] if options.checkpoint else options.model == "lite"
+    return "cpu fp32" if lite else f"{device_name()} fp32"
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.FilterSignal) -> dict[str, pa.Table]:
@@ -86,13 +85,31 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.FilterSigna
     assert options.checkpoint is not None, "a filter is trained before"
     score = pa.array([], pa.float32())
     if len(rows):
-        _, score = clip.compare(rows, images, _encoder(options.checkpoint))
+        _, score = clip.compare(rows, images, _encoder(options.checkpoint, digest(identity(options))))
     ((name, schema),) = schemas(options).items()
     return {name: conform(pa.table({"uid": rows["uid"], schema.names[1]: score}), schema)}
 
 
+def _files(checkpoint: str) -> tuple[fsspec.AbstractFileSystem, dict[str, str]]:
+    """The file system of a trained filter, a folder or its URL, and its files: name -> path."""
+    fs, folder = fsspec.core.url_to_fs(checkpoint)
+    paths = sorted(fs.ls(folder, detail=False)) if fs.isdir(folder) else []
+    files = {path.rsplit("/", 1)[-1]: path for path in paths if path.endswith((".safetensors", ".json"))}
+    if not any(name.endswith(".safetensors") for name in files):
+        raise InputError(f"signals.filter.checkpoint: {checkpoint} is no folder with a trained filter")
+    files.pop("manifest.json", None)  # a dataset's own note on the training stands beside its model
+    return fs, files
+
+
+@cache
+def _sha256(fs: fsspec.AbstractFileSystem, path: str, _state: str) -> str:
+    """Hex sha256 of a file anywhere, read once while the file system tells the same of it."""
+    with fs.open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 @loaded_once
-def _encoder(checkpoint: str) -> Encoder:
+def _encoder(checkpoint: str, _identity: str) -> Encoder:
     from vlmdata import lite
     from vlmdata.train import contrastive
 
@@ -106,11 +123,11 @@ def _encoder(checkpoint: str) -> Encoder:
 @contextmanager
 def _here(url: str) -> Iterator[Path]:
     """A local folder with the files of a folder anywhere."""
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, files = _files(url)
     if "file" in fs.protocol:
-        yield Path(path)
+        yield Path(next(iter(files.values()))).parent
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name in fs.ls(path, detail=False):
-            fs.get_file(name, f"{folder}/{name.rsplit('/', 1)[1]}")
+        for name, path in files.items():
+            fs.get_file(path, f"{folder}/{name}")
         yield Path(folder)

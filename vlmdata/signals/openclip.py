@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlmdata import recipe
-from vlmdata.errors import InputError
-from vlmdata.signals.models import file_sha256, in_batches, package_file
+from vlmdata.errors import InputError, first_line
+from vlmdata.signals.models import device_name, file_sha256, in_batches, package_file, torch_device
 
 _RANDOM = "random"
 _log = logging.getLogger(__name__)
@@ -140,20 +140,10 @@ def device(options: recipe.ClipSignal) -> str:
     return f"{device_name()} {'bf16' if _place(options)[1] else 'fp32'}"
 
 
-def device_name() -> str:
-    """`cpu`, or the GPU's name, where models run in this process."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
 def _place(options: recipe.ClipSignal) -> tuple[str, bool]:
     """The device, and whether the towers run in bf16 on it: by default where its hardware has that, never on a CPU."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    half = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "cuda" if cuda else "cpu", {"auto": half, "bf16": True, "fp32": False}[options.precision]
+    place, half = torch_device()
+    return place, {"auto": half, "bf16": True, "fp32": False}[options.precision]
 
 
 def load(options: recipe.ClipSignal) -> Encoder:
@@ -183,7 +173,7 @@ def load(options: recipe.ClipSignal) -> Encoder:
     except Exception as error:
         raise InputError(
             f"signals.clip: {options.model} with pretrained: {options.pretrained} cannot be loaded: "
-            f"{_first_line(error)}. Without a network, give `pretrained` the path of a checkpoint or `model` the path "
+            f"{first_line(error)}. Without a network, give `pretrained` the path of a checkpoint or `model` the path "
             "of a directory with open_clip_config.json, weights and tokenizer; or use `model: lite`"
         ) from error
     place, half = _place(options)
@@ -210,7 +200,3 @@ def load(options: recipe.ClipSignal) -> Encoder:
         return in_batches(lambda batch: run(model.encode_text, tokenizer(batch)), texts, options.batch)
 
     return Encoder(encode_images, encode_texts)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

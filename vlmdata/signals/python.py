@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlmdata import recipe
 from vlmdata.errors import InputError
@@ -95,17 +96,20 @@ def _one_a_row(images: Pictures) -> list[np.ndarray]:
 
 
 def _blame(own: _Own, rows: pa.Table, pictures: list[np.ndarray] | None, error: BaseException) -> str:
-    """The error in words: file and line, and the first row for which the function fails alone, if it does for any."""
-    for row in range(rows.num_rows):
-        try:
-            _call(own, rows.slice(row, 1), pictures and pictures[row : row + 1])
-        except (Exception, SystemExit) as alone:  # noqa: BLE001 - the user's code may raise anything, and it is told
-            return f"{_where(own.path, alone, own.line)} (pair {rows['uid'][row].as_py()})"
-    uids = rows["uid"].to_pylist()
-    return (
-        f"{_where(own.path, error, own.line)} (with the pairs {uids[0]} to {uids[-1]} together, but with none of them "
-        "alone)"
-    )
+    """The error in words: file and line, and the row, or the fewest rows by halving, for which the function fails."""
+    start, size = 0, rows.num_rows
+    while size > 1:
+        for begin, count in ((start, size // 2), (start + size // 2, size - size // 2)):
+            try:
+                _call(own, rows.slice(begin, count), pictures and pictures[begin : begin + count])
+            except (Exception, SystemExit) as part:  # noqa: BLE001 - the user's code may raise anything, and it is told
+                error, start, size = part, begin, count
+                break
+        else:
+            break
+    uids = rows["uid"].slice(start, size).to_pylist()
+    pairs = f"pair {uids[0]}" if size == 1 else f"with the pairs {uids[0]} to {uids[-1]}, but with neither half of them"
+    return f"{_where(own.path, error, own.line)} ({pairs})"
 
 
 def _where(path: str, error: BaseException, line: int = 1) -> str:
@@ -148,10 +152,27 @@ def _column(own: _Own, found: Any, name: str, rows: pa.Table) -> pa.Array | pa.C
 
 def _typed(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     """The values in a type that holds them; only a floating number may lose digits."""
-    array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
-    if not pa.types.is_null(array.type) and pa.types.is_string(array.type) != pa.types.is_string(kind):
-        raise TypeError(f"they are {array.type}")  # a cast would parse or print them
-    return array.cast(kind, safe=not pa.types.is_floating(kind))
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        array = values
+    elif kind == pa.uint64() and all(isinstance(value, int | np.integer | None) for value in values):
+        array = pa.array(values, kind)  # Arrow itself would try int64
+    elif not pa.types.is_boolean(kind) and any(isinstance(value, bool) for value in values):
+        raise TypeError("a bool is among them")  # which Arrow counts as 1 among floats
+    else:
+        array = pa.array(values)  # not into `kind`, which cuts 2.5 to 2
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    for same in (_is_text, pa.types.is_boolean):
+        if not pa.types.is_null(array.type) and same(array.type) != same(kind):
+            raise TypeError(f"they are {array.type}")  # a cast would parse or print them, or make numbers of them
+    typed = array.cast(kind, safe=not pa.types.is_floating(kind))
+    if pa.types.is_floating(kind) and not pc.is_inf(typed).equals(pc.is_inf(array.cast(pa.float64(), safe=False))):
+        raise OverflowError("a number is too large")
+    return typed
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _path(options: recipe.PythonSignal) -> Path:

@@ -1,6 +1,8 @@
 """What a caption's text says of itself: counts, repetition, boilerplate, whether it is a URL or a file's name,
 profanity."""
 
+from importlib.metadata import version
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +12,7 @@ from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import file_sha256, package_file
 from vlmdata.signals.pictures import Pictures
 
-VERSION = 2
+VERSION = 3
 IMAGES = False
 
 _CHARACTERS = 5  # in a row, for repeated_chars
@@ -24,13 +26,15 @@ _SPECIAL = rf"[^\pL\pM\pN{_SPACE}]"
 # letters or more, so that `and/or` and `e.g./i.e.` are none.
 _URL = r"(?i)^(?:[a-z][a-z0-9+.-]*://|www\.)\S+$|^[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}/\S*$"
 
-# One line that ends in an image's, film's or drawing's extension; or a name that a camera, phone or site makes:
-# DSC01234, IMG_20190101_1234, IMG-20190101-WA0001, P1010123, Screenshot_2021-01-01, 1234_5678_9012_n, a long hex.
+# One line that ends in an image's, film's or drawing's extension (in `.raw` and `.ai`, which are also words, without a
+# space); or a name that a camera, phone or site makes, which has a space only behind `screen shot`: DSC01234,
+# IMG_20190101_1234, IMG-20190101-WA0001, P1010123, Screenshot_2021-01-01, 1234_5678_9012_n, a long hex.
 _FILE_NAME = (
-    r"(?i)^[^/\\\r\n]{0,254}[^\s/\\.]\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|svg|hei[cf]|avif|raw|cr2|nef|dng|psd|ai"
-    r"|eps|pdf|mp4|mov|avi|webm)$"
-    r"|(?i)^_?(?:dsc[nf]?|img|imgp|pict|pxl|mvimg|vid|mov|gopr|dji|sam|hpim|cimg|p|wp|scan|screen[ _-]?shot)"
-    r"[ _-]?\d{3,}(?:[ _.()-]*(?:wa|at|copy|edited)?[ _.()-]*\d*)*$"
+    r"(?i)^[^/\\\r\n]{0,254}[^\s/\\.]\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|svg|hei[cf]|avif|cr2|nef|dng|psd|eps"
+    r"|pdf|mp4|mov|avi|webm)$"
+    r"|(?i)^[^\s/\\]{0,254}[^\s/\\.]\.(?:raw|ai)$"
+    r"|(?i)^_?(?:(?:dsc[nf]?|img|imgp|pict|pxl|mvimg|vid|gopr|dji|hpim|cimg|scan)[_-]?|(?:sam|p|wp|mov)_?"
+    r"|screen[ _-]?shot[ _-]?)\d{3,}(?:[ _.()-]*(?:wa|at|copy|edited)?[ _.()-]*\d*)*$"
     r"|(?i)^\d+(?:_\d+){2,}(?:_[a-z])?$"
     r"|(?i)^[0-9a-f]{16,}$|(?i)^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 )
@@ -85,9 +89,10 @@ def schemas(options: recipe.TextSignal) -> dict[str, pa.Schema]:
 
 
 def identity(options: recipe.TextSignal) -> dict[str, str]:
-    """sha256 of the files of the profanity model."""
+    """sha256 of the files of the profanity model, and the versions of what runs it."""
     names = ("model.joblib", "vectorizer.joblib")
-    return {f"profanity_check/{n}": file_sha256(package_file("profanity_check", "data", n)) for n in names}
+    files = {f"profanity_check/{n}": file_sha256(package_file("profanity_check", "data", n)) for n in names}
+    return files | {name: version(name) for name in ("alt-profanity-check", "scikit-learn")}
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.TextSignal) -> dict[str, pa.Table]:

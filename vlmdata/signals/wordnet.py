@@ -3,6 +3,8 @@
 Gadre et al. 2023, "DataComp: In search of the next generation of multimodal datasets", section on its baselines.
 """
 
+from pathlib import Path
+
 import pyarrow as pa
 
 from vlmdata import recipe, wordnet
@@ -25,6 +27,11 @@ def identity(options: recipe.WordnetSignal) -> dict[str, str]:
     return {**wordnet.files(options.path), "imagenet21k": wordnet.imagenet21k_sha256()}
 
 
+def absolute(options: recipe.WordnetSignal) -> recipe.WordnetSignal:
+    """The same database, by a path that a worker finds from another working folder."""
+    return options.model_copy(update={"path": str(Path(options.path).resolve())})
+
+
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.WordnetSignal) -> dict[str, pa.Table]:
     """The `wordnet` table of some rows; reads the columns uid and caption.
 
@@ -35,20 +42,18 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.WordnetSign
     """
     captions = pa.chunked_array(rows["caption"]).combine_chunks().to_pylist()
     words = [None if caption is None else set(caption.split()) for caption in captions]
-    telling = {word for word in set().union(*filter(None, words)) if _is_class(options.path, word)}
+    database = wordnet.opened(options.path)
+    classes = _classes(options.path, database)
+    telling = {word for word in set().union(*filter(None, words)) if database.first_offset(word) in classes}
     value = [None if own is None else not telling.isdisjoint(own) for own in words]
     columns = {"uid": rows["uid"], "imagenet_words": pa.array(value, pa.bool_())}
     return {"wordnet": conform(pa.table(columns), table_schema("wordnet"))}
 
 
-def _is_class(folder: str, word: str) -> bool:
-    return wordnet.opened(folder).first_offset(word) in _classes(folder)
-
-
 @loaded_once
-def _classes(folder: str) -> frozenset[int]:
+def _classes(folder: str, database: wordnet.WordNet) -> frozenset[int]:
     classes = wordnet.imagenet21k()
-    missing = len(classes - set(wordnet.opened(folder).first["noun"].values()))
+    missing = len(classes - set(database.first["noun"].values()))
     # in WordNet 3.0 most classes are the first sense of one of their names; in any other version hardly an offset is
     if missing > len(classes) // 2:
         raise InputError(f"{folder}: not WordNet 3.0, whose offsets are the numbers of ImageNet's classes")

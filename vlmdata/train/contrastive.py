@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlmdata.errors import DataError, InputError
+from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import TrainJob
 from vlmdata.signals.models import in_batches
@@ -140,7 +140,7 @@ def load(folder: Path, batch: int) -> Encoder:
         clip = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
-        raise InputError(f"{folder}: holds no trained model: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{folder}: holds no trained model: {first_line(error)}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _Paired(clip).eval().to(device)
     size = _side(clip)
