@@ -3,6 +3,7 @@
 A family's module has `VERSION`, `IMAGES` (whether it reads pixels; may be a function of the options),
 `schemas(options)` (its tables), `identity(options)` (hashes of its model's files) and `measure(rows, images, options)`.
 It may have `reads(options)` (other signals' tables whose vectors it is given, each as a column of the table's name),
+`columns(options)` (other tables' columns, beside uid and caption, whose values go into its own),
 `device(options)` (where its model runs) and `absolute(options)` (with paths that workers find).
 """
 
@@ -36,6 +37,11 @@ class Measurement:
     schemas: dict[str, pa.Schema]
     after: dict[str, Expression]
 
+    @property
+    def needs(self) -> set[str]:
+        """The columns that the rules and the user's own function read."""
+        return {*columns(self.options), *(column for rule in self.after.values() for column in rule.columns)}
+
 
 def family(kind: str) -> Any:
     """The module of a family of signals."""
@@ -52,6 +58,12 @@ def reads(options: Signal) -> list[str]:
     """The tables of other signals whose vectors a signal is made from; most have none."""
     module = family(options.kind)
     return list(module.reads(options)) if hasattr(module, "reads") else []
+
+
+def columns(options: Signal) -> list[str]:
+    """The columns of other tables that the user's own function is made from; other families say it in their code."""
+    module = family(options.kind)
+    return list(module.columns(options)) if hasattr(module, "columns") else []
 
 
 def device(options: Signal) -> str | None:
