@@ -171,7 +171,8 @@ def test_what_stands_between_two_that_read_pixels_is_measured_between_them(monke
 def test_an_image_that_rows_of_two_chunks_share_has_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
     part = Part([(f"caption number {n}", place) for n, place in enumerate((1, 2, 7, 7, 7, 3))], monkeypatch)
     found = part.run(pixels({}))["image"]["pixels_sha256"].to_pylist()
-    assert len(set(found[2:5])) == 1 and len(set(found)) == 4
+    assert len(set(found[2:5])) == 1
+    assert len(set(found)) == 4
     assert part.decoded.count(part.stored[7]) == 2, "once a chunk"
 
 
@@ -191,7 +192,8 @@ def test_looser_rules_measure_the_rows_that_are_new_and_take_the_others_over(mon
     assert part.of("ocr") == [3, 1]
     part.measured.clear()
     whole = part.run(words(), boxes({}))
-    assert part.of("ocr") == [3, 3, 2] and all(again[name].equals(whole[name]) for name in both)
+    assert part.of("ocr") == [3, 3, 2]
+    assert all(again[name].equals(whole[name]) for name in both)
     part.measured.clear()
     assert part.run(words(), boxes({}), reuse={"ocr": first["ocr"]})["boxes_ocr"].equals(whole["boxes_ocr"])
     assert part.of("ocr") == [3, 3, 2], "one of two tables is not enough"
