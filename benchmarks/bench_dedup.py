@@ -124,7 +124,7 @@ def semantic(vectors: np.ndarray, compared: Counter[str]) -> Any:
     from vlmdata.dedup import partitions
     from vlmdata.dedup import semantic as ours
 
-    nearest_one, nearest, products = partitions._nearest_one, partitions.nearest, ours._products
+    nearest_one, nearest, products = partitions.nearest_one, partitions.nearest, ours._products
 
     def trained(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         compared["training"] += len(rows) * len(centroids)
@@ -140,7 +140,7 @@ def semantic(vectors: np.ndarray, compared: Counter[str]) -> Any:
         compared["rows"] += len(one) * len(two)
         return products(rows, one, two, similarity)
 
-    partitions._nearest_one, partitions.nearest, ours._products = trained, assigned, product
+    partitions.nearest_one, partitions.nearest, ours._products = trained, assigned, product
     return ours.pairs(vectors, SIMILARITY)
 
 

@@ -2,7 +2,9 @@
 
 Both run in this process, in turn, from a static server in another one (nginx where it is installed); start-up and
 imports are apart. Ours has all its protections on. Pictures: cuts of 400 to 1200 pixels from the photographs in the
-demo's site, as JPEGs. Then the peak of memory of 1,000 and of 10,000 small images, each in a process of its own.
+demo's site, as JPEGs. `bucketed` is ours as several processes do it, element by element in this one: rows scattered
+into buckets of hosts, each bucket fetched and stored aside, parts put together. Then the peak of memory of 1,000 and of
+10,000 small images, each in a process of its own.
 
 `bench_download.py COUNT ROUNDS` for other numbers than 3000 and 5; `bench_download.py memory` for the memory alone.
 """
@@ -31,12 +33,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from vlmdata.dataset import Dataset, unguarded
 from vlmdata.download import Terms, download_part
+from vlmdata.pipelines import fetch
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
 
 SIZE, QUALITY = 256, 95
 SMALL = 1000, 10_000
+PARTS = 8
 PHOTOS = Path(".cache/demo/site/gimp-help-en/images")
 NGINX = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -123,12 +128,33 @@ def stock(urls: list[str], folder: Path) -> None:
                None, "jpg", 0, None, None).download_shard((0, str(shard)))  # fmt: skip
 
 
-def ours(urls: list[str], folder: Path, host: str) -> pa.Table:
+def make_pairs(urls: list[str]) -> pa.Table:
     rows = [{"uid": hashlib.md5(url.encode()).hexdigest(), "url": url, "caption": "c", "captions": ["c"], "source": "s",
              "caption_from": "alt", "occurrences": 1} for url in urls]  # fmt: skip
+    return pa.Table.from_pylist(rows, table_schema("pairs"))
+
+
+def ours(urls: list[str], folder: Path, host: str) -> pa.Table:
     options = Download(size=SIZE, quality=QUALITY, allow_hosts=[host])
-    pairs = pa.Table.from_pylist(rows, table_schema("pairs"))
-    return download_part(pairs, str(folder / "ours.tar"), "ours.tar", Terms(options, Consent(), {}))[0]
+    return download_part(make_pairs(urls), str(folder / "ours.tar"), "ours.tar", Terms(options, Consent(), {}))[0]
+
+
+def bucketed(urls: list[str], folder: Path, host: str) -> pa.Table:
+    dataset = Dataset(str(folder / "data"))
+    options = Download(size=SIZE, quality=QUALITY, allow_hosts=[host])
+    work = fetch.Work(dataset.absolute, unguarded, "k", options, Consent(), {}, "", "", None, {}, "run")
+    size = -(-len(urls) // PARTS)
+    slices = [urls[start : start + size] for start in range(0, len(urls), size)]
+    parts = [dataset.write_part("pairs", "k", f"000001-{n}", make_pairs(its), {}) for n, its in enumerate(slices)]
+    for part in parts:
+        fetch.Scattered(work, PARTS)(part)
+    each = fetch.Bucketed(work, tuple(part.name for part in parts), 1, 2 * size, PARTS, 1)
+    files = [file for number in range(PARTS) for file in each(number)]
+    for element in enumerate(parts):
+        fetch.Assembled(work, files)(element)
+    images = pa.concat_tables(dataset.read_part(f"images/k/{part.name}.parquet") for part in parts)
+    shutil.rmtree(folder / "data")
+    return images
 
 
 def psnr(images: pa.Table, urls: list[str], folder: Path) -> np.ndarray:
@@ -162,7 +188,11 @@ def speed(count: int, rounds: int) -> None:
             urls = [f"http://{host}/{path.name}" for path in sorted(site.iterdir())]
             stock(urls[:20], folder)
             ours(urls[:20], folder, host)
-            sides = {"img2dataset": stock, "vlmdata": functools.partial(ours, host=host)}
+            sides = {
+                "img2dataset": stock,
+                "vlmdata": functools.partial(ours, host=host),
+                "bucketed": functools.partial(bucketed, host=host),
+            }
             spent: dict[str, list[float]] = {who: [] for who in sides}
             images = pa.table({})
             for number in range(rounds):
@@ -171,7 +201,7 @@ def speed(count: int, rounds: int) -> None:
                     outcome = sides[who](urls, folder)
                     spent[who].append((cpu_seconds() - before) / count * 1000)
                     images = outcome if who == "vlmdata" else images
-            assert images["download_status"].to_pylist() == ["success"] * count
+                    assert who == "img2dataset" or outcome["download_status"].to_pylist() == ["success"] * count
             print(f"{count} images, {rounds} rounds in turn")
             for who, times in spent.items():
                 middle = statistics.median(times)

@@ -1,7 +1,8 @@
 """MB and pairs a CPU-second from WAT and WARC files, ours beside the peers': cc2dataset, warcio with BeautifulSoup.
 
 The input is made of the demo's real pages (`make setup` fetches them), repeated. Every candidate reads the same file in
-a process of its own, one at a time; its imports do not count. MB are those of the uncompressed records.
+a process of its own, one at a time; its imports do not count. MB are those of the uncompressed records. Then three
+readers of JSON on the same WAT records, and the peak of memory for these files and for ten times as much.
 """
 
 import subprocess
@@ -10,12 +11,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / ".cache/demo/site"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/peers")]
 WAT_COPIES, WARC_COPIES = 6, 2
 ROUNDS = 2
+MORE = 10
 
 
 def ours(path: str, form: str) -> int:
@@ -57,16 +60,48 @@ def beautifulsoup(path: str, parser: str) -> int:
     return pairs
 
 
-RUNS = {"ours": ours, "cc2dataset": cc2dataset, "beautifulsoup": beautifulsoup}
+def links(path: str, parser: str) -> int:
+    """Reads the records, and of each its links, all of which are looked at."""
+    import peer  # noqa: F401 - where the peers are
+    from fastwarc.warc import WarcRecordType
+
+    from vlmdata.sources import wat
+    from vlmdata.sources.warc import blocks
+
+    def walk(record: Any) -> list[Any]:
+        html = record["Envelope"]["Payload-Metadata"].get("HTTP-Response-Metadata", {}).get("HTML-Metadata", {})
+        return [(link.get("path"), link.get("url"), link.get("alt")) for link in html.get("Links", ())]
+
+    def typed(block: bytes) -> list[Any]:
+        payload = wat._parse(block).payload
+        html = payload.response.html if payload and payload.response else None
+        return [(link.path, link.url, link.alt) for link in (html.links if html else None) or ()]
+
+    if parser == "msgspec":
+        read = typed
+    elif parser == "orjson":
+        import orjson
+
+        read = lambda block: walk(orjson.loads(block))  # noqa: E731
+    else:
+        import simdjson
+
+        lazy = simdjson.Parser()
+        read = lambda block: walk(lazy.parse(block))  # noqa: E731
+    with open(path, "rb") as file:
+        return sum(len(read(block)) for _, block in blocks(file, WarcRecordType.metadata, Counter()))
 
 
-def measure(name: str, path: Path, option: str) -> tuple[float, int]:
-    """(CPU seconds, pairs), the best of two rounds, in a new process."""
+RUNS = {"ours": ours, "cc2dataset": cc2dataset, "beautifulsoup": beautifulsoup, "links": links}
+
+
+def measure(name: str, path: Path, option: str) -> tuple[float, int, int]:
+    """(CPU seconds, pairs, peak of memory in bytes), the best of two rounds, in a new process."""
     command = [sys.executable, __file__, name, str(path), option]
-    best = (float("inf"), 0)
+    best = (float("inf"), 0, 0)
     for _ in range(ROUNDS if name != "beautifulsoup" else 1):
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        best = min(best, (float(said[0]), int(said[1])))
+        best = min(best, (float(said[0]), int(said[1]), int(said[2])))
     return best
 
 
@@ -88,6 +123,15 @@ def main() -> None:
         compare("WAT", wat_file, WAT_COPIES * sum(map(len, metadata)), "wat", [("cc2dataset", "image")])
         peers = [("beautifulsoup", "html.parser"), ("beautifulsoup", "lxml")]
         compare("WARC", warc_file, WARC_COPIES * sum(map(len, records)), "warc", peers)
+        print("readers of JSON on the WAT records, gzip and WARC included")
+        for parser in ("msgspec", "orjson", "simdjson"):
+            show("links", wat_file, parser, WAT_COPIES * sum(map(len, metadata)), "links")
+        print("peak of memory")
+        for form, path in (("wat", wat_file), ("warc", warc_file)):
+            few = measure("ours", path, form)[2]
+            path.write_bytes(path.read_bytes() * MORE)
+            many = measure("ours", path, form)[2]
+            print(f"  {form}: {few / 1e6:.0f} MB for this file, {many / 1e6:.0f} MB for one {MORE} times as long")
 
 
 def compare(title: str, path: Path, size: int, form: str, peers: list[tuple[str, str]]) -> None:
@@ -98,18 +142,21 @@ def compare(title: str, path: Path, size: int, form: str, peers: list[tuple[str,
         print(f"  ours is {other / own:.2f} times as fast as {name} ({option})")
 
 
-def show(name: str, path: Path, option: str, size: int) -> tuple[float, int]:
-    seconds, pairs = measure(name, path, option)
-    print(f"  {name + ' ' + option:<28} {size / 1e6 / seconds:7.1f} MB and {pairs / seconds:9,.0f} pairs a CPU-second")
+def show(name: str, path: Path, option: str, size: int, what: str = "pairs") -> tuple[float, int]:
+    seconds, pairs, _ = measure(name, path, option)
+    print(f"  {name + ' ' + option:<28} {size / 1e6 / seconds:7.1f} MB and {pairs / seconds:9,.0f} {what} a CPU-second")
     return seconds, pairs
 
 
 def one(name: str, path: str, option: str) -> None:
-    """Print CPU seconds and pairs. The first round, over a small file, is for imports and caches."""
+    """Print CPU seconds, pairs, the peak of memory. The first round, over a small file, is for imports and caches."""
     RUNS[name](f"{path}.small", option)
     started = time.process_time()
     pairs = RUNS[name](path, option)
-    print(time.process_time() - started, pairs)
+    spent = time.process_time() - started
+    # Not getrusage: its number begins with that of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(spent, pairs, next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 if __name__ == "__main__":

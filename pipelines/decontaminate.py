@@ -2,7 +2,7 @@
 pool is held against them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,11 +13,11 @@ from vlmdata import signals
 from vlmdata.dataset import Dataset, Part, Table, make_key, part_from, part_name
 from vlmdata.dedup import evaluation
 from vlmdata.dedup.decontaminate import Index, Matches, reads, tables
+from vlmdata.download import lists
 from vlmdata.download.decode import to_jpeg
 from vlmdata.download.header import ImageError
 from vlmdata.errors import InputError
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.pipelines.signals import _found_anywhere
 from vlmdata.plan import Plan
 from vlmdata.recipe import DecontaminateDedup, Download
 from vlmdata.report.sheets import thumbnail
@@ -60,8 +60,9 @@ def run(
 
     The evaluation sets are in memory, the pool a part at a time.
     """
-    pieces = evaluation.pieces(evaluation.find(options))
-    parts = _measured(plan, dataset, options, pieces)
+    found_files = evaluation.find(options.against)
+    pieces = evaluation.pieces(found_files)
+    parts = measured_sets(plan, dataset, found_files, pieces, reads(options))
     measured = pa.concat_tables([dataset.read_part(part) for part in parts])
     if not measured.num_rows:
         raise InputError(f"{evaluation.WHERE}: no image, hash or vector in {', '.join(options.against)}")
@@ -92,15 +93,19 @@ def _rows(dataset: Dataset, part: Part, columns: list[str], in_force: Mapping[st
     return rows.filter(in_force[part.name]) if part.name in in_force else rows
 
 
-def _measured(plan: Plan, dataset: Dataset, options: DecontaminateDedup, pieces: list[evaluation.Piece]) -> list[Part]:
-    """The table `evaluation`, a part a piece, measured now or earlier under the same files, options and models."""
-    compared = reads(options)
-    vectors = f"embeddings_{options.embeddings}" if options.embeddings else None
+def measured_sets(
+    plan: Plan, dataset: Dataset, found: list[lists.File], pieces: list[evaluation.Piece], compared: Collection[str]
+) -> list[Part]:
+    """The table `evaluation`, a part a piece, measured now or earlier under the same files, options and models.
+
+    found: the files that the pieces are cut from. compared: the pool's tables whose signals measure them.
+    """
+    vectors = next((name for name in compared if name.startswith("embeddings_")), None)
     width = 1
     measurements = []
-    for signal in (_found_anywhere(signal) for signal in plan.signals):
+    for signal in (signal.found_anywhere() for signal in plan.signals):
         schemas = signal.measurement.schemas
-        if not compared.keys().isdisjoint(schemas):
+        if not set(compared).isdisjoint(schemas):
             # what the pool had to pass before it was measured does not hold for the evaluation set
             measurements.append(replace(signal.measurement, after={}))
         if vectors in schemas:
@@ -112,7 +117,7 @@ def _measured(plan: Plan, dataset: Dataset, options: DecontaminateDedup, pieces:
     ]
     # a part is known by its number, so the order of the files is part of the key
     places = [[piece.file[1], len(piece.items)] for piece in pieces]
-    parameters = [evaluation.digest(options), places, plan.recipe.download.keyed(), sorted(compared), models]
+    parameters = [lists.digest(found), places, plan.recipe.download.keyed(), sorted(compared), models]
     key = make_key("evaluation", evaluation.VERSION, parameters, [])
     work = _Measure(dataset.absolute, key, plan.recipe.download, tuple(measurements), vectors, width)
     results = run_parts(dataset, "evaluation", work, list(enumerate(pieces)), plan.recipe.runner)

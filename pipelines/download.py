@@ -11,10 +11,11 @@ from vlmdata.download import lists, optout
 from vlmdata.download.outage import Tally
 from vlmdata.errors import DataError, OutageError
 from vlmdata.pipelines import skip
-from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, There, Whole, Work, forget
+from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, Scattered, There, Whole, Work, bad, forget
 from vlmdata.pipelines.known import prepare
-from vlmdata.pipelines.runner import at_once, processes, run_parts
+from vlmdata.pipelines.runner import at_once, engine, processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
+from vlmdata.recipe import Runner
 
 _GROUP = f"{WORK}/group.json"
 # Of a group, for each that is worked on at once, and as many buckets: a bucket then has about as many rows as a part,
@@ -37,6 +38,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     named = list_files(plan.recipe, "optout")
     work = Work(
         dataset.absolute,
+        dataset.guard,
         plan.images,
         plan.recipe.download,
         plan.recipe.consent,
@@ -48,9 +50,9 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
         uuid.uuid4().hex,
     )
     try:
-        results = _fetch(plan, dataset, work, list(pairs.parts))
+        with engine(plan.recipe.runner) as runner:
+            results = _fetch(plan, dataset, work, list(pairs.parts), runner)
     except OutageError:
-        dataset.remove(WORK)
         _remove(dataset, plan, [part for part in fresh if _lost(dataset, plan, part, retried)])
         raise
     finally:
@@ -64,14 +66,14 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
 
 
 def clean(dataset: Dataset) -> None:
-    """Remove what a kill has left of groups that nobody goes on with. Only the holder of the lock may call it."""
+    """Remove what is left of a group that is done or given up. Only the holder of the lock may call it."""
+    dataset.remove(_GROUP)  # first, or a kill in between would leave a group whose files are gone
     dataset.remove(WORK)
 
 
-def _fetch(plan: Plan, dataset: Dataset, work: Work, parts: list[Part]) -> list[dict[str, Any]]:
+def _fetch(plan: Plan, dataset: Dataset, work: Work, parts: list[Part], runner: Runner) -> list[dict[str, Any]]:
     """What became of each part. Those that are missing are fetched whole in this process; by several processes in
     groups, bucket by bucket. A group that was begun is finished first, as it was begun and by whatever runner."""
-    runner = plan.recipe.runner
     workers = processes(runner)
     begun = _begun(plan, dataset, parts)
     if workers == 1 and begun is None:
@@ -79,6 +81,8 @@ def _fetch(plan: Plan, dataset: Dataset, work: Work, parts: list[Part]) -> list[
     there = run_parts(dataset, "downloaded", There(work), parts, runner)
     done = {part.name: result for part, result in zip(parts, there, strict=True) if result is not None}
     most = _PARTS * at_once(runner)
+    if begun is not None and all(part.name in done for part in begun[1]):
+        begun = None
     while missing := [part for part in parts if part.name not in done]:
         if begun is not None:
             of, group = begun
@@ -88,18 +92,35 @@ def _fetch(plan: Plan, dataset: Dataset, work: Work, parts: list[Part]) -> list[
             done |= {part.name: result for part, result in zip(missing, whole, strict=True)}
             continue
         else:
-            of, group = most, [part for part in missing[:most] if part.layer == missing[0].layer]
+            clean(dataset)
+            group = [part for part in missing[:most] if part.layer == missing[0].layer]
+            of = min(most, max(workers, len(group)))
             dataset.write_json(_GROUP, {"of": of, "made_from": _made_from(plan, group)})
-        fetched = run_parts(dataset, "download", Bucketed(work, of, workers), [(n, group) for n in range(of)], runner)
-        files: dict[str, list[tuple[str, int]]] = {part.name: [] for part in group}
-        for path, names in (file for written in fetched for file in written):
-            for place, name in enumerate(names):
-                files[name].append((path, place))
-        elements = [(part, files[part.name]) for part in group]
-        assembled = run_parts(dataset, "images", Assembled(work), elements, runner)
-        done |= {part.name: result for part, result in zip(group, assembled, strict=True)}
-        dataset.remove(WORK)
+        done |= _fetch_group(dataset, work, of, group, workers, runner)
+    clean(dataset)
     return [done[part.name] for part in parts]
+
+
+def _fetch_group(
+    dataset: Dataset, work: Work, of: int, group: list[Part], workers: int, runner: Runner
+) -> dict[str, dict[str, Any]]:
+    """What became of each part of a group, by its name. An outage costs the buckets that it has struck."""
+    run_parts(dataset, "buckets", Scattered(work, of), group, runner)
+    names, most = tuple(part.name for part in group), 2 * max(part.rows for part in group)
+    bucketed = Bucketed(work, names, group[0].layer, most, of, workers)
+    try:
+        fetched = run_parts(dataset, "download", bucketed, list(range(of)), runner)
+    except OutageError:
+        for path in bad(dataset, work, group[0].layer):
+            dataset.remove(path)
+        raise
+    files = [(path, first, parts) for written in fetched for path, first, parts in written]
+    try:
+        results = run_parts(dataset, "images", Assembled(work, files), list(enumerate(group)), runner)
+    except OutageError:
+        clean(dataset)  # none of its buckets says so, and so none would be fetched again
+        raise
+    return dict(zip(names, results, strict=True))
 
 
 def _begun(plan: Plan, dataset: Dataset, parts: list[Part]) -> tuple[int, list[Part]] | None:
@@ -110,7 +131,7 @@ def _begun(plan: Plan, dataset: Dataset, parts: list[Part]) -> tuple[int, list[P
         group = [part for part in parts if part.path in begun["made_from"]["pairs"]]
         if begun["made_from"] == _made_from(plan, group):
             return begun["of"], group
-    dataset.remove(WORK)
+    clean(dataset)
     return None
 
 

@@ -1,14 +1,16 @@
 """What a worker does for the stage `download`: a part whole, or the rows of one bucket of hosts in several parts.
 
 In one process all parts share what is known of hosts, and each is fetched whole. Where there are several processes, a
-host's URLs go to one of them: a group of parts is fetched bucket by bucket (`Bucketed`), the images of each into files
-of its own under `WORK`, and then every part is put together from them in the order of `pairs` (`Assembled`): bytes are
-copied, nothing is encoded again, and the part is the same as if it had been fetched whole.
+host's URLs go to one of them: the rows of a group of parts are put into buckets (`Scattered`), each bucket is fetched
+(`Bucketed`), its images into files of its own under `WORK`, and then every part is put together from them in the order
+of `pairs` (`Assembled`): bytes are copied, nothing is encoded again, and the part is the same as if it had been fetched
+whole.
 """
 
 import tempfile
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
 
 WORK = "work_download"
+FETCHED = f"{WORK}/fetched"
 _IMAGES = table_schema("images")
 _OBSERVATIONS = table_schema("observations")
 _FETCHED = pa.schema([*_IMAGES, *[field for field in _OBSERVATIONS if field.name != "uid"]])
@@ -42,6 +45,7 @@ class Work:
     """
 
     dataset: str
+    guard: Callable[[], None]
     key: str
     options: Download
     consent: Consent
@@ -51,6 +55,11 @@ class Work:
     known_key: str | None
     retried: dict[int, frozenset[str]]
     run: str
+
+    def open(self) -> Dataset:
+        dataset = Dataset(self.dataset)
+        dataset.guard = self.guard
+        return dataset
 
     def terms(self, bucket: Bucket) -> Terms:
         return Terms(
@@ -95,6 +104,7 @@ class Work:
         if images.num_rows != pairs.rows:
             raise DataError(f"{pairs.path}: {pairs.rows} rows in, {images.num_rows} out")
         self.go_on(dataset)
+        dataset.guard()
         inputs = {pairs.path: pairs.sha256}
         file = dataset.commit(tar, self.stored(pairs))
         observed = dataset.write_part("observations", self.key, pairs.name, observations, inputs)
@@ -141,7 +151,7 @@ class There:
     work: Work
 
     def __call__(self, pairs: Part) -> dict[str, Any] | None:
-        return self.work.there(Dataset(self.work.dataset), pairs)
+        return self.work.there(self.work.open(), pairs)
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ class Whole:
     def __call__(self, pairs: Part) -> dict[str, Any]:
         from vlmdata.download import download_part
 
-        dataset = Dataset(self.work.dataset)
+        dataset = self.work.open()
         there = self.work.there(dataset, pairs)
         if there:
             return there
@@ -169,83 +179,115 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Bucketed:
-    """The rows of one bucket in a group of parts of one layer, fetched and stored aside.
-
-    of: buckets. workers: processes that fetch one each. Returns (path, names of the parts) of each file; batch n of
-    `<path>.arrow` has the rows of its part n, in the order of `pairs`, and their images are in `<path>.tar`. What is
-    held in memory are the rows of two parts at most, and of the one that is being read. A file is committed before the
-    next is begun.
-    """
+class Scattered:
+    """A part's rows in a file with a batch for each of `of` buckets: who fetches one reads only its own rows."""
 
     work: Work
     of: int
+
+    def __call__(self, pairs: Part) -> None:
+        dataset = self.work.open()
+        if dataset.exists(_scattered(pairs.name)):
+            return
+        rows = dataset.read_part(pairs)
+        of_rows = buckets(rows["url"], self.of)
+        with dataset.spool() as folder:
+            with pa.ipc.new_file(folder / "arrow", rows.schema) as writer:
+                for number in range(self.of):
+                    writer.write_batch(_batch(rows.filter(pa.array(of_rows == number))))
+            dataset.commit(folder / "arrow", _scattered(pairs.name))
+
+
+@dataclass(frozen=True)
+class Bucketed:
+    """The rows of one bucket in a group of parts of one layer, fetched and stored aside.
+
+    names, layer: of the parts. most: rows that are fetched at once and held in memory, but of one part at least.
+    of: buckets. workers: processes that fetch one each. Returns (path, place of its first part, parts) of each file;
+    batch n has the rows of its part n, in the order of `pairs`, and `stored_tar` is where their images are. A file is
+    committed before the next is begun.
+    """
+
+    work: Work
+    names: tuple[str, ...]
+    layer: int
+    most: int
+    of: int
     workers: int
 
-    def __call__(self, element: tuple[int, list[Part]]) -> list[tuple[str, list[str]]]:
-        number, parts = element
-        dataset = Dataset(self.work.dataset)
+    def __call__(self, number: int) -> list[tuple[str, int, int]]:
+        dataset = self.work.open()
         files = []
-        for chunk in self._chunks(dataset, number, parts):
-            path = f"{WORK}/{number}-{chunk[0][0].name}"
-            if not dataset.exists(f"{path}.arrow"):
+        for first, chunk in self._chunks(dataset, number):
+            path = f"{FETCHED}/{number}-{first}.arrow"
+            if not dataset.exists(path):
                 self._fetch(dataset, number, chunk, path)
-            files.append((path, [part.name for part, _ in chunk]))
+            files.append((path, first, len(chunk)))
         return files
 
-    def _chunks(self, dataset: Dataset, number: int, parts: list[Part]) -> Iterator[list[tuple[Part, pa.Table]]]:
-        """The parts' rows of the bucket, so many parts at a time that a chunk is no larger than two parts are."""
-        chunk: list[tuple[Part, pa.Table]] = []
-        most = 2 * max(part.rows for part in parts)
-        for part in parts:
-            rows = dataset.read_part(part)
-            rows = rows.filter(pa.array(buckets(rows["url"], self.of) == number)).combine_chunks()
-            if chunk and rows.num_rows + sum(held.num_rows for _, held in chunk) > most:
-                yield chunk
+    def _chunks(self, dataset: Dataset, number: int) -> Iterator[tuple[int, list[pa.Table]]]:
+        """(place of the first part, the bucket's rows in it and in those that follow)."""
+        chunk: list[pa.Table] = []
+        for place, name in enumerate(self.names):
+            rows = _read_batch(dataset, _scattered(name), number)
+            if chunk and rows.num_rows + sum(table.num_rows for table in chunk) > self.most:
+                yield place - len(chunk), chunk
                 chunk = []
-            if rows.num_rows:
-                chunk.append((part, rows))
-        if chunk:
-            yield chunk
+            chunk.append(rows)
+        yield len(self.names) - len(chunk), chunk
 
-    def _fetch(self, dataset: Dataset, number: int, chunk: list[tuple[Part, pa.Table]], path: str) -> None:
+    def _fetch(self, dataset: Dataset, number: int, chunk: list[pa.Table], path: str) -> None:
         from vlmdata.download import images
 
-        tables = [rows for _, rows in chunk]
         terms = self.work.terms(Bucket(number, self.of, self.workers))
-        urls = pa.concat_tables(table.select(["url"]) for table in tables)["url"]
-        progress = self.work.progress(chunk[0][0].layer, urls, _ONE_HOST)
+        urls = pa.concat_tables(table.select(["url"]) for table in chunk)["url"]
+        progress = self.work.progress(self.layer, urls, _ONE_HOST)
         with dataset.spool() as folder, tempfile.TemporaryFile(dir=folder) as spool:
             with self.work.stopping(dataset):
-                fetched = images.fetch(tables, spool, terms, progress.told)
+                fetched = images.fetch(chunk, spool, terms, progress.told)
+                progress.check()
+            stored = f"{path}-{uuid.uuid4().hex}.tar"  # whoever else fetches this bucket, these belong together
             with images.open_tar(folder / "tar") as tar, pa.ipc.new_file(folder / "arrow", _FETCHED) as writer:
                 for rows, observations in fetched:
-                    packed = images.pack(rows, spool, tar, "")
+                    packed = images.pack(rows, spool, tar, stored)
                     times = observations.select([name for name in _FETCHED.names if name not in packed.column_names])
-                    columns = [*packed.columns, *times.columns]
-                    (batch,) = pa.table(columns, schema=_FETCHED).combine_chunks().to_batches()
-                    writer.write_batch(batch)
-            dataset.commit(folder / "tar", f"{path}.tar")
-            dataset.commit(folder / "arrow", f"{path}.arrow")
+                    writer.write_batch(_batch(pa.table([*packed.columns, *times.columns], schema=_FETCHED)))
+            dataset.guard()
+            dataset.commit(folder / "tar", stored)
+            dataset.commit(folder / "arrow", path)
+
+
+def bad(dataset: Dataset, work: Work, layer: int) -> list[str]:
+    """The files of buckets in which nearly all rows ended in one class."""
+    paths = sorted(dataset.fs.glob(dataset.path(f"{FETCHED}/*.arrow"))) if dataset.exists(FETCHED) else []
+    found = []
+    for path in (f"{FETCHED}/{path.rsplit('/', 1)[1]}" for path in paths):
+        tally = Tally(work.options.stop_share, work.retried.get(layer, frozenset()))
+        with dataset.open(path) as file, pa.ipc.open_file(file) as reader:
+            tally.add_part(reader.read_all())
+        if tally.worst():
+            found.append(path)
+    return found
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A part, put together from the files of its buckets: (path, number of the batch) of each."""
+    """A part, put together from the files of its buckets: what `Bucketed` returned, and the place of the part."""
 
     work: Work
+    files: list[tuple[str, int, int]]
 
-    def __call__(self, element: tuple[Part, list[tuple[str, int]]]) -> dict[str, Any]:
+    def __call__(self, element: tuple[int, Part]) -> dict[str, Any]:
         from vlmdata.download import images
 
-        pairs, files = element
-        dataset = Dataset(self.work.dataset)
+        place, pairs = element
+        dataset = self.work.open()
         there = self.work.there(dataset, pairs)
         if there:
             return there
         with dataset.spool() as folder, tempfile.TemporaryFile(dir=folder) as spool:
-            fetched = [_bring(dataset, path, place, spool) for path, place in files]
-            rows = pa.concat_tables([_FETCHED.empty_table(), *fetched])
+            its = [(path, place - first) for path, first, parts in self.files if first <= place < first + parts]
+            rows = pa.concat_tables(_bring(dataset, path, batch, spool) for path, batch in its)
             order = pc.index_in(dataset.read_part(pairs, ["uid"])["uid"], value_set=rows["uid"].combine_chunks())
             if order.null_count:
                 raise DataError(f"{pairs.path}: {order.null_count} rows are in no bucket's file (a bug)")
@@ -258,18 +300,31 @@ class Assembled:
             return self.work.commit(dataset, pairs, folder / "images.tar", packed, observations)
 
 
-def _bring(dataset: Dataset, path: str, place: int, spool: IO[bytes]) -> pa.Table:
+def _bring(dataset: Dataset, path: str, batch: int, spool: IO[bytes]) -> pa.Table:
     """A part's rows in the file of one bucket; their images, which lie there side by side, are added to the spool."""
-    with dataset.open(f"{path}.arrow") as file, pa.ipc.open_file(file) as reader:
-        rows = pa.Table.from_batches([reader.get_batch(place)])
+    rows = _read_batch(dataset, path, batch)
     first = pc.min(rows["offset"]).as_py()
     if first is None:
         return rows
     last = pc.max(pc.add(rows["offset"], rows["length"])).as_py()
     added = pa.scalar(spool.seek(0, 2) - first, pa.int64())
-    with dataset.open(f"{path}.tar") as tar:
+    with dataset.open(pc.max(rows["stored_tar"]).as_py()) as tar:
         tar.seek(first)
         for start in range(first, last, _CHUNK):
             spool.write(tar.read(min(_CHUNK, last - start)))
     column = rows.schema.get_field_index("offset")
     return rows.set_column(column, rows.schema.field(column), pc.add(rows["offset"], added))
+
+
+def _scattered(name: str) -> str:
+    return f"{WORK}/pairs/{name}.arrow"
+
+
+def _batch(rows: pa.Table) -> pa.RecordBatch:
+    """All rows in one."""
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in rows.columns], schema=rows.schema)
+
+
+def _read_batch(dataset: Dataset, path: str, number: int) -> pa.Table:
+    with dataset.open(path) as file, pa.ipc.open_file(file) as reader:
+        return pa.Table.from_batches([reader.get_batch(number)])

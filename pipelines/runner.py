@@ -7,7 +7,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
@@ -35,7 +35,7 @@ def run_parts(
     dataset.guard()
     results = f"work/{stage}-{uuid.uuid4().hex}.json"
     total = len(elements)
-    with _progress(stage, total), _pipeline(runner, total) as pipeline:
+    with engine(runner) as on, _progress(stage, total), _pipeline(on, total) as pipeline:
         (
             pipeline
             | "parts" >> beam.Create(list(enumerate(elements)))
@@ -121,8 +121,28 @@ def _progress(stage: str, total: int) -> Iterator[None]:
 
 
 @contextmanager
+def engine(runner: Runner) -> Iterator[Runner]:
+    """The runner to use in the block: a cluster of this machine's own is started now, and ended with the block."""
+    if runner.kind == "direct":
+        yield runner
+        return
+    import dask
+
+    # Scheduler and workers tell of every connection; what goes wrong reaches us as an exception.
+    environment = "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED"
+    dask.config.set({"logging.distributed": "critical", environment: "critical"})
+    if runner.address is not None:
+        yield runner
+        return
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=_cores(runner), threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        yield runner.model_copy(update={"address": cluster.scheduler_address})
+
+
+@contextmanager
 def _pipeline(runner: Runner, parts: int) -> Iterator[beam.Pipeline]:
-    """A pipeline that is run when the block ends, on an engine that is ended with it."""
+    """A pipeline that is run when the block ends."""
     if runner.kind == "direct":
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
@@ -131,25 +151,15 @@ def _pipeline(runner: Runner, parts: int) -> Iterator[beam.Pipeline]:
         with beam.Pipeline(FnApiRunner(), options=PipelineOptions(flags)) as pipeline:
             yield pipeline
         return
-    import dask
-
-    # Scheduler and workers tell of every connection; what goes wrong reaches us as an exception.
-    environment = "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED"
-    dask.config.set({"logging.distributed": "critical", environment: "critical"})
     from apache_beam.runners.dask.dask_runner import DaskRunner
-    from dask.distributed import LocalCluster
 
-    with ExitStack() as stack:
-        address = runner.address
-        if address is None:
-            local = LocalCluster(n_workers=_cores(runner), threads_per_worker=1, dashboard_address="127.0.0.1:0")
-            address = stack.enter_context(local).scheduler_address
-        # Its default puts 128 parts on one worker.
-        flags = [f"--dask_npartitions={max(1, min(parts, 4 * at_once(runner)))}", f"--dask_client_address={address}"]
-        pipeline = beam.Pipeline(DaskRunner(), options=PipelineOptions(flags))
-        yield pipeline
-        result: Any = pipeline.run()
-        stack.enter_context(result.client)  # Beam leaves it open
+    # Its default puts 128 parts on one worker.
+    partitions = max(1, min(parts, 4 * at_once(runner)))
+    flags = [f"--dask_npartitions={partitions}", f"--dask_client_address={runner.address}"]
+    pipeline = beam.Pipeline(DaskRunner(), options=PipelineOptions(flags))
+    yield pipeline
+    result: Any = pipeline.run()
+    with result.client:  # Beam leaves it open
         result.wait_until_finish()
 
 

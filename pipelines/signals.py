@@ -1,15 +1,16 @@
 """The stage `signals`: every signal of the recipe for every part, images decoded once."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlmdata import signals
 from vlmdata.catalog import wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from
-from vlmdata.pipelines import filter_network
+from vlmdata.pipelines import models
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
 from vlmdata.signals import first_measured, measure_part
+from vlmdata.snapshot import without_secrets
 
 # What is read beside signals (the first two always there), in this order.
 _READ = ("pairs", "images", "source_signals", "known")
@@ -70,7 +71,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Tab
     """Measure what is missing, write the manifests; table -> table.
 
     tables: pairs, images, and source_signals and known where there are any.
-    A filter network is trained in between, when all that its `after` rules read has been measured.
+    A signal's own model is trained in between, when all that it reads has been measured.
     """
     reusable = _reusable(plan, dataset)
     read = [tables[name] for name in _READ if name in tables]
@@ -81,12 +82,12 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Tab
     measured: dict[str, Table] = {}
     ready: list[SignalPlan] = []
     for place, signal in enumerate(plan.signals):
-        found = _found_anywhere(signal)
+        found = signal.found_anywhere()
         if signals.trained(signal.measurement.options):
             if len(measured) < len(ready):
                 measured |= _measure(plan, dataset, read, elements, ready)
             before = {table.table: table for table in read} | measured
-            found = filter_network.trained(dataset, before, found)
+            found = models.trained(plan, dataset, before, found)
         ready.append(found)
         if place + 1 == len(plan.signals):
             measured |= _measure(plan, dataset, read, elements, ready)
@@ -102,7 +103,7 @@ def _measure(
     for signal in plan.signals[: len(ready)]:
         about: dict[str, Any] = {
             "base": signal.base,
-            "signal": signal.measurement.options.model_dump(mode="json"),
+            "signal": without_secrets(signal.measurement.options.model_dump(mode="json")),
             "model": signal.model,
         }
         for name in signal.measurement.schemas:
@@ -113,15 +114,6 @@ def _measure(
             measured[name] = Table(name, signal.key, parts, made_from, about | told)
             dataset.write_table(measured[name])
     return measured
-
-
-def _found_anywhere(signal: SignalPlan) -> SignalPlan:
-    """With the paths of its files, where they are relative, as workers find them."""
-    options = signal.measurement.options
-    module = signals.family(options.kind)
-    if not hasattr(module, "absolute"):
-        return signal
-    return replace(signal, measurement=replace(signal.measurement, options=module.absolute(options)))
 
 
 def _inputs(signal: SignalPlan, known: dict[str, Part]) -> dict[str, str]:

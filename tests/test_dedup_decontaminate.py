@@ -149,7 +149,7 @@ def measured(path, **more):
         signals.Measurement(some, signals.family(some.kind).schemas(some), {})
         for some in (recipe.ImageSignal(kind="image"), chosen)
     ]
-    cut = evaluation.pieces(evaluation.find(options(path, **more)))
+    cut = evaluation.pieces(evaluation.find(options(path, **more).against))
     done = [evaluation.measure(piece, recipe.Download(), wanted, "embeddings_sscd", 512) for piece in cut]
     return pa.concat_tables(done)
 
@@ -201,10 +201,10 @@ def test_what_cannot_be_read_is_told(tmp_path, caplog):
     assert found["sha256"].to_pylist() == [hashlib.sha256(b"\xff\xd8\xff no picture").hexdigest()]
     assert found["phash"].null_count == 1
     with pytest.raises(InputError, match=r"matches no file"):
-        evaluation.find(options(tmp_path / "nothing"))
+        evaluation.find([str(tmp_path / "nothing")])
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(InputError, match=r"no file that ends in"):
-        evaluation.find(options(tmp_path / "notes.txt"))
+        evaluation.find([str(tmp_path / "notes.txt")])
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     with pytest.raises(DataError, match=r"bad\.tar"):
         measured(tmp_path / "bad.tar")

@@ -167,7 +167,7 @@ def test_each_misbehaviour_ends_in_its_class_and_none_holds_up_the_others(tmp_pa
     }
     with serve({path: route for path, (route, _) in routes.items()}) as site:
         found, _ = fetch(
-            tmp_path, map(site.url, routes), site, max_bytes=1_000_000, max_pixels=1_000_000, timeout=1.5, deadline=3
+            tmp_path, map(site.url, routes), site, max_bytes=1_000_000, max_pixels=1_000_000, timeout=1, deadline=1
         )
     assert dict(zip(routes, statuses(found), strict=True)) == {path: status for path, (_, status) in routes.items()}
     by_path = dict(zip(routes, found, strict=True))

@@ -116,7 +116,7 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
     required: dict[str, Any] = {
         "start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat", "by": "words", "count": 1,
-        "head": "h", "trusted": ["s"], "against": ["p"],
+        "head": "h", "trusted": ["s"], "against": ["p"], "targets": ["p"],
     }  # fmt: skip
     if "kind" in kind.model_fields:
         required["kind"] = get_args(kind.model_fields["kind"].annotation)[0]
@@ -149,6 +149,7 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
         "model": "tiny", "steps": 200, "batch": 64, "lr": 0.001, "warmup": 10, "weight_decay": 0.1, "crop": 1.0,
         "seed": 0,
     },
+    recipe.NearTargetSignal: {"embeddings": "clip", "clusters": None, "seed": 0},
     recipe.OcrSignal: {"size": 736},
     recipe.FacesSignal: {"size": 640, "threshold": 0.4},
     recipe.MaskedClipSignal: {"model": "lite", "batch": 32, "size": 736},

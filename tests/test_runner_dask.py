@@ -16,7 +16,7 @@ from test_download_buckets import AT_ONCE, Counting, downloaded, ingested, sever
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, MachineError
 from vlmdata.pipelines import download, fetch
-from vlmdata.pipelines.runner import processes, run_parts
+from vlmdata.pipelines.runner import engine, processes, run_parts
 from vlmdata.recipe import Recipe, Runner
 
 CLUSTER = """
@@ -84,12 +84,12 @@ def test_two_workers_ask_no_host_faster_than_one_may_and_give_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rate = 5
-    with several_sites() as sites:
+    rate, each = 10, 6
+    with several_sites(3) as sites:
         for site in sites:
-            site.routes["*"] = Counting(0.5)
-        plan, dataset, pairs = ingested(tmp_path / "dask", sites, 7, {"kind": "dask", "address": address}, rate)
-        assert len(pairs.parts) >= 6
+            site.routes["*"] = Counting(0.2)
+        plan, dataset, pairs = ingested(tmp_path / "dask", sites, 5, {"kind": "dask", "address": address}, rate, each)
+        assert len(pairs.parts) >= 4
         download.run(plan, dataset, pairs)
         for site in sites:
             counts = site.routes["*"]
@@ -101,7 +101,7 @@ def test_two_workers_ask_no_host_faster_than_one_may_and_give_its_bytes(
             site.routes["*"] = Counting()
         assert not dataset.exists(fetch.WORK)
         assert not list((tmp_path / "dask/data/.spool").iterdir())
-        one = ingested(tmp_path / "direct", sites, 7, {"workers": 1})
+        one = ingested(tmp_path / "direct", sites, 5, {"workers": 1}, each=each)
         download.run(*one)
     assert downloaded(one[1]) == downloaded(dataset)
 
@@ -112,14 +112,16 @@ def where(number: int) -> list[Any]:
     return [number, os.getpid()]
 
 
-def test_without_an_address_a_cluster_is_started_and_ended(tmp_path: Path) -> None:
+def test_without_an_address_a_cluster_is_started_and_ended_with_the_block(tmp_path: Path) -> None:
     dataset = Dataset(str(tmp_path / "d"))
-    found = run_parts(dataset, "stage", where, [0, 1, 3, 4], Runner(kind="dask", workers=1))
-    assert [number for number, _ in found] == [0, 1, 3, 4]
-    assert os.getpid() not in {pid for _, pid in found}
-    for _, pid in found:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    with engine(Runner(kind="dask", workers=1)) as runner:
+        found = [run_parts(dataset, "stage", where, places, runner) for places in ([0, 1, 3, 4], [5])]
+        assert processes(runner) == 1
+    assert [number for number, _ in found[0]] == [0, 1, 3, 4]
+    ((pid,),) = {tuple({pid for _, pid in results}) for results in found}  # one process for both
+    assert pid != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_an_error_in_a_part_is_told_as_what_it_is(tmp_path: Path, address: str) -> None:

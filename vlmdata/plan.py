@@ -4,7 +4,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ SECONDS_A_ROW = {
     "nsfw": 0.04,
     "aesthetic": 0.0001,
     "filter": 0.01,
+    "near_target": 0.0002,
     "python": 0.002,
     "embeddings_sscd": 0.1,
     "ocr": 0.05,
@@ -65,6 +66,14 @@ class SignalPlan:
     @property
     def name(self) -> str:
         return signal_name(self.measurement.options)
+
+    def found_anywhere(self) -> "SignalPlan":
+        """With the paths of its files, where they are relative, as workers find them."""
+        options = self.measurement.options
+        module = signals.family(options.kind)
+        if not hasattr(module, "absolute"):
+            return self
+        return replace(self, measurement=replace(self.measurement, options=module.absolute(options)))
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,9 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
                         f"dedup.{method.kind}: there is no table {read!r} to compare{nearest(read, tables)}; "
                         "`signals` must name what makes it"
                     )
-        evaluated = {m.kind: evaluation.digest(m) for m in recipe.dedup if isinstance(m, DecontaminateDedup)}
+        evaluated = {
+            m.kind: lists.digest(evaluation.find(m.against)) for m in recipe.dedup if isinstance(m, DecontaminateDedup)
+        }
         options = [method.keyed() for method in recipe.dedup] + [evaluated] * bool(evaluated)
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
@@ -243,7 +254,7 @@ def _plan_signals(
         made = [*first, *(bases[name] for name in vectors), *(tables[name] for name in given)]
         base = make_key(stage, module.VERSION, [values, model], made)
         key = make_key(stage, module.VERSION, [base, gates], [tables[name] for name in [*read, *vectors]])
-        if signals.trained(options):  # on what the rules let pass: other rules make another model
+        if signals.trained(options):  # on what is there and the rules let pass: other rules make another model
             base = key
         measurement = signals.Measurement(options, schemas, after)
         stems = set(looked).union(*(inputs[name] for name in [*vectors, *(owner[c] for c in measurement.needs)]))

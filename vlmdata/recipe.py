@@ -366,6 +366,30 @@ class FilterSignal(Options):
         return self
 
 
+class NearTargetSignal(Options):
+    """Whether no cluster of the pool's images is nearer than one to which a target is nearest (DataComp's image-based
+    filtering, Gadre 2023, arXiv:2304.14108)."""
+
+    kind: Literal["near_target"]
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    embeddings: str = Field("clip", description="the signal whose embeddings are clustered: `clip`, or `clip_<name>`")
+    targets: Paths = Field(
+        [], description="folders, images, tars, Parquet, npy and npz with images or their vectors: paths, globs, URLs"
+    )
+    checkpoint: str | None = Field(None, description="instead of `targets`: a folder with clusters that are made")
+    clusters: int | None = Field(None, gt=0, description="about; default: one for 128 pairs, 100,000 at most")
+    seed: int = Field(0, ge=0)
+    after: list[str] = []
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"targets", "checkpoint"})  # what their files hold is in the key
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "NearTargetSignal":
+        if bool(self.targets) == (self.checkpoint is not None):
+            raise ValueError("either `targets` names images or vectors, or `checkpoint` a folder with clusters")
+        return self
+
+
 class MaskedClipSignal(ClipSignal):
     """The score of `clip` for the image with its text painted over; options as those of `clip`."""
 
@@ -400,6 +424,7 @@ Signal = Annotated[
     | AestheticSignal
     | PythonSignal
     | FilterSignal
+    | NearTargetSignal
     | SscdSignal,
     Field(discriminator="kind"),
 ]

@@ -71,6 +71,14 @@ def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[
         yield part["path"], part["sha256"]
     for file in own_files(content):
         yield file["path"], file["sha256"]
+    for name, table in content["tables"].items():
+        if _trained(dataset, name, table["key"]):
+            path = f"models/{table['key']}/manifest.json"
+            model = (
+                dataset.read_json(path) if dataset.exists(path) else {"files": [{"path": path, "sha256": "a model"}]}
+            )
+            for file in model["files"]:
+                yield file["path"], file["sha256"]
     for name in APART:
         for key in dataset.keys_of(name):
             if _state(dataset, name, key) is None:
@@ -151,6 +159,14 @@ def _state(dataset: Dataset, table: str, key: str) -> str | None:
         return None if dataset.read_table(table, key) else "missing"
     except DataError:
         return "damaged"
+
+
+def _trained(dataset: Dataset, table: str, key: str) -> bool:
+    """Whether a table was measured by a model that was trained for it on the dataset itself."""
+    if _state(dataset, table, key):
+        return False
+    about = dataset.read_table(table, key).about  # type: ignore[union-attr]  # its state says that it is there
+    return about.get("signal", {}).get("checkpoint", "") is None
 
 
 def _entry(table: Table) -> dict[str, Any]:

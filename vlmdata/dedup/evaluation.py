@@ -5,7 +5,7 @@ vectors alone. Images are measured by the code and the options that measure the 
 import hashlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,23 +46,23 @@ class Piece:
     items: tuple[Any, ...] = ()
 
 
-def find(options: recipe.DecontaminateDedup) -> list[lists.File]:
-    """The files of the evaluation sets, sorted within each path.
+def find(paths: Sequence[str], where: str = WHERE) -> list[lists.File]:
+    """The files of evaluation sets, sorted within each path. where: the option that names them.
 
     Folders are read to their depth; what is no image, tar, Parquet, npy or npz file in one is passed over.
     Raises InputError where a path leads to nothing of these.
     """
     found: list[lists.File] = []
-    for path in options.against:
-        some = _below(path) or files.find(path, WHERE)
+    for path in paths:
+        some = _below(path, where) or files.find(path, where)
         usable = [file for file in some if files.name_of(file[1]).endswith(_ENDINGS)]
         if not usable:
-            raise InputError(f"{WHERE}: {path!r} holds no file that ends in {' '.join(_ENDINGS)}")
+            raise InputError(f"{where}: {path!r} holds no file that ends in {' '.join(_ENDINGS)}")
         found += usable
     return found
 
 
-def _below(path: str) -> list[lists.File]:
+def _below(path: str, where: str) -> list[lists.File]:
     """All files of a folder; none where the path is no folder."""
     import fsspec
 
@@ -72,12 +72,7 @@ def _below(path: str) -> list[lists.File]:
         filesystem, folder = fsspec.core.url_to_fs(path)
         return [(filesystem, file) for file in sorted(filesystem.find(folder))] if filesystem.isdir(folder) else []
     except (ImportError, ValueError, OSError) as error:
-        raise InputError(f"{WHERE}: {path!r} cannot be read: {error}") from error
-
-
-def digest(options: recipe.DecontaminateDedup) -> str:
-    """What the evaluation sets' files hold, whatever they are called. Every byte is read."""
-    return lists.digest(find(options))
+        raise InputError(f"{where}: {path!r} cannot be read: {error}") from error
 
 
 def pieces(found: list[lists.File]) -> list[Piece]:
@@ -112,7 +107,7 @@ def _opened(file: lists.File) -> Iterator[Any]:
         with filesystem.open(path, "rb") as handle:
             yield handle
     except (tar.BrokenTar, pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{WHERE}: {path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def images(piece: Piece, max_bytes: int) -> Iterator[tuple[str, bytes]]:
@@ -251,17 +246,17 @@ def _vectors(file: lists.File, width: int) -> dict[str, Any]:
             square = [name for name, array in arrays.items() if array.ndim == 2]
             wanted = [name for name in _VECTOR_COLUMNS if name in square] or square
             if not wanted:
-                raise InputError(f"{WHERE}: {file[1]} holds no array of vectors but {', '.join(sorted(arrays))}")
+                raise InputError(f"{file[1]} holds no array of vectors but {', '.join(sorted(arrays))}")
             found = arrays[wanted[0]]
     if found.ndim != 2 or found.dtype.kind != "f":
-        raise InputError(f"{WHERE}: {file[1]} holds {found.dtype} of shape {found.shape}, not one vector a row")
+        raise InputError(f"{file[1]} holds {found.dtype} of shape {found.shape}, not one vector a row")
     return {"vector": _fixed(file, found, width)}
 
 
 def _fixed(file: lists.File, found: np.ndarray, width: int) -> pa.Array:
     if found.shape[1] != width:
         raise InputError(
-            f"{WHERE}: {file[1]} has vectors of {found.shape[1]} numbers, those they are compared with have {width}: "
+            f"{file[1]} has vectors of {found.shape[1]} numbers, those they are compared with have {width}: "
             "`embeddings` must name the model that made them"
         )
     longest = np.abs(found).max(axis=1, keepdims=True, initial=1e-30)
@@ -286,7 +281,7 @@ def _hashes(piece: Piece, columns: pa.Schema, schema: pa.Schema, embeddings: boo
     )
     if not wanted:
         raise InputError(
-            f"{WHERE}: {piece.file[1]} has no column of images (bytes), sha256, phash or, where `embeddings` "
+            f"{piece.file[1]} has no column of images (bytes), sha256, phash or, where `embeddings` "
             f"asks for them, vectors, but "
             f"{', '.join(columns.names)}"
         )
@@ -301,7 +296,7 @@ def _hashes(piece: Piece, columns: pa.Schema, schema: pa.Schema, embeddings: boo
         flat = rows[vector].combine_chunks()
         lengths = pc.list_value_length(flat)
         if flat.null_count or len(pc.unique(lengths)) > 1:
-            raise InputError(f"{WHERE}: {piece.file[1]}: the vectors of column {vector!r} have different lengths")
+            raise InputError(f"{piece.file[1]}: the vectors of column {vector!r} have different lengths")
         numbers = flat.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(rows.num_rows, -1)
         found["vector"] = _fixed(piece.file, numbers, schema.field("vector").type.list_size)
     return _table(schema, *_named_rows(piece.file, found))
@@ -316,4 +311,4 @@ def _phashes(file: lists.File, column: pa.ChunkedArray) -> pa.Array:
     try:
         return pa.array([None if text is None else int(text, 16) for text in column.to_pylist()], pa.uint64())
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{WHERE}: {file[1]}: a phash is neither a whole number nor 16 hex digits: {error}") from error
+        raise InputError(f"{file[1]}: a phash is neither a whole number nor 16 hex digits: {error}") from error

@@ -21,6 +21,7 @@ _CELL_TRAINING = 256  # rows for each cell
 _ITERATIONS = 8
 _GRID = 4000  # a unit vector's length in whole numbers: a product of two such, rounded, stays below 2**24
 _ROWS = 4096  # converted at once
+_PRODUCTS = 1 << 25  # of rows and centroids in memory at once
 
 Read = Callable[[np.ndarray], np.ndarray]
 
@@ -38,21 +39,21 @@ def whole(unit: np.ndarray) -> np.ndarray:
     return np.rint(unit * np.float32(_GRID))
 
 
-def train(read: Read, rows: int) -> Partitions:
-    """Partitions of about PARTITION rows each: k-means of a sample of bounded size.
+def train(read: Read, rows: int, k: int | None = None, seed: int = 0) -> Partitions:
+    """About k partitions, or such of about PARTITION rows each: k-means of a sample of bounded size.
 
     read: gives the unit vectors, float32 [m, d], of ascending places among `rows`.
     Each cell has as many centroids as its share of the sample: where vectors crowd there are more partitions.
     """
-    rng = np.random.default_rng(0)
-    k = min(max(NEAREST, rows // PARTITION), _SAMPLE // _TRAINING)
-    chosen = np.sort(rng.choice(rows, min(rows, k * _TRAINING), replace=False))
-    sample = np.concatenate([whole(read(part)) for part in cut(chosen)])
+    rng = np.random.default_rng(seed)
+    k = k or min(max(NEAREST, rows // PARTITION), _SAMPLE // _TRAINING)
+    chosen = np.sort(rng.choice(rows, min(rows, k * _TRAINING, max(k, _SAMPLE)), replace=False))
+    sample = np.concatenate([whole(read(part)).astype(np.int16) for part in cut(chosen)])
     c = round(k**0.5)
     cells = _kmeans(
         sample[np.sort(rng.choice(len(sample), min(len(sample), c * _CELL_TRAINING), replace=False))], c, rng
     )
-    cell_of = _nearest_one(sample, cells)
+    cell_of = nearest_one(sample, cells)
     centroids = []
     for cell in range(c):
         members = sample[cell_of == cell]
@@ -85,24 +86,29 @@ def nearest(partitions: Partitions, blocks: Iterator[np.ndarray]) -> np.ndarray:
     return np.concatenate(every) if every else np.zeros((0, wanted), np.int32)
 
 
-def cut(places: np.ndarray) -> list[np.ndarray]:
+def nearest_one(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """int64 [n]: the nearest centroid of each row by comparing with all; of several the first.
+
+    rows: whole numbers [n, d]. centroids: float32 [k, d], whole too.
+    """
+    parts = cut(np.arange(len(rows)), max(1, min(_ROWS, _PRODUCTS // len(centroids))))
+    found = [(rows[part].astype(np.float32) @ centroids.T).argmax(axis=1) for part in parts]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def cut(places: np.ndarray, size: int = _ROWS) -> list[np.ndarray]:
     """The places in blocks."""
-    return [places[start : start + _ROWS] for start in range(0, len(places), _ROWS)]
+    return [places[start : start + size] for start in range(0, len(places), size)]
 
 
 def _kmeans(sample: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     """float32 [k, d] whole centroids of the sample's, by Lloyd's iterations on the sphere."""
-    centroids = sample[np.sort(rng.choice(len(sample), k, replace=False))]
+    centroids = sample[np.sort(rng.choice(len(sample), k, replace=False))].astype(np.float32)
     for _ in range(_ITERATIONS if k > 1 else 1):
-        order = np.argsort(owner := _nearest_one(sample, centroids), kind="stable")
+        order = np.argsort(owner := nearest_one(sample, centroids), kind="stable")
         bounds = np.searchsorted(owner[order], np.arange(k + 1))
         for place in np.flatnonzero(np.diff(bounds)):  # one that nothing is nearest to stays where it is
             total = sample[order[bounds[place] : bounds[place + 1]]].sum(axis=0, dtype=np.float64)
             if length := np.sqrt(np.square(total).sum()):
                 centroids[place] = np.rint(total / length * _GRID)
     return centroids
-
-
-def _nearest_one(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """int64 [n]: the nearest centroid of each row; of several the first."""
-    return np.concatenate([(rows[part] @ centroids.T).argmax(axis=1) for part in cut(np.arange(len(rows)))])

@@ -109,12 +109,12 @@ class Client:
     def host(self, url: URL) -> Host:
         """The host of a checked URL, with the limits of the recipe."""
         host = self._hosts.of(url)
-        share = self._share(url)
-        host.limit = max(1, self.options.per_host // share)
+        host.share = self._share(url)
+        host.limit = max(1, self.options.per_host // host.share)
         rate = self.options.host_rate
         if rate is None and not self._gate.names(url.host or "", url.port or 0):
             rate = _HOST_RATE
-        host.interval = share / rate if rate else 0.0
+        host.interval = 1 / rate if rate else 0.0
         return host
 
     def _share(self, url: URL) -> int:
@@ -188,7 +188,7 @@ class Client:
 
     async def _ask_robots(self, errand: Errand, url: URL) -> None:
         """Note what robots.txt of the URL's host says. Raises FetchError when it forbids, or cannot be asked."""
-        origin = f"{url.scheme}://{url.host_port_subcomponent}"
+        origin = str(url.origin()).lower()
         rules = self._robots.get(origin)
         if rules is None or time.monotonic() >= rules.until:
             rules = self._robots[origin] = self._ask_for_rules(origin, url, errand)
@@ -239,8 +239,7 @@ class Client:
         def note(task: "asyncio.Task[Robots]") -> None:
             self.release(own)
             came = not task.cancelled() and not task.exception()
-            delay = self._share(url) * min(task.result().delay, _LONGEST_DELAY) if came else None
-            host.know_robots(min(delay, self.options.deadline) if delay is not None else None)
+            host.know_robots(min(task.result().delay, _LONGEST_DELAY, self.options.deadline) if came else None)
             good = came and not task.result().closed
             rules.until = 0.0 if task.cancelled() else time.monotonic() + (_ROBOTS_FRESH if good else _ROBOTS_AGAIN)
 

@@ -25,7 +25,8 @@ class Frontier:
     """Takes URLs from the hosts in turn, each as its host admits it.
 
     done: called with the number and the outcome of each URL. optout: the list that no request may meet.
-    heard: when something came last, by time.monotonic; any thread may read it.
+    heard: when something came last; opens: when the last of the hosts that were waited for opens. Both by
+    time.monotonic; any thread may read them.
     """
 
     def __init__(self, client: Client, done: Callable[[int, Outcome], None], optout: OptOut) -> None:
@@ -38,7 +39,7 @@ class Frontier:
         self._tasks: set[asyncio.Task[None]] = set()
         self._brought = self._used = 0  # bodies
         self._stopped = self._closed = False
-        self.heard = time.monotonic()
+        self.heard = self.opens = time.monotonic()
 
     async def add(self, urls: Sequence[tuple[int, str]]) -> None:
         """Queue numbered URLs."""
@@ -141,6 +142,7 @@ class Frontier:
                     del self._queues[host]
                 self._begin(host, entry, now)
             else:
+                self.opens = max(self.opens, host.opens)
                 host.wait(self)
 
     def _begin(self, host: Host, entry: _Entry, now: float) -> None:

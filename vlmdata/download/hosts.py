@@ -17,7 +17,7 @@ _REMEMBERED = 50_000  # hosts
 _IN_A_ROW = 5  # failures after which a host rests
 LEFT_ALONE = 600.0  # seconds that a host is not asked which has failed in its rest's trial, too
 _FIRST_PAUSE = 0.5  # seconds after a 429 or 503 without Retry-After; twice as long after each further one
-_CONNECTION = {"dns", "connect", "timeout"}
+CONNECTION = {"dns", "connect", "timeout"}  # no answer
 
 
 class Waiter(Protocol):
@@ -30,11 +30,12 @@ class Waiter(Protocol):
 class Host:
     """A web server by name. Times are time.monotonic's, in seconds.
 
-    limit: requests at once. interval: seconds between the beginnings of requests.
+    limit: requests at once. interval: seconds between the beginnings of requests, unless robots.txt wants more. share:
+    so many times these seconds pass, as other processes ask it, too.
     """
 
     def __init__(self) -> None:
-        self.limit, self.interval = 1, 0.0
+        self.limit, self.interval, self.share = 1, 0.0, 1
         self.busy = 0
         self._known, self._asked, self._delay = False, 0, 0.0  # its robots.txt
         self._began = self._next = self._shut = 0.0
@@ -43,6 +44,11 @@ class Host:
         self._last: FetchError | None = None
         self._waiters: dict[Waiter, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def opens(self) -> float:
+        """When its rate and its Crawl-delay admit the next request."""
+        return self._next
 
     @property
     def idle(self) -> bool:
@@ -62,7 +68,7 @@ class Host:
         self._asked, self._known = self._asked - 1, True
         if delay is not None:
             self._delay = delay
-            self._next = max(self._next, self._began + delay)
+            self._next = max(self._next, self._began + self.share * delay)
         self._call()
 
     def refusal(self, now: float, patience: float) -> FetchError | None:
@@ -75,7 +81,7 @@ class Host:
         """A request begins."""
         self.busy += 1
         self._began = now
-        self._next = max(now, self._next) + max(self.interval, self._delay)
+        self._next = max(now, self._next) + self.share * max(self.interval, self._delay)
 
     def leave(self) -> None:
         """A request has ended."""
@@ -133,7 +139,7 @@ class Host:
     def failed(self, error: FetchError, rest: float) -> None:
         """No connection or no answer. After five in a row it rests for `rest` seconds, and then for long when the
         next request fails, too."""
-        if error.status not in _CONNECTION or time.monotonic() < self._shut:
+        if error.status not in CONNECTION or time.monotonic() < self._shut:
             return
         self._failures, self._last = self._failures + 1, error
         if self._failures >= _IN_A_ROW:

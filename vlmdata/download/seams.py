@@ -7,7 +7,6 @@ instead, so that nothing is changed for anybody else and parts in several thread
 import asyncio
 import hashlib
 import io
-import math
 import os
 import queue
 import types
@@ -25,6 +24,7 @@ from vlmdata.download import decode, network
 from vlmdata.download.errand import Answer
 from vlmdata.download.frontier import Frontier, Outcome
 from vlmdata.download.header import Facts, ImageError, sniff
+from vlmdata.download.hosts import CONNECTION
 from vlmdata.download.known import KNOWN
 from vlmdata.download.local import local_path, read_local, read_stored
 from vlmdata.download.optout import LISTED
@@ -195,8 +195,7 @@ class _Pool:
             else:
                 local.append((number, here))
         waiting = {number for number, _url in remote}
-        options, workers = self._terms.options, self._terms.bucket.workers
-        watch = Watch(len(waiting), max(options.deadline, workers / (options.host_rate or math.inf)))
+        watch = Watch(len(waiting), self._terms.options.deadline)
         adding = asyncio.run_coroutine_threadsafe(self._frontier.add(remote), self._network.loop)
         while waiting or local:
             try:
@@ -217,9 +216,9 @@ class _Pool:
                     yield self._deliver(number, outcome)
                 finally:
                     self._give_back(outcome)
-                if outcome.body is not None:
+                if outcome.status not in CONNECTION:
                     watch.used()
-            verdict = watch.verdict(len(waiting), self._frontier.heard) if waiting else None
+            verdict = watch.verdict(len(waiting), self._frontier.heard, self._frontier.opens) if waiting else None
             if verdict is not None:
                 for number in sorted(waiting):
                     yield self._deliver(number, Answer("timeout", verdict))

@@ -86,7 +86,9 @@ def _image_based(options: Any, recipe: Recipe) -> dict[str, Rule]:
         "english": _language(recipe, options.kind, "fasttext"),
         "tokens": Rule(f"{tokens} > 1", ""),
         "characters": Rule("chars > 5", "the signal `text`"),
-        "near_target": Rule(_column(options.near_target), "a bool column of your own (docs/selection.md)"),
+        "near_target": Rule(
+            _column(options.near_target), "the signal `near_target`, or name another bool column by `near_target`"
+        ),
     }
 
 

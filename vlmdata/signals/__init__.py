@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import simplejpeg
 
 from vlmdata.errors import DataError
-from vlmdata.recipe import Signal
+from vlmdata.recipe import FilterSignal, NearTargetSignal, Signal
 from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import conform
 from vlmdata.signals.pictures import Pictures
@@ -74,7 +74,7 @@ def device(options: Signal) -> str | None:
 
 def trained(options: Signal) -> bool:
     """Whether a signal's model is trained on the dataset itself, before its parts are measured (see `pipelines`)."""
-    return options.kind == "filter" and options.checkpoint is None
+    return isinstance(options, FilterSignal | NearTargetSignal) and options.checkpoint is None
 
 
 def measure_part(

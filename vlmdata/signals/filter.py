@@ -1,7 +1,7 @@
 """How well caption and image fit, by a filter network (Data Filtering Networks, Fang 2023, arXiv:2309.17425).
 
 A small contrastive model is trained on the pairs of trusted sources and scores every pair: what makes a good filter is
-the quality of its training pairs, not how well it does elsewhere. `pipelines/filter_network.py` trains it before the
+the quality of its training pairs, not how well it does elsewhere. `pipelines/models.py` has it trained before the
 parts are measured.
 """
 
@@ -18,13 +18,15 @@ from vlmdata import recipe
 from vlmdata.errors import InputError
 from vlmdata.schemas import conform, table_schema
 from vlmdata.signals import clip, openclip
-from vlmdata.signals.models import file_sha256, loaded_once, package_file
+from vlmdata.signals.models import absolute_checkpoint, file_sha256, loaded_once, package_file
 from vlmdata.signals.openclip import Encoder
 from vlmdata.signals.pictures import Pictures
 
 VERSION = 1
 IMAGES = True
 BATCH = 32  # of a forward pass when scoring
+
+absolute = absolute_checkpoint
 
 _HEADS = "heads.safetensors"
 
@@ -73,13 +75,6 @@ def identity(options: recipe.FilterSignal) -> dict[str, str]:
 def device(options: recipe.FilterSignal) -> str:
     """Where the values of this process come from, and in what precision."""
     return "cpu fp32" if options.model == "lite" else f"{openclip.device_name()} fp32"
-
-
-def absolute(options: recipe.FilterSignal) -> recipe.FilterSignal:
-    """The same filter, with a path that a worker finds from another working folder."""
-    if options.checkpoint is None or "://" in options.checkpoint:
-        return options
-    return options.model_copy(update={"checkpoint": str(Path(options.checkpoint).resolve())})
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.FilterSignal) -> dict[str, pa.Table]:

@@ -96,6 +96,14 @@ def file_sha256(path: str | Path) -> str:
     return _file_sha256(path, state.st_size, state.st_mtime_ns)
 
 
+def absolute_checkpoint(options: T) -> T:
+    """A signal's options with the path of their `checkpoint` as a worker finds it from another working folder."""
+    checkpoint = options.checkpoint  # type: ignore[attr-defined]  # of the two kinds that have one
+    if checkpoint is None or "://" in checkpoint:
+        return options
+    return options.model_copy(update={"checkpoint": str(Path(checkpoint).resolve())})  # type: ignore[attr-defined]
+
+
 @cache
 def _file_sha256(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as handle:

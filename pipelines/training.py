@@ -1,0 +1,32 @@
+"""Which pairs a signal's own model may be trained on."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmdata import layers
+from vlmdata.catalog import wide_part
+from vlmdata.dataset import Dataset, Part, Table
+from vlmdata.plan import SignalPlan
+from vlmdata.rules import evaluate
+
+
+def trained_on(
+    dataset: Dataset, tables: dict[str, Table], signal: SignalPlan
+) -> Iterator[tuple[list[Part], pa.Table, np.ndarray]]:
+    """Of each part of `pairs`: the same part of all tables with scalar columns, these columns, and bool [n]: the rows
+    that are in force and pass the signal's `after` rules."""
+    in_force = layers.in_force(dataset, tables["pairs"])
+    # embeddings are large and no rule reads them
+    scalar = [table for name, table in tables.items() if not name.startswith("embeddings_")]
+    for parts in zip(*(table.parts for table in scalar), strict=True):
+        rows = wide_part(dataset, list(parts))
+        chosen = np.ones(rows.num_rows, bool)
+        if parts[0].name in in_force:
+            chosen &= in_force[parts[0].name].to_numpy(zero_copy_only=False)
+        if signal.measurement.after:
+            for passed in evaluate(rows, signal.measurement.after).columns:
+                chosen &= pc.fill_null(passed, False).to_numpy(zero_copy_only=False).astype(bool)
+        yield list(parts), rows, chosen
