@@ -12,8 +12,10 @@ from vlmdata.plan import Plan, SignalPlan
 from vlmdata.signals import first_measured, measure_part
 from vlmdata.snapshot import without_secrets
 
-# The parts that rules may read: pairs, images and, where sources bring any, source_signals; what is measured already.
-_Element = tuple[list[Part], dict[str, list[Part]]]
+# What is read beside signals (the first two always there), in this order.
+_READ = ("pairs", "images", "source_signals", "known")
+# The parts of these by table; for a signal what earlier keys hold of the same pairs, each table -> part.
+_Element = tuple[dict[str, Part], dict[str, list[dict[str, Part]]]]
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,27 @@ class _Work:
 
     def __call__(self, element: _Element) -> dict[str, Any]:
         known, reusable = element
-        pairs, images = known[:2]
+        pairs, images = known["pairs"], known["images"]
         dataset = Dataset(self.dataset)
-        inputs = {part.path: part.sha256 for part in known}
         parts: dict[str, Part] = {}
         todo = []
         for signal in self.signals:
-            tables = list(signal.measurement.schemas)
+            tables, inputs = list(signal.measurement.schemas), _inputs(signal, known)
             there = {name: dataset.current_part(name, signal.key, pairs.name, inputs) for name in tables}
             if all(there.values()):
                 parts |= {name: part for name, part in there.items() if part}
             else:
                 todo.append(signal)
         if todo:
-            rows = wide_part(dataset, known)
+            rows = wide_part(dataset, list(known.values()))
             measured = {name: dataset.read_part(part) for name, part in parts.items()}
-            reuse = {}
-            for name, earlier in reusable.items():
-                found = [dataset.read_part(part) for part in earlier]
-                # of the same rows in the same order only
-                same = [table for table in found if table["uid"].equals(rows["uid"])]
-                if same:
-                    reuse[name] = first_measured(same)
+            earlier = {s.name: [e for e in reusable.get(s.name, []) if _same(dataset, e, s, known)] for s in todo}
+            reuse = {
+                name: first_measured([dataset.read_part(parts[name]) for parts in earlier[signal.name]])
+                for signal in todo
+                if earlier[signal.name]
+                for name in signal.measurement.schemas
+            }
             with dataset.open(images.also[0].path) as tar:
 
                 def read_image(offset: int, length: int) -> bytes:
@@ -56,9 +57,10 @@ class _Work:
                 fresh = measure_part(rows, read_image, [s.measurement for s in todo], measured, reuse)
             for signal in todo:
                 device = signals.device(signal.measurement.options)
+                inputs = _inputs(signal, known)
                 for name in signal.measurement.schemas:
                     ran = {device} if device else set()
-                    ran |= {ran for part in reusable.get(name, []) for ran in dataset.devices(part)}
+                    ran |= {ran for there in earlier[signal.name] for ran in dataset.devices(there[name])}
                     parts[name] = dataset.write_part(name, signal.key, pairs.name, fresh[name], inputs, devices=ran)
         models = [s.name for s in self.signals if signals.device(s.measurement.options)]
         devices = {name: dataset.devices(parts[name]) for name in models}
@@ -68,13 +70,13 @@ class _Work:
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> dict[str, Table]:
     """Measure what is missing, write the manifests; table -> table.
 
-    tables: pairs, images, and source_signals where sources bring any.
+    tables: pairs, images, and source_signals and known where there are any.
     A signal's own model is trained in between, when all that it reads has been measured.
     """
     reusable = _reusable(plan, dataset)
-    read = [tables[name] for name in ("pairs", "images", "source_signals") if name in tables]
+    read = [tables[name] for name in _READ if name in tables]
     elements: list[_Element] = [
-        (list(known), {name: parts[known[0].name] for name, parts in reusable.items() if known[0].name in parts})
+        ({table.table: part for table, part in zip(read, known, strict=True)}, reusable.get(known[0].name, {}))
         for known in zip(*(table.parts for table in read), strict=True)
     ]
     measured: dict[str, Table] = {}
@@ -108,18 +110,36 @@ def _measure(
             devices = {device for result in results for device in result["devices"].get(signal.name, [])}
             parts = tuple(part_from(result["parts"][name]) for result in results)
             told = {"devices": sorted(devices)} if devices else {}
-            measured[name] = Table(name, signal.key, parts, noted(read), about | told)
+            made_from = noted(table for table in read if table.table in signal.inputs)
+            measured[name] = Table(name, signal.key, parts, made_from, about | told)
             dataset.write_table(measured[name])
     return measured
 
 
-def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, list[Part]]]:
-    """Parts measured earlier by the same model and parameters under other `after` rules: table -> name -> parts."""
-    found: dict[str, dict[str, list[Part]]] = {}
+def _inputs(signal: SignalPlan, known: dict[str, Part]) -> dict[str, str]:
+    """What a part of the signal is made from, as its footer notes it."""
+    return {known[name].path: known[name].sha256 for name in signal.inputs}
+
+
+def _same(dataset: Dataset, earlier: dict[str, Part], signal: SignalPlan, known: dict[str, Part]) -> bool:
+    """Whether earlier parts were made from the present inputs; other rules may have read others beside them."""
+    now = _inputs(signal, known)
+    return all(now.get(path, sha) == sha for part in earlier.values() for path, sha in dataset.inputs(part).items())
+
+
+def _reusable(plan: Plan, dataset: Dataset) -> dict[str, dict[str, list[dict[str, Part]]]]:
+    """Parts measured earlier by the same model and parameters under other `after` rules.
+
+    Part's name -> signal -> for each earlier key table -> part.
+    """
+    found: dict[str, dict[str, list[dict[str, Part]]]] = {}
     for signal in plan.signals:
-        for name in signal.measurement.schemas:
-            for table in dataset.tables_named(name):
-                if table.key != signal.key and table.about.get("base") == signal.base:
-                    for part in table.parts:
-                        found.setdefault(name, {}).setdefault(part.name, []).append(part)
+        names = list(signal.measurement.schemas)
+        for first in dataset.tables_named(names[0]):
+            tables = [first, *(dataset.read_table(name, first.key) for name in names[1:])]
+            if first.key == signal.key or first.about.get("base") != signal.base or None in tables:
+                continue
+            for parts in zip(*(table.parts for table in tables if table), strict=True):
+                earlier = found.setdefault(parts[0].name, {}).setdefault(signal.name, [])
+                earlier.append(dict(zip(names, parts, strict=True)))
     return found

@@ -278,9 +278,19 @@ class Dataset:
 
     def devices(self, part: Part) -> list[str]:
         """Where the model ran that a part's values come from, if the part notes it."""
-        with self.open(part.path) as handle:
-            metadata = pq.read_metadata(handle).metadata or {}
-        return json.loads(metadata[_FOOTER]).get("devices", [])
+        return self._note(part).get("devices", [])
+
+    def inputs(self, part: Part) -> dict[str, str]:
+        """What a part was made from: path -> sha256."""
+        return self._note(part)["inputs"]
+
+    def _note(self, part: Part) -> dict[str, Any]:
+        try:
+            with self.open(part.path) as handle:
+                metadata = pq.read_metadata(handle).metadata or {}
+            return json.loads(metadata[_FOOTER])
+        except (pa.ArrowException, FileNotFoundError, KeyError) as error:
+            raise DataError(f"{self.path(part.path)}: {error}; `vlmdata verify` lists what is damaged") from error
 
     def read_part(self, part: Part | str, columns: list[str] | None = None) -> pa.Table:
         """A part's rows; the columns in the order asked for, vectors as plain lists."""

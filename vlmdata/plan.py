@@ -52,12 +52,15 @@ SECONDS_A_ROW = {
 class SignalPlan:
     """A signal with the keys of its tables. `base` is the key without `after`: equal bases have equal values.
 
+    inputs: the tables that decide, beside the key, what its parts hold, of those that no signal makes: pairs, and
+    images or others where the signal, its rules or what these read are made from them.
     model: what its values depend on beside the options: hashes of model and preprocessing.
     """
 
     measurement: signals.Measurement
     key: str
     base: str
+    inputs: tuple[str, ...]
     model: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -201,7 +204,9 @@ def _plan_signals(
                 )
     waiting = list(recipe.signals)
     planned: list[SignalPlan] = []
-    owner: dict[str, str] = {}
+    stored = {table: table_schema(table).names for table in ("pairs", "images", "known") if table in tables}
+    owner = {c: next((t for t, names in stored.items() if c in names), "source_signals") for c in columns.names}
+    inputs = {table: {table} for table in tables}
     bases: dict[str, str] = {}
     while waiting:
         problem: InputError | None = None
@@ -220,6 +225,12 @@ def _plan_signals(
                             f"signals.{options.kind}: there is no table {table!r} to read{nearest(table, bases)}; "
                             "`signals` must name what makes it"
                         )
+                for column in signals.columns(options):
+                    if column not in columns.names:
+                        raise InputError(
+                            f"signals.{options.kind}: there is no column {column!r} to read"
+                            f"{nearest(column, columns.names)}; `signals` must name what makes it"
+                        )
             except InputError as error:  # it may read a signal that is planned later
                 problem = problem or error
                 continue
@@ -233,15 +244,22 @@ def _plan_signals(
             raise InputError(f"signals.{options.kind}: it looks at images, and download.skip leaves them out")
         schemas = module.schemas(options)
         values = options.keyed("after")
-        inputs = [tables["pairs"], *([tables["images"]] if signals.images(options) else [])]
+        looked = ["pairs", *(["images"] if signals.images(options) else [])]
+        first = [tables[name] for name in looked]
         stage, model = f"signal/{signal_name(options)}", module.identity(options)
-        read = sorted({owner[c] for rule in after.values() for c in rule.columns if c in owner})
+        # a table whose key is among the first need not stand there again
+        read = sorted({owner[c] for rule in after.values() for c in rule.columns if tables[owner[c]] not in first})
+        given = sorted({owner[c] for c in signals.columns(options) if tables[owner[c]] not in first})
         gates = {name: rule.sql for name, rule in after.items()}
-        base = make_key(stage, module.VERSION, [values, model], [*inputs, *(bases[name] for name in vectors)])
+        made = [*first, *(bases[name] for name in vectors), *(tables[name] for name in given)]
+        base = make_key(stage, module.VERSION, [values, model], made)
         key = make_key(stage, module.VERSION, [base, gates], [tables[name] for name in [*read, *vectors]])
         if signals.trained(options):  # on what is there and the rules let pass: other rules make another model
             base = key
-        planned.append(SignalPlan(signals.Measurement(options, schemas, after), key, base, model))
+        measurement = signals.Measurement(options, schemas, after)
+        stems = set(looked).union(*(inputs[name] for name in [*vectors, *(owner[c] for c in measurement.needs)]))
+        planned.append(SignalPlan(measurement, key, base, tuple(sorted(stems)), model))
+        inputs |= dict.fromkeys(schemas, stems)
         for table, schema in schemas.items():
             tables[table], bases[table] = key, base
             twice = sorted((set(schema.names) & set(columns.names)) - {"uid"})

@@ -3,6 +3,7 @@
 A family's module has `VERSION`, `IMAGES` (whether it reads pixels; may be a function of the options),
 `schemas(options)` (its tables), `identity(options)` (hashes of its model's files) and `measure(rows, images, options)`.
 It may have `reads(options)` (other signals' tables whose vectors it is given, each as a column of the table's name),
+`columns(options)` (other tables' columns, beside uid and caption, whose values go into its own),
 `device(options)` (where its model runs) and `absolute(options)` (with paths that workers find).
 """
 
@@ -36,6 +37,11 @@ class Measurement:
     schemas: dict[str, pa.Schema]
     after: dict[str, Expression]
 
+    @property
+    def needs(self) -> set[str]:
+        """The columns that the rules and the user's own function read."""
+        return {*columns(self.options), *(column for rule in self.after.values() for column in rule.columns)}
+
 
 def family(kind: str) -> Any:
     """The module of a family of signals."""
@@ -52,6 +58,12 @@ def reads(options: Signal) -> list[str]:
     """The tables of other signals whose vectors a signal is made from; most have none."""
     module = family(options.kind)
     return list(module.reads(options)) if hasattr(module, "reads") else []
+
+
+def columns(options: Signal) -> list[str]:
+    """The columns of other tables that the user's own function is made from; other families say it in their code."""
+    module = family(options.kind)
+    return list(module.columns(options)) if hasattr(module, "columns") else []
 
 
 def device(options: Signal) -> str | None:
@@ -75,25 +87,31 @@ def measure_part(
     """All signals of one part, each distinct image decoded once.
 
     rows: the part's `pairs` and `images` columns, joined. read_image(offset, length): a stored image's bytes.
-    measurements: the signals to measure, those that others read, by `after` rules or themselves, first.
+    measurements: the signals to measure, those that others read, by `after` rules or themselves, first. Those that read
+    pixels run side by side over the rows that any of them wants, so that the batches of a model are full.
     measured: tables of this part that are there already (table -> rows in the part's order), which rules may read.
     reuse: values measured earlier for the same rows by the same model, null where they were not.
     Returns table -> rows in the part's order; null where `after` or a missing image left a row out.
     """
-    chunks: dict[str, list[pa.Table]] = {}
-    for start, size in _cut(rows):
-        known = rows.slice(start, size)
-        there = {name: table.slice(start, size) for name, table in measured.items()}
-        for table in there.values():
-            known = _join(known, table)
-        store = _Store(known, read_image)
-        for measurement in measurements:
-            before = {name: reuse[name].slice(start, size) for name in measurement.schemas if name in reuse}
-            for name, table in _measure(known, there, store, measurement, before).items():
-                chunks.setdefault(name, []).append(table)
-                there[name] = table
-                known = _join(known, table)
-    return {name: pa.concat_tables(tables) for name, tables in chunks.items()}
+    done = dict(measured)
+    for table in measured.values():
+        rows = _join(rows, table)
+    for together in _passes(measurements):
+        chunks: dict[str, list[pa.Table]] = {}
+        for start, size in _cut(rows, together, done, reuse):
+            known = rows.slice(start, size)
+            there = {name: table.slice(start, size) for name, table in done.items()}
+            store = _Store(known, read_image)
+            for measurement in together:
+                before = {name: reuse[name].slice(start, size) for name in measurement.schemas if name in reuse}
+                for name, table in _measure(known, there, store, measurement, before).items():
+                    chunks.setdefault(name, []).append(table)
+                    there[name] = table
+                    known = _join(known, table)
+        for name, tables in chunks.items():
+            done[name] = pa.concat_tables(tables)
+            rows = _join(rows, done[name])
+    return {name: done[name] for measurement in measurements for name in measurement.schemas}
 
 
 def first_measured(tables: list[pa.Table]) -> pa.Table:
@@ -108,15 +126,45 @@ def first_measured(tables: list[pa.Table]) -> pa.Table:
     return chosen.set_column(0, "uid", tables[0]["uid"])
 
 
-def _cut(rows: pa.Table) -> Iterator[tuple[int, int]]:
-    """(start, number of rows) of chunks whose decoded images are CHUNK_BYTES at most, or a single one."""
-    pixels = pc.multiply(pc.cast(rows["width"], pa.int64()), rows["height"])
-    total = np.cumsum(3 * pc.fill_null(pixels, 0).to_numpy())
+def _passes(measurements: list[Measurement]) -> list[list[Measurement]]:
+    """The measurements in an order in which each comes behind what it reads: those that read pixels in one list, so
+    that they share the decoded images, with what stands between them; every other one alone."""
+    owner = {column: name for m in measurements for name, schema in m.schemas.items() for column in schema.names[1:]}
+    read = [{*reads(m.options), *(owner[c] for c in m.needs if c in owner)} for m in measurements]
+    behind: set[str] = set()  # tables that wait for pixels
+    for m, tables in zip(measurements, read, strict=True):
+        if images(m.options) or tables & behind:
+            behind |= set(m.schemas)
+    needed: set[str] = set()  # tables that signals of the one list read
+    together: list[Measurement] = []
+    for m, tables in zip(measurements[::-1], read[::-1], strict=True):
+        if images(m.options) or set(m.schemas) & behind & needed:
+            together.insert(0, m)
+            needed |= tables
+    alone = [m for m in measurements if m not in together]
+    first, last = ([[m] for m in alone if bool(set(m.schemas) & behind) == late] for late in (False, True))
+    return [*first, *([together] if together else []), *last]
+
+
+def _cut(
+    rows: pa.Table, together: list[Measurement], there: Mapping[str, pa.Table], reuse: Mapping[str, pa.Table]
+) -> Iterator[tuple[int, int]]:
+    """(start, number of rows) of chunks in which at most CHUNK_ROWS are to be measured, as far as can be told before,
+    and their decoded images are CHUNK_BYTES at most, or a single one."""
+    todo = np.zeros(rows.num_rows, bool)
+    for m in together:
+        if set(reads(m.options)) <= set(there):  # else its rows are among those whose vectors are made here
+            rules = {name: rule for name, rule in m.after.items() if set(rule.columns) <= set(rows.column_names)}
+            todo |= _wanted(rows, there, m, rules) & ~_known(rows, m, reuse)
+    pixels = pc.fill_null(pc.multiply(pc.cast(rows["width"], pa.int64()), rows["height"]), 0).to_numpy()
+    count, total = np.cumsum(todo), np.cumsum(np.where(todo, 3 * pixels, 0))
+    decoded = any(images(m.options) for m in together)
     start = 0
     while start < rows.num_rows:
-        before = total[start - 1] if start else 0
-        fits = int(np.searchsorted(total, before + CHUNK_BYTES, side="right")) - start
-        size = min(max(fits, 1), CHUNK_ROWS, rows.num_rows - start)
+        ends = [np.searchsorted(count, (count[start - 1] if start else 0) + CHUNK_ROWS, side="right")]
+        if decoded:
+            ends.append(np.searchsorted(total, (total[start - 1] if start else 0) + CHUNK_BYTES, side="right"))
+        size = max(int(min(ends)) - start, 1)
         yield start, size
         start += size
     if not rows.num_rows:
@@ -127,7 +175,6 @@ class _Store:
     """The decoded images of a chunk: each stored image once, and only when something asks for it."""
 
     def __init__(self, rows: pa.Table, read_image: Callable[[int, int], bytes]) -> None:
-        self.has_image = rows["length"].is_valid().to_numpy()
         self.offsets = rows["offset"].to_numpy(zero_copy_only=False)
         self.lengths = rows["length"].to_numpy(zero_copy_only=False)
         self.uids = rows["uid"]
@@ -159,24 +206,14 @@ def _measure(
     before: dict[str, pa.Table],
 ) -> dict[str, pa.Table]:
     """One signal for one chunk: the rows that qualify and have no value yet are measured, the others are null."""
-    module, pixels = family(measurement.options.kind), images(measurement.options)
-    wanted = store.has_image.copy() if pixels else np.ones(rows.num_rows, bool)
-    for name in reads(measurement.options):
-        vectors = pa.chunked_array(there[name].column(1))
-        wanted &= vectors.is_valid().to_numpy()
-        rows = rows.append_column(name, vectors)
-    if measurement.after:
-        passed = evaluate(rows, measurement.after)
-        for name in measurement.after:
-            wanted &= pc.fill_null(passed[name], False).to_numpy(zero_copy_only=False).astype(bool)
-    known = np.zeros(rows.num_rows, bool)
-    if len(before) == len(measurement.schemas):
-        # a family's values are all there or all null: its first column behind uid tells
-        known = next(iter(before.values())).column(1).is_valid().to_numpy()
+    module = family(measurement.options.kind)
+    wanted, known = _wanted(rows, there, measurement, measurement.after), _known(rows, measurement, before)
     todo = np.flatnonzero(wanted & ~known)
     fresh = {}
     if len(todo):
-        pictures = store.pictures(todo) if pixels else None
+        for name in reads(measurement.options):
+            rows = rows.append_column(name, pa.chunked_array(there[name].column(1)))
+        pictures = store.pictures(todo) if images(measurement.options) else None
         fresh = module.measure(rows.take(pa.array(todo)), pictures, measurement.options)
     result = {}
     for name, schema in measurement.schemas.items():
@@ -192,6 +229,26 @@ def _measure(
         scattered = table.take(pa.array(places, mask=places < 0))
         result[name] = scattered.set_column(0, "uid", rows["uid"].combine_chunks())
     return result
+
+
+def _wanted(
+    rows: pa.Table, there: Mapping[str, pa.Table], measurement: Measurement, rules: Mapping[str, Expression]
+) -> np.ndarray:
+    """bool [n]: the rows that have what the signal reads and pass these rules."""
+    wanted = rows["length"].is_valid().to_numpy() if images(measurement.options) else np.ones(rows.num_rows, bool)
+    given = [there[name].column(1).is_valid() for name in reads(measurement.options)]
+    passed = evaluate(rows, rules).columns if rules else []
+    for column in [*given, *(pc.fill_null(column, False) for column in passed)]:
+        wanted = wanted & column.to_numpy(zero_copy_only=False).astype(bool)
+    return wanted
+
+
+def _known(rows: pa.Table, measurement: Measurement, before: Mapping[str, pa.Table]) -> np.ndarray:
+    """bool [n]: the rows whose values were measured earlier."""
+    if not all(name in before for name in measurement.schemas):
+        return np.zeros(rows.num_rows, bool)
+    # a family's values are all there or all null: its first column behind uid tells
+    return before[next(iter(measurement.schemas))].column(1).is_valid().to_numpy()
 
 
 def _join(rows: pa.Table, table: pa.Table) -> pa.Table:

@@ -22,7 +22,7 @@ from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import file_sha256, loaded_once
 from vlmdata.signals.pictures import Pictures
 
-VERSION = 1
+VERSION = 2  # rows have the declared columns alone
 TYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
 
 
@@ -34,6 +34,7 @@ class _Own:
     function: Callable[..., Any]
     columns: dict[str, pa.DataType]
     images: bool
+    reads: tuple[str, ...]
     line: int
 
 
@@ -45,6 +46,11 @@ def _images(options: recipe.PythonSignal) -> bool:
 IMAGES = _images
 
 
+def columns(options: recipe.PythonSignal) -> list[str]:
+    """The columns beside uid and caption that the function reads."""
+    return list(_own(options).reads)
+
+
 def schemas(options: recipe.PythonSignal) -> dict[str, pa.Schema]:
     """The table that `measure` gives; the columns that the file declares, with the signal's name behind them.
 
@@ -52,8 +58,8 @@ def schemas(options: recipe.PythonSignal) -> dict[str, pa.Schema]:
     """
     name = recipe.signal_name(options)
     suffix = name.removeprefix("python")
-    columns = [pa.field(column + suffix, kind) for column, kind in _own(options).columns.items()]
-    return {name: pa.schema([*table_schema("python"), *columns])}
+    fields = [pa.field(column + suffix, kind) for column, kind in _own(options).columns.items()]
+    return {name: pa.schema([*table_schema("python"), *fields])}
 
 
 def identity(options: recipe.PythonSignal) -> dict[str, str]:
@@ -72,14 +78,14 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.PythonSigna
     Raises InputError naming file, line and, where it can be told, the row at fault.
     """
     own = _own(options)
+    rows = rows.select(list(dict.fromkeys(["uid", "caption", *own.reads])))
     pictures = _one_a_row(images) if images is not None else None
     try:
         found = _call(own, rows, pictures)
     except (Exception, SystemExit) as error:
         raise InputError(_blame(own, rows, pictures, error)) from error
     ((name, schema),) = schemas(options).items()
-    columns = [_column(own, found, column, rows) for column in own.columns]
-    arrays = [pa.chunked_array(rows["uid"]), *columns]
+    arrays = [pa.chunked_array(rows["uid"]), *(_column(own, found, column, rows) for column in own.columns)]
     return {name: conform(pa.table(dict(zip(schema.names, arrays, strict=True))), schema)}
 
 
@@ -207,7 +213,7 @@ def _load(path: str, sha256: str) -> _Own:
             f"signals.python: {path} has {len(marked)} functions under `@vlmdata.signal(columns=…)`: it must be one"
         )
     (function,) = marked.values()
-    columns, images = function.vlmdata_signal
+    columns, images, reads = function.vlmdata_signal
     line = getattr(getattr(function, "__code__", None), "co_firstlineno", 1)
     for column, kind in columns.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", str(column)) or kind not in TYPES:
@@ -218,4 +224,4 @@ def _load(path: str, sha256: str) -> _Own:
     if not columns:
         raise InputError(f"signals.python: {path}, line {line}: `columns` is empty")
     types = {column: pa.type_for_alias(kind) for column, kind in columns.items()}
-    return _Own(path, function, types, bool(images), line)
+    return _Own(path, function, types, bool(images), reads, line)
