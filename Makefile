@@ -29,12 +29,13 @@ $(STAMP): requirements.txt pyproject.toml
 demo: setup
 	@$(BIN)/python recipes/demo_data.py serve -- $(BIN)/vlmdata run recipes/demo.yaml
 
-# The report's test needs Chromium, the one of WARC files wget.
+# The report's test needs Chromium, the one of WARC files wget, those of presets all of the packages' real pairs.
 test: $(STAMP)
 	@for package in chromium wget; do command -v $$package >/dev/null || { \
 		test "$$(id -u)" = 0 || { echo "a test needs $$package: sudo apt-get install $$package"; exit 1; }; \
 		(apt-get install -y -qq --no-install-recommends $$package || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$package; }) >/dev/null; } \
 		|| exit 1; done
+	@$(BIN)/python recipes/demo_data.py fetch --all
 	@$(BIN)/python -m pytest -n 2
 
 # What ours is compared with, apart from what we need: packages of other projects, and pywb's sample archives.
