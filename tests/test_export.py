@@ -91,20 +91,6 @@ def test_datasets_loads_the_folder_with_its_images(published, samples, tmp_path,
             assert isinstance(row["chars"], int)
 
 
-def test_streaming_reads_the_folder(published, samples, tmp_path):
-    streaming = pytest.importorskip("streaming", reason="the extra `mds` is not installed")
-    out = export(*published, "mds", str(tmp_path / "out"))
-    found = Counter()
-    for split, count in published[1]["splits"].items():
-        loaded = streaming.LocalDataset(f"{out}/{split}")
-        assert len(loaded) == count
-        for row in (loaded[n] for n in range(count)):
-            assert row["jpg"][:2] == b"\xff\xd8"
-            assert row["json"]["captions"] == [row["txt"]]
-            found[row["json"]["uid"]] += 1
-    assert found == Counter({row["uid"]: row["copies"] for row in samples if row["copies"]})
-
-
 def test_without_the_package_mds_is_refused_with_what_to_install(published, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "streaming", None)
     with pytest.raises(InputError, match=re.escape("pip install 'vlmdata[mds]'")):
