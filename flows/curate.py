@@ -13,7 +13,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from vlmdata import card, ingest, layers, snapshot
-from vlmdata.catalog import append
+from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
 from vlmdata.jobs import missing, run_job
@@ -25,7 +25,7 @@ from vlmdata.pipelines import known as known_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
-from vlmdata.plan import GROUPED, STAGES, Plan, made_from, make_plan
+from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
 from vlmdata.sources import by_file

@@ -7,6 +7,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from vlmdata import layers
 from vlmdata.dataset import Dataset, File, Part, part_from, part_name, snapshot_folder, write_parquet
 from vlmdata.ingest import connect
 from vlmdata.pipelines.runner import run_parts
@@ -23,8 +24,7 @@ _WORK = ("grams", "balance", "matches", "matched", "drawn", "balanced")
 def _left(dataset: Dataset, element: _Element, column: str) -> pa.ChunkedArray:
     """A column of the rows that are left."""
     part, in_force, left = element
-    values = dataset.read_part(part, [column])[column]
-    return (values if in_force is None else values.filter(in_force)).filter(left)
+    return layers.read_in_force(dataset, part, [column], in_force)[column].filter(left)
 
 
 @dataclass(frozen=True)

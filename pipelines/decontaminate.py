@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vlmdata import signals
+from vlmdata import layers, signals
 from vlmdata.dataset import Dataset, Part, Table, make_key, part_from, part_name
 from vlmdata.dedup import evaluation
 from vlmdata.dedup.decontaminate import Index, Matches, reads, tables
@@ -67,10 +67,10 @@ class _Search:
         parts, in_force = element
         dataset = Dataset(self.dataset)
         index = _loaded(self.dataset, self.evaluated, self.options)
-        rows = {}
-        for name, columns in reads(index.options).items():
-            found = dataset.read_part(parts[name], ["uid", *columns])
-            rows[name] = found if in_force is None else found.filter(in_force)
+        rows = {
+            name: layers.read_in_force(dataset, parts[name], ["uid", *columns], in_force)
+            for name, columns in reads(index.options).items()
+        }
         matches = index.search(rows)
         uid = rows["images"]["uid"].take(pa.array(matches.row))
         table = pa.table({"uid": uid, **matches._asdict()})

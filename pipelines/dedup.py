@@ -52,7 +52,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
             near = folder / "near.parquet" if getattr(method, "groups", "") == "semdedup" else None
             found = dedup.grouped(method, values.pop("uid"), values, near=near, found=compared)
             if near:
-                also.append(dataset.commit(near, f"{table_folder('duplicates', key)}/{name}.near.parquet"))
+                also.append(dataset.commit(near, f"{table_folder('duplicates', key)}/{name}{dedup.NEAR_ENDING}"))
             if found.known:  # what a refresh compares its rows with
                 arrays: Any = found.known
                 np.savez(folder / "known.npz", **arrays)
@@ -83,8 +83,7 @@ def _gather(
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in columns}
         for part in table.parts:
-            found = dataset.read_part(part, columns)
-            found = found.filter(in_force[part.name]) if part.name in in_force else found
+            found = layers.read_in_force(dataset, part, columns, in_force.get(part.name))
             found = found.filter(functools.reduce(pc.and_, [found[name].is_valid() for name in columns]))
             found = dedup.compared(method, found)
             values = {name: _values(found[name]) for name in columns}

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata.dataset import Dataset, Part, table_folder
-from vlmdata.download import Terms, known, lists, optout
+from vlmdata.download import Terms, download_part, known, lists, optout
 from vlmdata.download.buckets import Bucket, buckets
 from vlmdata.download.outage import AT_LEAST, Progress, Tally
 from vlmdata.errors import DataError, OutageError
@@ -161,8 +161,6 @@ class Whole:
     work: Work
 
     def __call__(self, pairs: Part) -> dict[str, Any]:
-        from vlmdata.download import download_part
-
         dataset = self.work.open()
         there = self.work.there(dataset, pairs)
         if there:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from vlmdata import shards
 from vlmdata.dataset import Dataset, Part, Table, part_from
 from vlmdata.download import lists
 from vlmdata.download.known import KNOWN, Known, parse, recheck
@@ -34,12 +35,7 @@ class _Work:
         if part is None:
             known = Known(lists.load(self.dataset, self.lists), self.distance)
             with dataset.open(images.also[0].path) as tar:
-
-                def read_image(offset: int, length: int) -> bytes:
-                    tar.seek(offset)
-                    return tar.read(length)
-
-                found = recheck(rows, read_image, known)
+                found = recheck(rows, shards.reader(tar), known)
             part = dataset.write_part("known", self.key, images.name, found, inputs)
             unread = rows.num_rows - rows["length"].null_count if {"md5", "sha1"} & set(known.digests) else 0
         listed = pc.sum(dataset.read_part(part, ["known"])["known"]).as_py() or 0

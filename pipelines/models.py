@@ -44,6 +44,5 @@ def trained(plan: Plan, dataset: Dataset, tables: dict[str, Table], signal: Sign
                 "files": [asdict(file) for file in files],
             }
             dataset.write_json(f"{folder}/manifest.json", {"format_version": 1, **about})
-    place = dataset.path(folder) if dataset.local else f"{dataset.url.rstrip('/')}/{folder}"
-    found = options.model_copy(update={"checkpoint": place})
+    found = options.model_copy(update={"checkpoint": f"{dataset.absolute.rstrip('/')}/{folder}"})
     return replace(signal, measurement=replace(signal.measurement, options=found))

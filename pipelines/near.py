@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlmdata import layers
 from vlmdata.dataset import Dataset, Part, part_from
 from vlmdata.dedup import semantic
 from vlmdata.dedup.components import Compared, Edges
@@ -41,8 +42,7 @@ class _Scatter:
     def __call__(self, element: tuple[Source, Part]) -> dict[str, dict[str, Any]]:
         source, nearest = element
         dataset = Dataset(self.dataset)
-        found = dataset.read_part(source.part, ["vector"])
-        found = found.filter(source.in_force) if source.in_force is not None else found
+        found = layers.read_in_force(dataset, source.part, ["vector"], source.in_force)
         vector = found.filter(found["vector"].is_valid())
         told = dataset.read_part(nearest)
         rows = vector.take(pc.subtract(told["row"], source.first)).append_column("row", told["row"])

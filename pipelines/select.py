@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
-from vlmdata.catalog import beside, wide_part
+from vlmdata.catalog import beside, has_scalars, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
-from vlmdata.dedup import NEAR
+from vlmdata.dedup import NEAR, NEAR_ENDING
 from vlmdata.download import lists, optout
 from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
-from vlmdata.plan import GROUPED, Plan, list_files
+from vlmdata.plan import Plan, list_files
 from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
 from vlmdata.select import Choice, checked, denials, judge_part, settle, top, with_merged
@@ -26,13 +26,12 @@ _Element = tuple[list[Part], pa.BooleanArray | None]
 @dataclass(frozen=True)
 class Selection:
     """What the selection came to: parts of samples, the funnel, samples in each split; and of the parts that have rows
-    not in force (which have none in samples) which rows are, by the part's name; and what a balancing records."""
+    not in force (which have none in samples) which rows are, by the part's name."""
 
     samples: Table
     funnel: list[dict[str, Any]]
     splits: dict[str, int]
     in_force: dict[str, pa.BooleanArray]
-    balance: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,7 @@ class _Write:
 
 
 def _captions(dataset: Dataset, pairs: Part, in_force: pa.BooleanArray | None) -> pa.ChunkedArray:
-    captions = dataset.read_part(pairs, ["captions"])
-    return (captions if in_force is None else captions.filter(in_force))["captions"]
+    return layers.read_in_force(dataset, pairs, ["captions"], in_force)["captions"]
 
 
 def choice_of(plan: Plan) -> Choice:
@@ -138,7 +136,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     tables: pairs, images, the signals' tables, and duplicates where the recipe asks for them.
     """
     choice = choice_of(plan)
-    scalar = [name for name in tables if name not in GROUPED and not name.startswith(("embeddings", "boxes"))]
+    scalar = [name for name in tables if has_scalars(name)]
     in_force = layers.in_force(dataset, tables["pairs"])
     by_part: list[_Element] = [
         (list(parts), in_force.get(parts[0].name))
@@ -155,7 +153,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     near: dict[str, Any] = {}
     if "duplicates" in tables:
         for method, part in zip(plan.recipe.dedup, tables["duplicates"].parts, strict=True):
-            pairs = [file for file in part.also if file.path.endswith(".near.parquet")]
+            pairs = [file for file in part.also if file.path.endswith(NEAR_ENDING)]
             if pairs:
                 near[method.kind] = dataset.scan(pairs, NEAR)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
@@ -195,7 +193,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
         "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
     )
     dataset.write_table(samples)
-    return Selection(samples, funnel, splits, in_force, recorded or None)
+    return Selection(samples, funnel, splits, in_force)
 
 
 def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:

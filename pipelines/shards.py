@@ -1,13 +1,12 @@
 """The stage `shards`: kept samples scattered into buckets, then each bucket cut into shards."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata import blur, shards
+from vlmdata import blur, layers, shards
 from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
 from vlmdata.errors import MachineError
 from vlmdata.pipelines.runner import run_parts
@@ -32,12 +31,11 @@ class _Scatter:
         if not dataset.exists(path):
             rows = dataset.read_part(samples)
             if faces:
-                nested = dataset.read_part(faces, ["face_boxes"])
-                nested = nested if in_force is None else nested.filter(in_force)
+                nested = layers.read_in_force(dataset, faces, ["face_boxes"], in_force)
                 rows = rows.append_column("face_boxes", nested["face_boxes"])
             kept = rows.filter(rows["kept"])
             with dataset.open(images.also[0].path) as tar, dataset.spool() as folder:
-                read_image = _reader(tar)
+                read_image = shards.reader(tar)
                 if faces:
                     kept, read_image = blur.blurred(kept, read_image, self.quality)
                 shards.scatter(kept, self.columns, read_image, self.buckets, folder / "scattered.arrow")
@@ -138,11 +136,3 @@ def columns_of(plan: Plan) -> pa.Schema:
 def clean(dataset: Dataset) -> None:
     """Remove the scattered files, once the snapshot is published."""
     dataset.remove("work_shards")
-
-
-def _reader(tar: Any) -> Callable[[int, int], bytes]:
-    def read(offset: int, length: int) -> bytes:
-        tar.seek(offset)
-        return tar.read(length)
-
-    return read

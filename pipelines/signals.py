@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlmdata import signals
+from vlmdata import shards, signals
 from vlmdata.catalog import wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from
 from vlmdata.pipelines import models
@@ -49,12 +49,7 @@ class _Work:
                 for name in signal.measurement.schemas
             }
             with dataset.open(images.also[0].path) as tar:
-
-                def read_image(offset: int, length: int) -> bytes:
-                    tar.seek(offset)
-                    return tar.read(length)
-
-                fresh = measure_part(rows, read_image, [s.measurement for s in todo], measured, reuse)
+                fresh = measure_part(rows, shards.reader(tar), [s.measurement for s in todo], measured, reuse)
             for signal in todo:
                 device = signals.device(signal.measurement.options)
                 inputs = _inputs(signal, known)

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vlmdata import layers
-from vlmdata.catalog import wide_part
+from vlmdata.catalog import has_scalars, wide_part
 from vlmdata.dataset import Dataset, Part, Table
 from vlmdata.plan import SignalPlan
-from vlmdata.rules import evaluate
+from vlmdata.rules import passing
 
 
 def trained_on(
@@ -19,14 +18,10 @@ def trained_on(
     """Of each part of `pairs`: the same part of all tables with scalar columns, these columns, and bool [n]: the rows
     that are in force and pass the signal's `after` rules."""
     in_force = layers.in_force(dataset, tables["pairs"])
-    # embeddings are large and no rule reads them
-    scalar = [table for name, table in tables.items() if not name.startswith("embeddings_")]
+    scalar = [table for name, table in tables.items() if has_scalars(name)]
     for parts in zip(*(table.parts for table in scalar), strict=True):
         rows = wide_part(dataset, list(parts))
-        chosen = np.ones(rows.num_rows, bool)
+        chosen = passing(rows, signal.measurement.after)
         if parts[0].name in in_force:
             chosen &= in_force[parts[0].name].to_numpy(zero_copy_only=False)
-        if signal.measurement.after:
-            for passed in evaluate(rows, signal.measurement.after).columns:
-                chosen &= pc.fill_null(passed, False).to_numpy(zero_copy_only=False).astype(bool)
         yield list(parts), rows, chosen

@@ -122,3 +122,25 @@ def silent(wire: Wire) -> None:
     """Nothing at all."""
     while wire.sleep(0.05):
         time.sleep(0)
+
+
+@dataclass
+class Counting:
+    """A route that takes its time, counts how many requests it deals with at once, and notes when they came."""
+
+    answer: Route
+    seconds: float = 0.0
+    now: int = 0
+    most: int = 0
+    times: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, wire: Wire) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.times.append(time.monotonic())
+        wire.sleep(self.seconds)
+        with self.lock:
+            self.now -= 1
+        self.answer(wire)

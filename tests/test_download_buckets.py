@@ -6,19 +6,16 @@
 import itertools
 import os
 import socket
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from conftest import content
-from hostile import Site, Wire, send, serve
+from hostile import Counting, Site, Wire, send, serve
 from test_download import picture
 from test_download_polite import names_answered
 
@@ -36,30 +33,14 @@ HOSTS, EACH = 5, 8
 AT_ONCE = 2
 
 
-@dataclass
-class Counting:
-    """A route that takes its time, counts the requests that it deals with at once, and notes when they came."""
+def answer(wire: Wire) -> None:
+    wire.answer(picture(len(wire.path)) if "gone" not in wire.path else b"")
 
-    seconds: float = 0.0
-    busy: int = 0
-    most: int = 0
-    times: list[float] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, wire: Wire) -> None:
-        with self.lock:
-            self.busy += 1
-            self.most = max(self.most, self.busy)
-            self.times.append(time.monotonic())
-        wire.sleep(self.seconds)
-        with self.lock:
-            self.busy -= 1
-        wire.answer(picture(len(wire.path)) if "gone" not in wire.path else b"")
-
-    def fastest(self, count: int) -> float:
-        """The fewest seconds in which so many requests came one after the other."""
-        times = sorted(self.times)
-        return min(last - first for first, last in zip(times, times[count:], strict=False))
+def fastest(route: Counting, count: int) -> float:
+    """The fewest seconds in which so many requests came one after the other."""
+    times = sorted(route.times)
+    return min(last - first for first, last in zip(times, times[count:], strict=False))
 
 
 @pytest.fixture
@@ -71,7 +52,7 @@ def sites() -> Iterator[list[Site]]:
 @contextmanager
 def several_sites(count: int = HOSTS) -> Iterator[list[Site]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(serve({"*": Counting()})) for _ in range(count)]
+        yield [stack.enter_context(serve({"*": Counting(answer)})) for _ in range(count)]
 
 
 @pytest.fixture(autouse=True)

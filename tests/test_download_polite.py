@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from hostile import Site, Wire, drip, send, serve, silent
+from hostile import Counting, Site, Wire, drip, send, serve, silent
 from test_download import GOOD, fetch, statuses
 
 from vlmdata.download import hosts, network
@@ -36,29 +35,8 @@ def _new_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "NETWORK", network.Network())
 
 
-@dataclass
-class Busy:
-    """A route that counts how many requests it deals with at once, and notes when they came."""
-
-    seconds: float
-    most: int = 0
-    now: int = 0
-    times: list[float] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __call__(self, wire: Wire) -> None:
-        with self.lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
-            self.times.append(time.monotonic())
-        wire.sleep(self.seconds)
-        with self.lock:
-            self.now -= 1
-        wire.answer(GOOD)
-
-    def gaps(self) -> list[float]:
-        times = sorted(self.times)
-        return [after - before for before, after in itertools.pairwise(times)]
+def gaps(route: Counting) -> list[float]:
+    return [after - before for before, after in itertools.pairwise(sorted(route.times))]
 
 
 def several(site: Site, count: int, name: str = "") -> list[str]:
@@ -83,7 +61,7 @@ def parts_at_once(tmp_path: Path, parts: list[list[str]], *sites: Site, **option
 
 
 def test_a_host_gets_no_more_requests_at_once_than_the_recipe_says_from_all_parts_together(tmp_path: Path) -> None:
-    route = Busy(0.02)
+    route = Counting(send(GOOD), 0.02)
     with serve({"*": route, **OPEN}) as site:
         parts = [several(site, 20, name) for name in "abc"]
         found = parts_at_once(tmp_path, parts, site, per_host=3)
@@ -93,19 +71,19 @@ def test_a_host_gets_no_more_requests_at_once_than_the_recipe_says_from_all_part
 
 
 def test_requests_to_a_host_keep_their_distance_in_all_parts_together(tmp_path: Path) -> None:
-    route = Busy(0)
+    route = Counting(send(GOOD), 0)
     with serve({"*": route, **OPEN}) as site:
         found = parts_at_once(tmp_path, [several(site, 6, name) for name in "ab"], site, host_rate=20)
     assert found == [["success"] * 6] * 2
     # A gap can be shorter at the server than at the client, not 12 of them together.
-    assert sum(route.gaps()) > 11 / 20 - 0.04
+    assert sum(gaps(route)) > 11 / 20 - 0.04
 
 
 def test_robots_txt_may_ask_for_a_longer_distance_but_not_for_any(tmp_path: Path) -> None:
-    route = Busy(0)
+    route = Counting(send(GOOD), 0)
     with serve({"*": route, "/robots.txt": send(b"User-agent: *\nCrawl-delay: 0.1\n")}) as site:
         assert statuses(fetch(tmp_path, several(site, 5), site)[0]) == ["success"] * 5
-    assert sum(route.gaps()) > 4 * 0.1 - 0.04
+    assert sum(gaps(route)) > 4 * 0.1 - 0.04
     with serve({"*": send(GOOD), "/robots.txt": send(b"User-agent: *\nCrawl-delay: 86400\n")}) as site:
         assert statuses(fetch(tmp_path, several(site, 2), site, deadline=0.3)[0]) == ["success"] * 2
 

@@ -132,11 +132,12 @@ def _feature(column: pa.Field) -> dict[str, Any]:
     if column.name == "jpg":
         return {"name": "jpg", "dtype": "image"}
     if pa.types.is_list(column.type):
-        return {"name": column.name, "list": _dtype(column.type.value_type)}
-    return {"name": column.name, "dtype": _dtype(column.type)}
+        return {"name": column.name, "list": dtype(column.type.value_type)}
+    return {"name": column.name, "dtype": dtype(column.type)}
 
 
-def _dtype(kind: pa.DataType) -> str:
+def dtype(kind: pa.DataType) -> str:
+    """An Arrow type as `datasets` names it."""
     return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
 

@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from vlmdata.dataset import Dataset, Part, Table, part_from
 from vlmdata.errors import DataError, InputError, first_line
+from vlmdata.rules import literal
 from vlmdata.schemas import table_schema
 
+GROUPED = ("duplicates", "contamination")  # made of all layers at once: their parts are not those of `pairs`
 _APPEND_ONLY = ("jobs", "metrics")
 
 
@@ -37,8 +39,13 @@ def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.
     _view(connection, dataset, "samples", [[part["path"] for part in snapshot["samples"]]])
     pairs = _layers(snapshot["tables"]["pairs"])
     for name, table in snapshot["tables"].items():
-        whole = name in ("duplicates", "contamination")  # made of all layers at once
-        _view(connection, dataset, name, [[p["path"] for p in table["parts"]]] if whole else _layers(table), pairs)
+        _view(
+            connection,
+            dataset,
+            name,
+            [[p["path"] for p in table["parts"]]] if name in GROUPED else _layers(table),
+            pairs,
+        )
     observed = [part.path for table in dataset.tables_named("observations") for part in table.parts if part.rows]
     _view(connection, dataset, "observations", [observed])
     for name in _APPEND_ONLY:
@@ -47,7 +54,7 @@ def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.
     if dataset.local:
         folder = dataset.root.rstrip("/") + "/"
         # DuckDB compares a pattern as it is written, so the folder's own name is allowed in that form too.
-        connection.execute(f"SET allowed_directories = [{_text(folder)}, {_text(_no_glob(folder))}]")
+        connection.execute(f"SET allowed_directories = [{literal(folder)}, {literal(_no_glob(folder))}]")
         connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
@@ -65,6 +72,11 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRel
     if relation is None:
         raise InputError("one SELECT statement is expected: a dataset is changed by `vlmdata run` alone")
     return relation
+
+
+def has_scalars(table: str) -> bool:
+    """Whether a table's parts are those of `pairs` and have columns that `samples` takes over; others are large."""
+    return table not in GROUPED and not table.startswith(("embeddings", "boxes"))
 
 
 def wide_part(dataset: Dataset, parts: list[Part], chosen: pa.BooleanArray | None = None) -> pa.Table:
@@ -133,16 +145,11 @@ def _view(
 
 def parquet_sql(dataset: Dataset, paths: list[str]) -> str:
     """SQL that reads Parquet files of the dataset, one behind the other."""
-    return f"read_parquet([{', '.join(_text(_no_glob(_url(dataset, path))) for path in paths)}])"
+    return f"read_parquet([{', '.join(literal(_no_glob(_url(dataset, path))) for path in paths)}])"
 
 
 def _url(dataset: Dataset, path: str) -> str:
     return dataset.path(path) if dataset.local else f"{dataset.url.split('://')[0]}://{dataset.path(path)}"
-
-
-def _text(value: str) -> str:
-    """A SQL string literal."""
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _no_glob(path: str) -> str:

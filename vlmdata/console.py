@@ -23,7 +23,6 @@ from rich.text import Text
 from vlmdata.dataset import Dataset, part_from, snapshot_folder
 from vlmdata.errors import InputError
 from vlmdata.lock import RUN_VARIABLE, end_orphans, run_mark
-from vlmdata.plan import GROUPED
 
 if TYPE_CHECKING:
     import duckdb
@@ -242,9 +241,7 @@ def show_pair(dataset: Dataset, uid: str) -> None:
         raise InputError(f"{dataset.url}: no pair has the uid {clean(uid)!r}")
     manifest = dataset.latest()
     assert manifest is not None
-    tables = [
-        name for name in manifest["tables"] if name not in GROUPED and not name.startswith(("embeddings", "boxes"))
-    ]
+    tables = [name for name in manifest["tables"] if catalog.has_scalars(name)]
     verdict = sample[0]
     if verdict["kept"]:
         copies = f"; {verdict['copies']} copies in all" if verdict["copies"] > 1 else ""

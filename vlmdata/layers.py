@@ -20,6 +20,12 @@ from vlmdata.ingest import connect, write_parts
 from vlmdata.schemas import table_schema
 
 
+def read_in_force(dataset: Dataset, part: Part, columns: list[str], mask: pa.BooleanArray | None) -> pa.Table:
+    """A part's columns of the rows in force alone. mask: of the part, see `in_force`; None where all are."""
+    rows = dataset.read_part(part, columns)
+    return rows if mask is None else rows.filter(mask)
+
+
 def in_force(dataset: Dataset, pairs: Table) -> dict[str, pa.BooleanArray]:
     """Part's name -> for each of its rows whether no later layer has that uid; parts without an older row are left out.
 
@@ -61,8 +67,7 @@ def statuses(dataset: Dataset, pairs: Table, images: Table) -> dict[str, int]:
     masks = in_force(dataset, pairs)
     counts: dict[str, int] = {}
     for part in images.parts:
-        rows = dataset.read_part(part, ["download_status"])
-        rows = rows.filter(masks[part.name]) if part.name in masks else rows
+        rows = read_in_force(dataset, part, ["download_status"], masks.get(part.name))
         for entry in pc.value_counts(rows["download_status"]).to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return counts

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlmdata import blur, dedup, ingest, select, shards, signals, sources
+from vlmdata.catalog import GROUPED
 from vlmdata.dataset import Dataset, Table, make_key
 from vlmdata.dedup import evaluation
 from vlmdata.download import known, lists
@@ -23,7 +24,6 @@ from vlmdata.select import entries, presets
 from vlmdata.select.checked import Checked, check_preset, check_select
 from vlmdata.sources import video, webdataset
 
-GROUPED = ("duplicates", "contamination")  # made of all layers at once: their parts are not those of `pairs`
 STAGES = ("ingest", "download", "signals", "dedup", "select", "shards", "jobs", "report")
 # Wall-clock seconds a row of each table, measured on two cores without a GPU with small images from a near server.
 SECONDS_A_ROW = {

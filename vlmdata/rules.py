@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -136,6 +137,24 @@ def evaluate(rows: pa.Table, expressions: Mapping[str, Expression]) -> pa.Table:
     finally:
         connection.unregister("rows")
     return pa.table(values) if values else pa.table({"_row": table["_row"]}).select([])
+
+
+def quoted(column: str) -> str:
+    """A column's name in SQL."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+def literal(value: str) -> str:
+    """A SQL string."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def passing(rows: pa.Table, rules: Mapping[str, Expression]) -> np.ndarray:
+    """bool [n]: the rows for which every rule is true. Raises DataError as `evaluate` does."""
+    passed = np.ones(rows.num_rows, bool)
+    for value in evaluate(rows, rules).columns if rules else ():
+        passed &= pc.fill_null(value, False).to_numpy(zero_copy_only=False).astype(bool)
+    return passed
 
 
 def nan_to_null(rows: pa.Table) -> pa.Table:

@@ -162,3 +162,13 @@ def _documents(kept: pa.Table, columns: pa.Schema) -> pa.Array:
                 f"add a rule such as `{field.name} is not null`, or leave it out of shards.columns"
             )
     return pa.array([json.dumps(row, ensure_ascii=False, allow_nan=False) for row in table.to_pylist()], pa.string())
+
+
+def reader(tar: Any) -> Callable[[int, int], bytes]:
+    """Reads a stored image out of an open tar: read(offset, length)."""
+
+    def read(offset: int, length: int) -> bytes:
+        tar.seek(offset)
+        return tar.read(length)
+
+    return read

@@ -11,7 +11,6 @@ from pathlib import Path
 from vlmdata.errors import InputError
 from vlmdata.signals.models import digest, file_sha256, loaded_once, package_file
 
-DEBIAN = "/usr/share/wordnet"
 POS = ("noun", "verb", "adj", "adv")
 # wnids of ImageNet-21k as its first models listed them: 21,843 lines, the two that later lists lack among them.
 _IMAGENET = ("timm", "data", "_info", "imagenet21k_goog_synsets.txt")
@@ -81,7 +80,7 @@ def _opened(folder: str, _files: str) -> WordNet:
     return WordNet(folder)
 
 
-def names(folder: str = DEBIAN) -> list[str]:
+def names(folder: str) -> list[str]:
     """Every name of every sense, once, in the order of the data files: `hot dog` with a space, capitals as there."""
     found: dict[str, None] = {}
     for pos in POS:

@@ -19,6 +19,7 @@ from vlmdata.dedup.components import Compared, Edges, stars, unite
 from vlmdata.schemas import conform, table_schema
 
 VERSION = 2
+NEAR_ENDING = ".near.parquet"  # of the file of NEAR beside a part of `duplicates`
 NEAR = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
 _WRITTEN = 1_000_000  # pairs in a row group, about
 

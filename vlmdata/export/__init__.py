@@ -13,8 +13,6 @@ from typing import Any
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError, MachineError
 
-FORMATS = ("datacomp", "hf", "mds", "csv")
-
 
 def export(dataset: Dataset, manifest: dict[str, Any], form: str, out: str) -> str:
     """Write a snapshot's kept pairs to `out`, a local file (datacomp, csv) or folder (hf, mds), in one step.

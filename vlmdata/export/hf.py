@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from vlmdata.card import summary
+from vlmdata.card import dtype, summary
 from vlmdata.dataset import Dataset
 from vlmdata.export.samples import read_samples, shards_to_read
 
@@ -63,5 +63,4 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 def _feature(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_list(kind):
         return {"_type": "List", "feature": _feature(kind.value_type)}
-    names = {"float": "float32", "double": "float64", "halffloat": "float16"}
-    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
+    return {"dtype": dtype(kind), "_type": "Value"}

@@ -124,6 +124,7 @@ __all__ = [
     "WordnetSignal",
     "nearest",
     "signal_name",
+    "signal_suffix",
 ]
 
 
@@ -182,6 +183,11 @@ class Recipe(Options):
         return self
 
 
+def signal_suffix(signal: Signal) -> str:
+    """`_b` for `name: b`, else nothing: what stands behind the names of the signal's columns."""
+    return f"_{signal.name}" if signal.name else ""
+
+
 def signal_name(signal: Signal) -> str:
     """`clip`, or `clip_b` for `name: b`: the name of the signal's table."""
-    return signal.kind + (f"_{signal.name}" if signal.name else "")
+    return signal.kind + signal_suffix(signal)

@@ -7,41 +7,46 @@ from pydantic import Field, model_validator
 from vlmdata.recipe.options import Options, Paths
 
 
-class TextSignal(Options):
-    kind: Literal["text"]
+class _Signal(Options):
+    """after: the rules that a pair must pass before the signal is measured."""
+
     name: Literal[""] = ""
     after: list[str] = []
 
 
-class PiiSignal(Options):
+class _Named(_Signal):
+    """A family that may stand in a recipe more than once: the columns of `name: b` end in `_b`."""
+
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")  # type: ignore[assignment]
+
+
+class TextSignal(_Signal):
+    kind: Literal["text"]
+
+
+class PiiSignal(_Signal):
     """Personal data in captions."""
 
     kind: Literal["pii"]
-    name: Literal[""] = ""
-    after: list[str] = []
 
 
-class FluencySignal(Options):
+class FluencySignal(_Named):
     """The caption's mean token loss under a language model: `smollm2` (embedded), a folder, or one of the hub."""
 
     kind: Literal["fluency"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     model: str = "smollm2"
     revision: str | None = Field(None, description="of a model of the hub: a commit, so that its values stay the same")
-    after: list[str] = []
     tokens: int = Field(512, ge=128, description="in one batch of the model")
 
 
-class LanguageSignal(Options):
+class LanguageSignal(_Named):
     """`fasttext` is lid.176, `cld3` Google's compact language detector; a second one has a `name`."""
 
     kind: Literal["language"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     model: Literal["fasttext", "cld3"] = "fasttext"
     path: str | None = Field(
         None, description="fastText's file, such as the full model lid.176.bin; default: the compressed lid.176.ftz"
     )
-    after: list[str] = []
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"path"})  # the file's hash is in the key
 
@@ -52,55 +57,43 @@ class LanguageSignal(Options):
         return self
 
 
-class WordnetSignal(Options):
+class WordnetSignal(_Signal):
     """Whether a caption speaks of what is among ImageNet-21k's classes."""
 
     kind: Literal["wordnet"]
-    name: Literal[""] = ""
     path: str = Field("/usr/share/wordnet", description="the folder of WordNet 3.0's index.noun, noun.exc and so on")
-    after: list[str] = []
 
 
-class ImageSignal(Options):
+class ImageSignal(_Signal):
     kind: Literal["image"]
-    name: Literal[""] = ""
-    after: list[str] = []
 
 
-class OcrSignal(Options):
+class OcrSignal(_Signal):
     """Regions of text in the image; what is written there is not read."""
 
     kind: Literal["ocr"]
-    name: Literal[""] = ""
-    after: list[str] = []
     size: int = Field(736, ge=32, le=4096, description="the longer side that the detector sees; none is enlarged")
 
 
-class FacesSignal(Options):
+class FacesSignal(_Signal):
     """Where faces are. Nobody is recognised."""
 
     kind: Literal["faces"]
-    name: Literal[""] = ""
-    after: list[str] = []
     size: int = Field(640, ge=32, le=4096, description="the longer side that the detector sees; none is enlarged")
     threshold: float = Field(0.4, ge=0.05, lt=1, description="a face's score, at least")
 
 
-class NsfwSignal(Options):
+class NsfwSignal(_Named):
     kind: Literal["nsfw"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
-    after: list[str] = []
     batch: int = Field(16, gt=0)
 
 
-class ClipSignal(Options):
+class ClipSignal(_Named):
     """`model: lite` (embedded), or any open_clip architecture with a pretrained tag or a checkpoint's path."""
 
     kind: Literal["clip"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     model: str = "lite"
     pretrained: str | None = None
-    after: list[str] = []
     batch: int = Field(32, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the towers; auto: bf16 on a GPU that has it, else fp32; lite is fp32"
@@ -114,31 +107,26 @@ class ClipSignal(Options):
         return super().keyed(*apart, *(("batch", "precision") if self.model == "lite" else ()))
 
 
-class AestheticSignal(Options):
+class AestheticSignal(_Named):
     """A linear or MLP head over another signal's embeddings."""
 
     kind: Literal["aesthetic"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     embeddings: str = Field("clip", description="the signal whose embeddings are read: `clip`, or `clip_<name>`")
     head: str = Field(description="the head's weights: a local .safetensors, .npz, .pth or .pt file")
     activation: Literal["none", "relu"] = Field("none", description="between the head's layers")
-    after: list[str] = []
 
 
-class PythonSignal(Options):
+class PythonSignal(_Named):
     """The user's own: a Python file with one function under `@vlmdata.signal(…)`."""
 
     kind: Literal["python"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     path: str
-    after: list[str] = []
 
 
-class FilterSignal(Options):
+class FilterSignal(_Named):
     """A filter network (Fang 2023, arXiv:2309.17425): trained on the pairs of trusted sources, it scores every pair."""
 
     kind: Literal["filter"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     trusted: list[str] = Field([], description="names of the sources that it is trained on")
     checkpoint: str | None = Field(None, description="instead of `trusted`: a folder with a filter that is trained")
     model: str = Field(
@@ -152,7 +140,6 @@ class FilterSignal(Options):
     weight_decay: float = Field(0.1, ge=0)
     crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
     seed: int = Field(0, ge=0)
-    after: list[str] = []
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"checkpoint"})  # the hashes of its files are in the key
 
@@ -163,12 +150,11 @@ class FilterSignal(Options):
         return self
 
 
-class NearTargetSignal(Options):
+class NearTargetSignal(_Named):
     """Whether no cluster of the pool's images is nearer than one to which a target is nearest (DataComp's image-based
     filtering, Gadre 2023, arXiv:2304.14108)."""
 
     kind: Literal["near_target"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     embeddings: str = Field("clip", description="the signal whose embeddings are clustered: `clip`, or `clip_<name>`")
     targets: Paths = Field(
         [], description="folders, images, tars, Parquet, npy and npz with images or their vectors: paths, globs, URLs"
@@ -176,7 +162,6 @@ class NearTargetSignal(Options):
     checkpoint: str | None = Field(None, description="instead of `targets`: a folder with clusters that are made")
     clusters: int | None = Field(None, gt=0, description="about; default: one for 128 pairs, 100,000 at most")
     seed: int = Field(0, ge=0)
-    after: list[str] = []
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"targets", "checkpoint"})  # what their files hold is in the key
 
@@ -194,15 +179,13 @@ class MaskedClipSignal(ClipSignal):
     size: int = Field(736, ge=32, le=4096, description="the longer side that the text's detector sees, as for `ocr`")
 
 
-class SscdSignal(Options):
+class SscdSignal(_Named):
     """Copy-detection embeddings, for `dedup`: table `embeddings_sscd`."""
 
     kind: Literal["sscd"]
-    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
     model: Literal["sscd", "distilled"] = Field(
         "sscd", description="distilled: a smaller one, two to three times as fast"
     )
-    after: list[str] = []
     batch: int = Field(16, gt=0)
 
 

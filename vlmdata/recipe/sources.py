@@ -20,7 +20,6 @@ class CrawlSource(Options):
     concurrency: int = Field(8, gt=0, le=64, description="requests at once to one host, at most")
     delay: float = Field(0.0, ge=0, description="seconds between requests to one host; robots.txt may ask for more")
     autothrottle: bool = Field(True, description="leave as much time between requests as the host needs to answer one")
-    skip: bool = Field(False, description="no image is fetched: pairs are selected by what the sources tell of them")
     agent: str = Field("vlmdata", pattern=r"^[!-~]+$", description="the user agent's name; robots.txt may address it")
     contact: str | None = Field(None, pattern=r"^[!-~]+$", description="an address or URL sent with the user agent")
     allow_hosts: list[str] = Field([], description="`host` or `host:port` that may be at a private address")

@@ -55,12 +55,14 @@ def judge_part(
         failed = pc.invert(pc.fill_null(value, False))
         verdict = pc.case_when(pc.make_struct(unmeasured, failed), f"{name}: not measured", name)
         reason = pc.coalesce(reason, verdict)
-    terms = evaluate(rows, {f"term_{place}": order.expression for place, order in enumerate(choice.survivor)})
+    terms = {f"term_{place}": order.expression for place, order in enumerate(choice.survivor)}
+    ranks = {"select.top.by": choice.top_by, "select.sample.weights": choice.weight}  # as messages name them
+    values = evaluate(rows, terms | {name: each for name, each in ranks.items() if each is not None})
     judged = pa.table({"uid": rows["uid"], "reason": pc.cast(reason, pa.string()), "sha256": rows["sha256"]})
-    for name in terms.column_names:
-        judged = judged.append_column(name, terms[name])
+    for name in terms:
+        judged = judged.append_column(name, values[name])
     if choice.top_by is not None:
-        judged = judged.append_column("top", pa.array(keys(evaluate(rows, {"select.top.by": choice.top_by}).column(0))))
+        judged = judged.append_column("top", pa.array(keys(values["select.top.by"])))
     if choice.weight is not None:
-        judged = judged.append_column("weight", evaluate(rows, {"select.sample.weights": choice.weight}).column(0))
+        judged = judged.append_column("weight", values["select.sample.weights"])
     return judged

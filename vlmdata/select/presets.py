@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmdata.errors import InputError
 from vlmdata.recipe import LanguageSignal, Recipe
+from vlmdata.rules import quoted
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ def _basic(options: Any, recipe: Recipe) -> dict[str, Rule]:
 
 def _clip(options: Any, recipe: Recipe) -> dict[str, Rule]:
     if options.threshold is not None:
-        return {"score": Rule(f"{_column(options.score)} >= {options.threshold!r}", _score(options))}
-    return {"score": Rule(_column(options.score), _score(options), options.fraction or 0.3)}
+        return {"score": Rule(f"{quoted(options.score)} >= {options.threshold!r}", _score(options))}
+    return {"score": Rule(quoted(options.score), _score(options), options.fraction or 0.3)}
 
 
 def _laion2b(options: Any, recipe: Recipe) -> dict[str, Rule]:
     return {
         "english": _language(recipe, options.kind, "cld3"),
-        "score": Rule(f"{_column(options.score)} >= 0.28", _score(options)),
+        "score": Rule(f"{quoted(options.score)} >= 0.28", _score(options)),
     }
 
 
@@ -94,13 +95,13 @@ def _image_based(options: Any, recipe: Recipe) -> dict[str, Rule]:
         "tokens": Rule(f"{tokens} > 1", ""),
         "characters": Rule("chars > 5", "the signal `text`"),
         "near_target": Rule(
-            _column(options.near_target), "the signal `near_target`, or name another bool column by `near_target`"
+            quoted(options.near_target), "the signal `near_target`, or name another bool column by `near_target`"
         ),
     }
 
 
 def _aesthetics(options: Any, recipe: Recipe) -> dict[str, Rule]:
-    return {"score": Rule(f"{_column(options.score)} >= {options.threshold!r}", _score(options))}
+    return {"score": Rule(f"{quoted(options.score)} >= {options.threshold!r}", _score(options))}
 
 
 def _obelics(options: Any, recipe: Recipe) -> dict[str, Rule]:
@@ -109,10 +110,6 @@ def _obelics(options: Any, recipe: Recipe) -> dict[str, Rule]:
         "size": Rule(f"{shorter} >= 150 and {longer} <= 20000", add),
         "aspect": Rule(f"{longer} <= 2 * {shorter}", add),
     }
-
-
-def _column(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 _PRESETS: dict[str, Callable[[Any, Recipe], dict[str, Rule]]] = {

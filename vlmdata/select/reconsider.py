@@ -6,6 +6,7 @@ as they were judged. Then come the same steps as in `settle`: duplicates, top, s
 
 import copy
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -15,14 +16,16 @@ from pydantic import ValidationError
 
 from vlmdata.catalog import parquet_sql
 from vlmdata.dataset import Dataset
+from vlmdata.dedup import NEAR_ENDING
 from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.recipe import Recipe, signal_name
 from vlmdata.recipe_file import apply_setting
-from vlmdata.rules import Expression
-from vlmdata.select import duplicates, sample, top
+from vlmdata.rules import Expression, literal, quoted
+from vlmdata.select import top
 from vlmdata.select.checked import Checked, check_select, choice
 from vlmdata.select.choice import Choice
 from vlmdata.select.funnel import funnel
+from vlmdata.select.settle import reject
 
 Steps = list[dict[str, Any]]
 
@@ -87,7 +90,7 @@ def _counts(
         if list(rules).index(name) >= first:
             rules[name] = _ranked(connection, rules[name], fraction, columns)
     values = {f"term_{place}": order.expression for place, order in enumerate(chosen.survivor)}
-    values |= {name: each for name, each in (("ranked", chosen.top_by), ("weight", chosen.weight)) if each}
+    values |= {name: each for name, each in (("top_by", chosen.top_by), ("weight", chosen.weight)) if each}
     reason = _reason(rules, first, chosen.unmeasured)
     steps = bool(chosen.methods or chosen.top or (chosen.sample and not chosen.balanced))
     if not steps:
@@ -104,22 +107,21 @@ def _counts(
         "CREATE TABLE verdict AS SELECT row_number() OVER () AS place, *, 1 AS copies FROM judged"
         + ("" if whole else " WHERE reason IS NULL")
     )
+    near = []
     if chosen.methods:
         parts = snapshot["tables"]["duplicates"]["parts"]
         _view(connection, dataset, "duplicates", [part["path"] for part in parts])
-        near = []
         for method, part in zip(snapshot["recipe"]["dedup"], parts, strict=True):
-            if pairs := [file["path"] for file in part["also"] if file["path"].endswith(".near.parquet")]:
+            if pairs := [file["path"] for file in part["also"] if file["path"].endswith(NEAR_ENDING)]:
                 _view(connection, dataset, f"near_{method['kind']}", pairs)
                 near.append(method["kind"])
-        duplicates.reject(connection, chosen, near)
     if chosen.top is not None:
-        ranked = connection.sql("SELECT ranked FROM verdict").to_arrow_table()["ranked"]  # in the order of the table
+        ranked = connection.sql("SELECT top_by FROM verdict").to_arrow_table()["top_by"]  # in the order of the table
         connection.register("keys", pa.table({"top": top.keys(ranked)}))
         connection.execute("CREATE OR REPLACE TABLE verdict AS SELECT * FROM verdict POSITIONAL JOIN keys")
-        top.reject(connection, chosen.top)
-    if chosen.sample is not None and not chosen.balanced:
-        sample.reject(connection, chosen.sample)
+    # a balancing is not counted again, nor what comes behind it
+    counted = replace(chosen, sample=None) if chosen.balanced else chosen
+    reject(connection, counted, [], None, bool(chosen.methods), near)
     return counts | dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
 
 
@@ -129,16 +131,16 @@ def _reason(rules: dict[str, Expression], first: int, unmeasured: frozenset[str]
     stands = ["reason = 'forgotten'", "starts_with(reason, 'consent: ')", "starts_with(reason, 'download: ')"]
     kept = [each for name in names[:first] for each in (name, f"{name}: not measured")]
     if kept:
-        stands.append(f"reason IN ({', '.join(map(_text, kept))})")
+        stands.append(f"reason IN ({', '.join(map(literal, kept))})")
     cases = f"WHEN {' OR '.join(stands)} THEN reason "
     for name in names[first:]:
         rule = rules[name]
         gaps = [f"{_gap(column)} IS NULL" for column in rule.columns if column in unmeasured]
-        verdict = _text(name)
+        verdict = literal(name)
         if gaps:
             verdict = (
                 f"CASE WHEN {_value(name)} IS NULL AND ({' OR '.join(gaps)}) "
-                f"THEN {_text(f'{name}: not measured')} ELSE {verdict} END"
+                f"THEN {literal(f'{name}: not measured')} ELSE {verdict} END"
             )
         cases += f"WHEN NOT coalesce({_value(name)}, false) THEN {verdict} "
     return f"CASE {cases}END"
@@ -157,7 +159,7 @@ def _rows(expressions: list[Expression], columns: pa.Schema) -> str:
     read = sorted({column for expression in expressions for column in expression.columns} - {"uid"})
     listed = ["uid", "reason"]
     for name in read:
-        column = _name(name)
+        column = quoted(name)
         clean = f"CASE WHEN isnan({column}) THEN NULL ELSE {column} END"
         listed.append(f"{clean if pa.types.is_floating(columns.field(name).type) else column} AS {column}")
         listed.append(f"{column} AS {_gap(name)}")
@@ -215,16 +217,8 @@ def _view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, pa
 
 
 def _value(rule: str) -> str:
-    return _name(f"{rule} as judged")
+    return quoted(f"{rule} as judged")
 
 
 def _gap(column: str) -> str:
-    return _name(f"{column} as stored")
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+    return quoted(f"{column} as stored")

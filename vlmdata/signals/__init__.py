@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
 
+from vlmdata.catalog import beside
 from vlmdata.errors import DataError
 from vlmdata.recipe import FilterSignal, NearTargetSignal, Signal
-from vlmdata.rules import Expression, evaluate
+from vlmdata.rules import Expression, passing
 from vlmdata.schemas import conform
 from vlmdata.signals.pictures import Pictures
 
@@ -95,7 +96,7 @@ def measure_part(
     """
     done = dict(measured)
     for table in measured.values():
-        rows = _join(rows, table)
+        rows = beside(rows, table)
     for together in _passes(measurements):
         chunks: dict[str, list[pa.Table]] = {}
         for start, size in _cut(rows, together, done, reuse):
@@ -107,10 +108,10 @@ def measure_part(
                 for name, table in _measure(known, there, store, measurement, before).items():
                     chunks.setdefault(name, []).append(table)
                     there[name] = table
-                    known = _join(known, table)
+                    known = beside(known, table)
         for name, tables in chunks.items():
             done[name] = pa.concat_tables(tables)
-            rows = _join(rows, done[name])
+            rows = beside(rows, done[name])
     return {name: done[name] for measurement in measurements for name in measurement.schemas}
 
 
@@ -236,11 +237,9 @@ def _wanted(
 ) -> np.ndarray:
     """bool [n]: the rows that have what the signal reads and pass these rules."""
     wanted = rows["length"].is_valid().to_numpy() if images(measurement.options) else np.ones(rows.num_rows, bool)
-    given = [there[name].column(1).is_valid() for name in reads(measurement.options)]
-    passed = evaluate(rows, rules).columns if rules else []
-    for column in [*given, *(pc.fill_null(column, False) for column in passed)]:
-        wanted = wanted & column.to_numpy(zero_copy_only=False).astype(bool)
-    return wanted
+    for name in reads(measurement.options):
+        wanted = wanted & there[name].column(1).is_valid().to_numpy(zero_copy_only=False)
+    return wanted & passing(rows, rules)
 
 
 def _known(rows: pa.Table, measurement: Measurement, before: Mapping[str, pa.Table]) -> np.ndarray:
@@ -249,11 +248,3 @@ def _known(rows: pa.Table, measurement: Measurement, before: Mapping[str, pa.Tab
         return np.zeros(rows.num_rows, bool)
     # a family's values are all there or all null: its first column behind uid tells
     return before[next(iter(measurement.schemas))].column(1).is_valid().to_numpy()
-
-
-def _join(rows: pa.Table, table: pa.Table) -> pa.Table:
-    """`rows` with the scalar columns of `table` beside them, by position."""
-    for column in table.column_names:
-        if column != "uid" and not pa.types.is_nested(table.schema.field(column).type):
-            rows = rows.append_column(column, table[column])
-    return rows

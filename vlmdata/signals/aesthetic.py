@@ -27,7 +27,7 @@ _Layer = tuple[np.ndarray, np.ndarray]  # weight [out, in] and bias [out], float
 def schemas(options: recipe.AestheticSignal) -> dict[str, pa.Schema]:
     """The table that `measure` gives."""
     name = recipe.signal_name(options)
-    return {name: table_schema("aesthetic", name.removeprefix("aesthetic"))}
+    return {name: table_schema("aesthetic", recipe.signal_suffix(options))}
 
 
 def reads(options: recipe.AestheticSignal) -> list[str]:

@@ -25,7 +25,7 @@ IMAGES = True
 def schemas(options: recipe.ClipSignal) -> dict[str, pa.Schema]:
     """The tables that `measure` gives; no model is loaded. Raises InputError for a model that is not known."""
     name = recipe.signal_name(options)
-    suffix = name.removeprefix("clip")
+    suffix = recipe.signal_suffix(options)
     return {
         name: table_schema("clip", suffix),
         f"embeddings_{name}": table_schema("embeddings", suffix, dim=dimension(options)),
@@ -76,9 +76,7 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.ClipSignal)
     vectors = np.zeros((0, dimension(options)), np.float32)
     score = pa.array([], pa.float32())
     if len(rows):
-        known = digest(identity(options))
-        encoder = _encoder(options.model, options.pretrained, options.batch, options.precision, known)
-        vectors, score = compare(rows, images, encoder)
+        vectors, score = compare(rows, images, encoder(options))
     name = recipe.signal_name(options)
     tables = schemas(options)
     score_column, vector_column = (tables[table].names[1] for table in (name, f"embeddings_{name}"))
@@ -101,6 +99,12 @@ def compare(rows: pa.Table, images: Pictures, encoder: Encoder) -> tuple[np.ndar
     of_text = encoder.encode_texts(distinct.dictionary.to_pylist())[distinct.indices.to_numpy()]
     score = np.einsum("nd,nd->n", of_image, of_text).clip(-1, 1)
     return of_image, pa.array(score, pa.float32(), mask=caption.is_null().to_numpy(zero_copy_only=False))
+
+
+def encoder(options: recipe.ClipSignal) -> Encoder:
+    """The model, loaded once a process."""
+    known = digest(identity(options))
+    return _encoder(options.model, options.pretrained, options.batch, options.precision, known)
 
 
 @loaded_once

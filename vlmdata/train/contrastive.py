@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import TrainJob
-from vlmdata.signals.models import in_batches
+from vlmdata.signals.models import in_batches, torch_device
 from vlmdata.signals.openclip import Encoder
 from vlmdata.train import data
 
@@ -141,7 +141,7 @@ def load(folder: Path, batch: int) -> Encoder:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: holds no trained model: {first_line(error)}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, _ = torch_device()
     model = _Paired(clip).eval().to(device)
     size = _side(clip)
 
