@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import TrainJob
+from vlmdata.recipe import ContrastiveJob
 from vlmdata.train.loop import learning_rate, train
 
 # Dropped patches and random crops draw random numbers, so a wrong seed shows.
@@ -39,8 +39,8 @@ def shard(path: Path, prefix: str = "u") -> str:
     return str(path)
 
 
-def job(**options: Any) -> TrainJob:
-    return TrainJob(
+def job(**options: Any) -> ContrastiveJob:
+    return ContrastiveJob(
         **{
             "kind": "train",
             "model": MODEL,
