@@ -95,11 +95,26 @@ class Trained:
 
     def update(self) -> float:
         """Clip the gradients and take the step; the gradients' norm before clipping."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.job.clip_norm)
+        if self.sharded:
+            norm = self._clip_sharded()
+        else:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.job.clip_norm)
         self.optimizer.step()
         for name, parameter in self._trainable() if self.average else ():
             self.average[name].lerp_(parameter.detach(), 1 - self.job.ema)
-        return float(_whole(norm))
+        return float(norm)
+
+    def _clip_sharded(self) -> Tensor:
+        """As torch's clip_grad_norm_, which takes no mixture of sharded and whole gradients."""
+        gradients = [p.grad for _, p in self._trainable() if p.grad is not None]
+        for gradient in gradients:
+            if gradient.ndim == 0:  # a scalar is whole in every process, so torch leaves its mean to us
+                torch.distributed.all_reduce(gradient)
+                gradient /= self.world
+        norm = torch.stack([_whole(torch.linalg.vector_norm(gradient)) for gradient in gradients]).norm()
+        for gradient in gradients:
+            gradient *= (self.job.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        return norm
 
     def summed(self, values: dict[str, float]) -> dict[str, float]:
         """Each value's sum over the processes."""
@@ -170,7 +185,8 @@ def _optimizer(model: nn.Module, job: TrainJob) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim == 0], "weight_decay": 0.0},  # apart: these are never sharded
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=job.lr, betas=(0.9, 0.98), eps=1e-6)
 
@@ -179,10 +195,11 @@ def _shard(model: nn.Module) -> None:
     """Every layer of the model's stacks on its own, then the rest."""
     from torch.distributed.fsdp import fully_shard
 
+    scalars = {p for p in model.parameters() if p.ndim == 0}  # which fully_shard refuses
     for module in list(model.modules()):
         for layer in module if isinstance(module, nn.ModuleList) else ():
-            fully_shard(layer)
-    fully_shard(model)
+            fully_shard(layer, ignored_params=scalars)
+    fully_shard(model, ignored_params=scalars)
 
 
 def load(model: nn.Module, state: dict[str, Tensor]) -> None:
