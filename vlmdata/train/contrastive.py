@@ -13,7 +13,7 @@ from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.models import in_batches, torch_device
 from vlmdata.signals.openclip import Encoder
-from vlmdata.train import data, openclip
+from vlmdata.train import data, openclip, videos
 
 
 def build(job: ContrastiveJob) -> Any:
@@ -42,7 +42,8 @@ class Contrastive:
         return {"contrastive": 1.0}
 
     def samples(self, shards: data.Index, out: Path) -> "Pictures":
-        return Pictures(shards, self.size, self.job.crop, self.tokenizer)
+        options = (shards, self.size, self.job.crop, self.tokenizer)
+        return Clips(*options, self.job.frames) if self.job.frames > 1 else Pictures(*options)
 
     @torch.inference_mode()
     def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
@@ -76,6 +77,33 @@ class Pictures:
         for row, wanted in enumerate(places):
             place, picture = data.decodable(self.shards, int(wanted), round(1.5 * self.size), self.broken)
             images.append(data.square(picture, self.size, None if draws is None else draws[row], self.crop))
+            captions.append(data.caption(self.shards, place))
+        return {"image": torch.from_numpy(np.stack(images)), "text": self.tokenizer(captions)}
+
+
+class Clips(Pictures):
+    """Pairs of a few frames of a video and its caption; a picture that is no frame counts as a video of its own."""
+
+    def __init__(self, shards: data.Index, size: int, crop: float, tokenizer: Any, frames: int) -> None:
+        super().__init__(shards, size, crop, tokenizer)
+        self.frames, self.clips = frames, videos.clips(shards)
+        self.first = np.array([clip[0] for clip in self.clips], np.int64)
+        self.uids = tuple("+".join(shards.uids[place] for place in clip) for clip in self.clips)
+
+    def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
+        """image: uint8 RGB [b, frames, size, size, 3], all frames of a video cut alike; text: int64 [b, context].
+
+        With seeds each of `frames` equal parts of a video gives a frame that is drawn; without, its middle one.
+        """
+        draws = [None] * len(places) if seeds is None else list(data.uniform(seeds, 3 + self.frames))
+        images, captions = [], []
+        for wanted, draw in zip(places, draws, strict=True):
+            place, pictures = videos.decoded(
+                self.shards, self.clips, int(wanted), self.frames, None if draw is None else draw[3:],
+                round(1.5 * self.size), self.broken,
+            )  # fmt: skip
+            cut = None if draw is None or self.crop == 1 else draw[:3]
+            images.append(np.stack([data.square(picture, self.size, cut, self.crop) for picture in pictures]))
             captions.append(data.caption(self.shards, place))
         return {"image": torch.from_numpy(np.stack(images)), "text": self.tokenizer(captions)}
 
