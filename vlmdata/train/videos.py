@@ -1,7 +1,7 @@
 """Clips: the samples of shards that are frames of one video and share a caption, which a training takes as one sample.
 
 A frame knows its video and time by its url, `<video>#t=<seconds>`, which the source `video` writes. Where a video has
-one caption a clip is the whole video; where its frames have their subtitles, a clip is what one of these was shown over.
+one caption a clip is the whole video; where its frames have their subtitles, a clip is what one of them was shown over.
 """
 
 import re
