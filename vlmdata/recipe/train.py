@@ -101,6 +101,14 @@ class CaptioningJob(TrainJob):
     """CoCa (Yu 2022, arXiv:2205.01917)."""
 
     objective: Literal["captioning"]
+    model: str | dict[str, Any] = Field(
+        "tiny", description="tiny, a CoCa of open_clip (coca_…), its JSON file, or that file's content"
+    )
+    pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
+    crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    contrastive_weight: float = Field(1.0, gt=0, description="of the contrastive loss in the total")
+    caption_weight: float = Field(2.0, gt=0, description="of the caption's loss in the total")
+    beams: int = Field(4, gt=0, description="of the search for a caption; 1 takes the likeliest token each time")
 
 
 class DrawingJob(TrainJob):

@@ -45,22 +45,27 @@ class Contrastive:
         options = (shards, self.size, self.job.crop, self.tokenizer)
         return Clips(*options, self.job.frames) if self.job.frames > 1 else Pictures(*options)
 
-    @torch.inference_mode()
     def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
         """Recall on all samples of a split; see `vlmdata.evaluate.retrieval`."""
-        self.model.eval()
-        device = next(self.model.parameters()).device
-        images, texts = [], []
-        for start in range(0, len(samples.uids), batch):
-            rows = samples.batch(np.arange(start, min(start + batch, len(samples.uids))), None)
-            image, text = self.model.encode(rows["image"].to(device), rows["text"].to(device))
-            images.append(image.float().cpu().numpy())
-            texts.append(text.float().cpu().numpy())
-        return retrieval(np.concatenate(images), np.concatenate(texts))
+        return retrieval(*vectors(self.model, samples, batch))
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
         openclip.save(self.clip, self.config, folder)
+
+
+@torch.inference_mode()
+def vectors(model: Any, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of all samples the images' and texts' vectors, float32 [n, d], by a model's `encode(image, text)`."""
+    model.eval()
+    device = next(model.parameters()).device
+    images, texts = [], []
+    for start in range(0, len(samples.uids), batch):
+        rows = samples.batch(np.arange(start, min(start + batch, len(samples.uids))), None)
+        image, text = model.encode(rows["image"].to(device), rows["text"].to(device))
+        images.append(image.float().cpu().numpy())
+        texts.append(text.float().cpu().numpy())
+    return np.concatenate(images), np.concatenate(texts)
 
 
 class Pictures:

@@ -61,15 +61,24 @@ def _create(
         config = config | {"model_cfg": starts | config["model_cfg"]}
         with tempfile.TemporaryDirectory() as made:  # open_clip takes a configuration from a file alone
             (Path(made) / _CONFIG).write_text(json.dumps(config))
-            clip = open_clip.create_model(f"{_FOLDER}{made}", load_weights=False)
+            clip = _begun(open_clip.create_model(f"{_FOLDER}{made}", load_weights=False))
             if folder is not None:
                 open_clip.load_checkpoint(clip, str(Path(folder) / "open_clip_model.safetensors"))
             return clip, open_clip.get_tokenizer(f"{_FOLDER}{made}"), config
     known = open_clip.get_model_config(model) or {}
     starts = {name: value for name, value in starts.items() if name not in known}
     clip = open_clip.create_model(model, pretrained=pretrained, **starts)
+    clip = clip if pretrained else _begun(clip)
     preprocess = open_clip.get_model_preprocess_cfg(clip)
     return clip, open_clip.get_tokenizer(model), {"model_cfg": known | starts, "preprocess_cfg": preprocess}
+
+
+def _begun(clip: Any) -> Any:
+    """open_clip leaves the projection of a CoCa's decoder as it finds the memory, NaN too: here it is drawn."""
+    if hasattr(clip, "text_decoder"):
+        projection = clip.text_decoder.text_projection
+        nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+    return clip
 
 
 @contextmanager
@@ -104,18 +113,21 @@ def lock(clip: Any, job: ContrastiveJob) -> None:
         raise InputError("jobs.train.lock: both towers are locked and nothing is left to train; raise unlocked_groups")
 
 
-def criterion(loss: str) -> nn.Module:
-    """open_clip's loss, `clip` or `siglip`: of image and text features [b, d], scale and bias.
+def criterion(loss: str, pad_id: int = 0) -> nn.Module:
+    """open_clip's loss: `clip` or `siglip`, of image and text features [b, d], scale and bias; or `coca`.
 
     All ranks' features count, and their gradients come back: without, the towers' gradients would be halved or worse.
+    pad_id: the token that no caption's loss counts.
     """
-    from open_clip.loss import ClipLoss, SigLipLoss
+    from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
 
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     rank = torch.distributed.get_rank() if world > 1 else 0
+    ranks = {"rank": rank, "world_size": world}
     if loss == "siglip":
-        return SigLipLoss(rank=rank, world_size=world)
-    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+        return SigLipLoss(**ranks)
+    gathered = {"local_loss": True, "gather_with_grad": True, **ranks}
+    return CoCaLoss(1.0, 1.0, pad_id, **gathered) if loss == "coca" else ClipLoss(**gathered)
 
 
 def side(clip: Any) -> int:
