@@ -9,7 +9,7 @@ from pydantic import Field, create_model
 from vlmdata import recipe
 from vlmdata.jobs import job_key
 from vlmdata.plan import Plan, make_plan
-from vlmdata.recipe import Download, LiteHeads, Options, Recipe, TrainJob
+from vlmdata.recipe import ContrastiveJob, Download, LiteHeads, Options, Recipe
 from vlmdata.recipe_file import apply_setting
 
 BASE = {
@@ -119,10 +119,10 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
     required: dict[str, Any] = {
         "start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat", "by": "words", "count": 1,
-        "head": "h", "trusted": ["s"], "against": ["p"], "targets": ["p"],
+        "head": "h", "trusted": ["s"], "against": ["p"], "targets": ["p"], "data": "d",
     }  # fmt: skip
-    if "kind" in kind.model_fields:
-        required["kind"] = get_args(kind.model_fields["kind"].annotation)[0]
+    for name in {"kind", "objective"} & kind.model_fields.keys():
+        required[name] = get_args(kind.model_fields[name].annotation)[0]
     given = {name: value for name, value in required.items() if name in kind.model_fields}
     assert grown.model_validate(given).keyed() == kind.model_validate(given).keyed()
     assert grown.model_validate({**given, "brand_new": "x"}).keyed() == {
@@ -177,10 +177,13 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     recipe.LaionAestheticsPreset: {"score": "aesthetic_score", "threshold": 5.0},
     recipe.LiteHeads: {"hidden": 512, "dropout": 0.6, "temperature": 1.5, "share": 0.35, "context": 0.4},
     recipe.TrainJob: {
-        "objective": "contrastive", "model": "tiny", "heads": LiteHeads(), "steps": 200, "batch": 64, "accumulate": 1,
-        "lr": 0.001, "warmup": 10, "weight_decay": 0.1, "clip_norm": 1.0, "crop": 1.0, "seed": 0, "workers": 1,
-        "threads": 1, "precision": "fp32", "save_every": 100, "keep": 2, "eval_every": 100, "train_split": "train",
-        "test_split": "test",
+        "name": "train", "mix": [], "steps": 200, "batch": 64, "accumulate": 1, "lr": 0.001, "schedule": "cosine",
+        "warmup": 10, "weight_decay": 0.1, "clip_norm": 1.0, "ema": 0.0, "seed": 0, "workers": 1, "threads": 1,
+        "precision": "fp32", "compile": False, "parallel": "ddp", "not_finite": "stop", "peak_tflops": None,
+        "save_every": 100, "keep": 2, "best": None, "eval_every": 100, "train_split": "train", "test_split": "test",
+    },
+    recipe.ContrastiveJob: {
+        "objective": "contrastive", "model": "tiny", "pretrained": None, "heads": LiteHeads(), "crop": 1.0,
     },
 }  # fmt: skip
 
@@ -191,8 +194,8 @@ def test_a_default_does_not_change_unseen(kind: type[Options]) -> None:
 
 
 def test_a_job_is_the_same_with_its_defaults_written_down_and_another_with_other_heads() -> None:
-    job = TrainJob(kind="train")
-    assert job_key(TrainJob(kind="train", steps=200, heads=LiteHeads(hidden=512))) == job_key(job)
-    assert TrainJob(kind="train", heads=LiteHeads(hidden=8)).keyed() == {"kind": "train", "heads": {"hidden": 8}}
-    others = [TrainJob(kind="train", steps=1), TrainJob(kind="train", heads=LiteHeads(hidden=8))]
+    job = ContrastiveJob(kind="train")
+    assert job_key(ContrastiveJob(kind="train", steps=200, heads=LiteHeads(hidden=512))) == job_key(job)
+    assert ContrastiveJob(kind="train", heads=LiteHeads(hidden=8)).keyed() == {"kind": "train", "heads": {"hidden": 8}}
+    others = [ContrastiveJob(kind="train", steps=1), ContrastiveJob(kind="train", heads=LiteHeads(hidden=8))]
     assert len({job_key(other) for other in [job, *others]}) == 3

@@ -18,7 +18,7 @@ def test_the_documentation_names_every_option_and_column(kind: str) -> None:
     section = re.split(r"^## ", DOCS.partition(f"\n## {kind}\n")[2], maxsplit=1, flags=re.M)[0]
     assert section.strip(), f"docs/signals.md has no section {kind}"
     special = {"kind", "after", "name"} | (set(KINDS["clip"].model_fields) if kind == "masked_clip" else set())
-    special |= set(recipe.TrainJob.model_fields) if kind == "filter" else set()  # "those of the job `train`"
+    special |= set(recipe.ContrastiveJob.model_fields) if kind == "filter" else set()  # "those of the job `train`"
     options = set(KINDS[kind].model_fields) - special
     names = {"clip": ["clip", "embeddings"], "python": [], "sscd": ["embeddings"]}.get(kind, [kind])
     columns = {name for table in names for name in table_schema(table, dim=1).names} - {"uid"}

@@ -16,7 +16,7 @@ from open_clip.loss import ClipLoss
 
 from vlmdata import lite
 from vlmdata.errors import InputError
-from vlmdata.recipe import TrainJob
+from vlmdata.recipe import ContrastiveJob
 from vlmdata.train import data
 from vlmdata.train.contrastive import build
 from vlmdata.train.locked import Features
@@ -47,8 +47,8 @@ def shard(path: Path, broken: bool = False) -> str:
     return str(path)
 
 
-def job(**options: Any) -> TrainJob:
-    return TrainJob(
+def job(**options: Any) -> ContrastiveJob:
+    return ContrastiveJob(
         **{"kind": "train", "model": SMALL, "steps": 60, "batch": 16, "lr": 3e-3, "save_every": 1000, **options}
     )
 
@@ -62,10 +62,10 @@ def test_sixteen_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
 
 def test_the_loss_is_that_of_open_clip(tmp_path: Path) -> None:
     objective = build(job())
-    batch = objective.samples(data.index([shard(tmp_path / "a.tar")]), tmp_path).batch(np.arange(16), None)
+    batch = objective.samples(data.index([shard(tmp_path / "a.tar")], tmp_path), tmp_path).batch(np.arange(16), None)
     objective.model.eval()
     with torch.no_grad():
-        loss = objective.model(batch)
+        loss = objective.model(batch)["contrastive"]
         preprocess = open_clip.image_transform(32, is_train=False)
         mean, std = preprocess.transforms[-1].mean, preprocess.transforms[-1].std
         pixels = (batch["image"].permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
@@ -112,7 +112,7 @@ def test_heads_on_locked_towers_learn_and_are_loaded_as_lite(tmp_path: Path, mon
     assert final["retrieval/image_to_text/R@1"] > 0.9
     assert 0 <= final["conse/retrieval/image_to_text/R@1"] < 0.7
     loaded = lite.load(str(tmp_path / "out" / "model"))
-    index = data.index(shards["test"])
+    index = data.index(shards["test"], tmp_path)
     pictures = [data.image(index, place) for place in range(16)]
     scores = (
         loaded.encode_images([p for p in pictures if p is not None])
@@ -132,13 +132,13 @@ def test_a_batch_of_heads_holds_a_caption_once_and_draws_one_of_its_images(tmp_p
                 info = tarfile.TarInfo(f"{number}.{extension}")
                 info.size = len(member)
                 out.addfile(info, io.BytesIO(member))
-    samples = Features(data.index([str(path)]), tmp_path / "features", context=0.5)
+    samples = Features(data.index([str(path)], tmp_path), tmp_path / "features", context=0.5)
     assert samples.uids == ("0+1+2", "3+4+5")
-    batches = [samples.batch(np.array([0, 1]), (0, number, 0)) for number in range(40)]
+    batches = [samples.batch(np.array([0, 1]), data.seeds(0, number, range(2))) for number in range(40)]
     assert len({batch["image"][0].numpy().tobytes() for batch in batches}) == 3
     assert len({batch["text"][0].numpy().tobytes() for batch in batches}) == 2
     assert len({batch["text"][1].numpy().tobytes() for batch in batches}) == 1
-    again = samples.batch(np.array([0, 1]), (0, 7, 0))
+    again = samples.batch(np.array([0, 1]), data.seeds(0, 7, range(2)))
     assert (again["image"] == batches[7]["image"]).all()
     plain = samples.batch(np.array([0]), None)
     assert (plain["image"][0].numpy() == samples.images[0]).all()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from vlmdata.catalog import append
 from vlmdata.dataset import Dataset, make_key
 from vlmdata.errors import InputError, JobError, VlmdataError
-from vlmdata.recipe import Job, Recipe, TrainJob, nearest
+from vlmdata.recipe import OBJECTIVES, Job, Recipe, TrainJob, nearest
 from vlmdata.recipe_file import apply_setting, read_yaml
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any]) -> dict[str, f
 
     Returns its metrics. Raises JobError when it fails; the row in `jobs` is written in either case.
     """
+    from vlmdata.train import source
     from vlmdata.train.loop import train
 
     number = manifest["number"]
@@ -48,7 +49,7 @@ def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any]) -> dict[str, f
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     state, metrics = "failed", {}
     try:
-        metrics = train(job, training_shards(dataset, manifest), dataset.path(output), resume=True)
+        metrics = train(job, source.of_snapshot(dataset, manifest), dataset.path(output), resume=True)
         values = [
             {"snapshot": number, "job": job.name, "step": None, "name": name, "value": float(value)}
             for name, value in metrics.items()
@@ -75,46 +76,25 @@ def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any]) -> dict[str, f
     return metrics
 
 
-def training_shards(dataset: Dataset, manifest: dict[str, Any]) -> dict[str, list[str]]:
-    """Split -> the WebDataset shards of a snapshot, as paths that fsspec opens. Raises InputError where it has none."""
-    shards: dict[str, list[str]] = {}
-    for shard in manifest["shards"]:
-        if shard["format"] == "webdataset":
-            shards.setdefault(shard["split"], []).append(dataset.path(shard["path"]))
-    if not shards:
-        raise InputError(
-            f"{dataset.url}: no WebDataset shards to train on: nothing was kept, or shards.formats leaves them out"
-        )
-    return shards
-
-
 def from_options(
     objective: str, data: str, config: Path | None, settings: list[str]
 ) -> tuple[TrainJob, dict[str, list[str]]]:
     """The job and the shards that `vlmdata train` names. Raises InputError for what is wrong with either."""
+    from vlmdata.train import source
+
     options: dict[str, Any] = {"kind": "train"}
     if config is not None:
         options |= read_yaml(config)
     options["objective"] = objective
     for setting in settings:
         apply_setting(options, setting)
+    if objective not in OBJECTIVES:
+        raise InputError(f"train: there is no objective {objective!r}{nearest(objective, OBJECTIVES)}")
     try:
-        job = TrainJob.model_validate(options)
+        job = OBJECTIVES[objective].model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
-        raise InputError(f"train: {where}: {first['msg'].lower()}{nearest(where, TrainJob.model_fields)}") from error
-    dataset = Dataset(data)
-    manifest = dataset.latest()
-    if manifest is not None:
-        return job, training_shards(dataset, manifest)
-    paths = sorted(dataset.fs.glob(dataset.root)) if any(sign in data for sign in "*?[") else [dataset.root]
-    tars = [path for path in paths if path.endswith(".tar") and dataset.fs.exists(path)]
-    if not tars:
-        raise InputError(f"--data {data}: neither a dataset with a snapshot nor .tar shards")
-    shards: dict[str, list[str]] = {}
-    for path in tars:
-        name = path.rsplit("/", 1)[1].removesuffix(".tar")
-        split = name.rsplit("-", 1)[0] if "-" in name else job.train_split
-        shards.setdefault(split if split in (job.train_split, job.test_split) else job.train_split, []).append(path)
-    return job, shards
+        near = nearest(where, OBJECTIVES[objective].model_fields)
+        raise InputError(f"train: {where}: {first['msg'].lower()}{near}") from error
+    return job, source.shards(data, job.train_split, job.test_split)

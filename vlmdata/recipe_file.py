@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from vlmdata.errors import InputError
-from vlmdata.recipe import Recipe, nearest
+from vlmdata.recipe import OBJECTIVES, Recipe, nearest
 
 
 def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
@@ -151,7 +151,7 @@ def _where(path: str, text: str, settings: list[str], location: tuple[str | int,
             found = [(key, value) for key, value in node.value if key.value == step]
             if found:
                 line, node = found[0][0].start_mark.line + 1, found[0][1]
-            elif place and isinstance(location[place - 1], int):
+            elif (place and isinstance(location[place - 1], int)) or step in OBJECTIVES:
                 continue
             else:
                 node = None
@@ -195,7 +195,6 @@ def _options_at(location: tuple[str | int, ...]) -> list[str]:
         elif step in schema.get("properties", {}):
             schema = schema["properties"][step]
         elif "discriminator" in schema:
-            schema = (
-                {"$ref": schema["discriminator"]["mapping"][step]} if step in schema["discriminator"]["mapping"] else {}
-            )
+            chosen = schema["discriminator"]["mapping"].get(step, {})
+            schema = {"$ref": chosen} if isinstance(chosen, str) else chosen
     return list(resolve(schema).get("properties", {}))

@@ -128,16 +128,21 @@ def write_tar(rows: pa.Table, path: Path) -> None:
     """A WebDataset tar: `<uid>.jpg`, `<uid>.txt`, `<uid>.json` for each sample, `<uid>_2.jpg` and so on for its further
     copies, without owner or time."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for row in rows.select(["key", "jpg", "txt", "json"]).to_pylist():
-            for extension, content in (
-                ("jpg", row["jpg"]),
-                ("txt", row["txt"].encode()),
-                ("json", row["json"].encode()),
-            ):
-                member = tarfile.TarInfo(f"{row['key']}.{extension}")  # the uid is hex: nothing of others in a name
-                member.size = len(content)
-                member.mode = 0o644
-                tar.addfile(member, io.BytesIO(content))
+        add_samples(tar, rows)
+
+
+def add_samples(tar: tarfile.TarFile, rows: pa.Table) -> None:
+    """Add samples to an open tar: columns key (hex: nothing of others gets into a name), jpg, txt, json."""
+    for row in rows.select(["key", "jpg", "txt", "json"]).to_pylist():
+        for extension, content in (
+            ("jpg", row["jpg"]),
+            ("txt", row["txt"].encode()),
+            ("json", row["json"].encode()),
+        ):
+            member = tarfile.TarInfo(f"{row['key']}.{extension}")
+            member.size = len(content)
+            member.mode = 0o644
+            tar.addfile(member, io.BytesIO(content))
 
 
 def write_parquet(rows: pa.Table, columns: pa.Schema, path: Path) -> None:

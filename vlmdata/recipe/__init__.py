@@ -15,7 +15,7 @@ from vlmdata.recipe.dedup import (
     UrlDedup,
 )
 from vlmdata.recipe.download import Consent, Download
-from vlmdata.recipe.jobs import Job, LiteHeads, TrainJob
+from vlmdata.recipe.jobs import Job
 from vlmdata.recipe.options import Bytes, Name, Options, Paths, kind_alone, nearest
 from vlmdata.recipe.runner import Parts, Runner
 from vlmdata.recipe.select import (
@@ -62,14 +62,30 @@ from vlmdata.recipe.sources import (
     VideoSource,
     WebdatasetSource,
 )
+from vlmdata.recipe.train import (
+    OBJECTIVES,
+    AnyTrainJob,
+    CaptioningJob,
+    ContrastiveJob,
+    DrawingJob,
+    LiteHeads,
+    MaskedJob,
+    Mix,
+    ProjectorJob,
+    TrainJob,
+)
 
 __all__ = [
+    "OBJECTIVES",
     "AestheticSignal",
+    "AnyTrainJob",
     "Balance",
     "Bytes",
+    "CaptioningJob",
     "ClipSignal",
     "CommonCrawlSource",
     "Consent",
+    "ContrastiveJob",
     "CrawlSource",
     "DatacompBasicPreset",
     "DatacompClipPreset",
@@ -80,6 +96,7 @@ __all__ = [
     "DecontaminateDedup",
     "Dedup",
     "Download",
+    "DrawingJob",
     "ExactDedup",
     "FacesSignal",
     "FilterSignal",
@@ -92,6 +109,8 @@ __all__ = [
     "LanguageSignal",
     "LiteHeads",
     "MaskedClipSignal",
+    "MaskedJob",
+    "Mix",
     "Name",
     "NearTargetSignal",
     "NsfwSignal",
@@ -104,6 +123,7 @@ __all__ = [
     "PiiSignal",
     "PixelsDedup",
     "Preset",
+    "ProjectorJob",
     "PythonSignal",
     "Recipe",
     "Runner",

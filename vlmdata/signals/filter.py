@@ -39,10 +39,10 @@ def schemas(options: recipe.FilterSignal) -> dict[str, pa.Schema]:
     return {name: table_schema("filter", recipe.signal_suffix(options))}
 
 
-def job(options: recipe.FilterSignal) -> recipe.TrainJob:
+def job(options: recipe.FilterSignal) -> recipe.ContrastiveJob:
     """The training, on one thread: its weights are then the same on every machine of a kind."""
     taken = ("model", "pretrained", "steps", "batch", "lr", "warmup", "weight_decay", "crop", "seed")
-    return recipe.TrainJob(
+    return recipe.ContrastiveJob(
         kind="train", save_every=max(1, options.steps // 10), **{name: getattr(options, name) for name in taken}
     )
 

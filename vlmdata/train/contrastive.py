@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlmdata.errors import DataError, InputError, first_line
+from vlmdata.errors import InputError, first_line
 from vlmdata.evaluate.retrieval import retrieval
-from vlmdata.recipe import TrainJob
+from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.models import in_batches, torch_device
 from vlmdata.signals.openclip import Encoder
 from vlmdata.train import data
@@ -23,7 +23,7 @@ from vlmdata.train import data
 log = logging.getLogger(__name__)
 
 
-def build(job: TrainJob) -> Any:
+def build(job: ContrastiveJob) -> Any:
     """The objective for `job.model`: `lite` trains heads on locked towers, everything else is an open_clip model."""
     if job.model == "lite":
         from vlmdata.train.locked import Locked
@@ -35,12 +35,16 @@ def build(job: TrainJob) -> Any:
 class Contrastive:
     """An open_clip model, its tokenizer and its loss."""
 
-    def __init__(self, job: TrainJob) -> None:
+    def __init__(self, job: ContrastiveJob) -> None:
         self.job = job
         self.clip: Any
         self.clip, self.tokenizer, self.config = _open_clip(job.model, job.pretrained)
         self.model = _Paired(self.clip)
+        self.weights = {"contrastive": 1.0}
         self.size = _side(self.clip)
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        return {"contrastive": 1.0}
 
     def samples(self, shards: data.Index, out: Path) -> "Pictures":
         return Pictures(shards, self.size, self.job.crop, self.tokenizer)
@@ -73,28 +77,17 @@ class Pictures:
 
     def __init__(self, shards: data.Index, size: int, crop: float, tokenizer: Any) -> None:
         self.shards, self.uids, self.size, self.crop, self.tokenizer = shards, shards.uids, size, crop, tokenizer
-        self.broken: set[str] = set()
+        self.first, self.broken = np.arange(len(shards)), set[str]()
 
-    def batch(self, places: np.ndarray, seed: tuple[int, ...] | None) -> dict[str, Tensor]:
-        """image: uint8 RGB [b, size, size, 3]; text: int64 [b, context]. Samples that cannot be decoded are left out,
-        with a warning that names each once; DataError where none of the batch can."""
+    def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
+        """image: uint8 RGB [b, size, size, 3]; text: int64 [b, context]."""
+        draws = None if seeds is None or self.crop == 1 else data.uniform(seeds, 3)
         images, captions = [], []
-        for row, place in enumerate(places):
-            picture = data.image(self.shards, int(place), round(1.5 * self.size))
-            if picture is None:
-                self._skip(self.uids[place])
-                continue
-            rng = None if seed is None or self.crop == 1 else np.random.default_rng([*seed, row])
-            images.append(data.square(picture, self.size, rng, self.crop))
-            captions.append(data.caption(self.shards, int(place)))
-        if not images:
-            raise DataError(f"no image of a batch can be decoded: {', '.join(self.uids[p] for p in places)}")
+        for row, wanted in enumerate(places):
+            place, picture = data.decodable(self.shards, int(wanted), round(1.5 * self.size), self.broken)
+            images.append(data.square(picture, self.size, None if draws is None else draws[row], self.crop))
+            captions.append(data.caption(self.shards, place))
         return {"image": torch.from_numpy(np.stack(images)), "text": self.tokenizer(captions)}
-
-    def _skip(self, uid: str) -> None:
-        if uid not in self.broken:
-            self.broken.add(uid)
-            log.warning("%s cannot be decoded and is skipped (%d so far)", uid, len(self.broken))
 
 
 class _Paired(nn.Module):
@@ -122,10 +115,10 @@ class _Paired(nn.Module):
         pixels = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
         return self.clip.encode_image(pixels, normalize=True)
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         image, text = self.encode(batch["image"], batch["text"])
         # At most 100, as in the paper; the clamp stands here and not after the step, so that the loss knows of it.
-        return self.criterion(image, text, self.clip.logit_scale.clamp(max=np.log(100)).exp())
+        return {"contrastive": self.criterion(image, text, self.clip.logit_scale.clamp(max=np.log(100)).exp())}
 
 
 def load(folder: Path, batch: int) -> Encoder:

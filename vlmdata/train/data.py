@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -17,6 +18,7 @@ import numpy as np
 import simplejpeg
 
 from vlmdata.errors import DataError, InputError
+from vlmdata.train import parquet
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,15 @@ class Index:
         return len(self.uids)
 
 
-def index(tars: Sequence[str]) -> Index:
+def index(shards: Sequence[str], spool: Path) -> Index:
     """Read the headers of WebDataset tars (local paths or fsspec URLs), each once from its beginning to its end.
 
     A sample is the members that share a name up to the first dot of its last part, and follow each other; it needs
     an image (jpg, jpeg, png, webp) and a txt. Others are left out, with a warning that counts and names them.
-    Raises DataError, naming the tar, for one that is cut off or no tar.
+    A Parquet shard, of which no single row can be read, is first written as a tar into the folder `spool`.
+    Raises DataError, naming the shard, for one that is cut off or is none.
     """
+    tars = [parquet.spooled(path, spool) if path.endswith(".parquet") else path for path in shards]
     uids: list[str] = []
     places: list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]] = []
     partial: list[str] = []
@@ -88,6 +92,19 @@ def _samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
         raise DataError(f"{path}: the shard cannot be read: {error}") from error
 
 
+def joined(indexes: Sequence[Index]) -> Index:
+    """Several indexes as one: the samples of the first, then those of the next."""
+    if len(indexes) == 1:
+        return indexes[0]
+    before = np.cumsum([0, *(len(each.tars) for each in indexes)])
+    return Index(
+        tuple(tar for each in indexes for tar in each.tars),
+        tuple(uid for each in indexes for uid in each.uids),
+        np.concatenate([each.tar + np.int32(start) for each, start in zip(indexes, before, strict=False)]),
+        *(np.concatenate([getattr(each, name) for each in indexes]) for name in ("image", "text", "meta")),
+    )
+
+
 def positions(n: int, batch: int, seed: int, number: int) -> np.ndarray:
     """The samples of batch `number` (from 0) of an endless training, int64 [batch], all different.
 
@@ -100,7 +117,61 @@ def positions(n: int, batch: int, seed: int, number: int) -> np.ndarray:
     return _permutation(n, seed, epoch)[place * batch : (place + 1) * batch]
 
 
-@lru_cache(maxsize=2)  # reading ahead needs two epochs at most
+def mixed_positions(
+    sources: Sequence[np.ndarray], weights: Sequence[float], batch: int, seed: int, number: int
+) -> np.ndarray:
+    """The samples of batch `number` where several sources share a batch by weight, int64 [batch].
+
+    sources: of each its places among all samples, int64. Of one alone it is `positions`. Of several each gives, up to
+    any batch, its share of all samples to less than one sample, in epochs of its own.
+    Raises InputError where a source's share of a batch is less than one sample, or a source has fewer than its share.
+    """
+    if len(sources) == 1:
+        return sources[0][positions(len(sources[0]), batch, seed, number)]
+    edges = np.cumsum([0.0, *weights]) / sum(weights)
+
+    def before(batches: int) -> np.ndarray:
+        """How many samples each source gave before a batch."""
+        return np.diff(np.round(edges * (batches * batch)).astype(np.int64))
+
+    chosen = []
+    for place, (start, stop) in enumerate(zip(before(number), before(number + 1), strict=True)):
+        n, share = len(sources[place]), batch * weights[place] / sum(weights)
+        if share < 1 or n < share:
+            raise InputError(
+                f"mix: of a batch of {batch}, {share:.1f} samples come from source {place + 1}, which has {n}: change "
+                "its weight or `batch`"
+            )
+        epochs, rest = np.divmod(np.arange(start, stop), n)
+        for epoch in np.unique(epochs):
+            order = _permutation(n, seed + place * 1_000_003, int(epoch))
+            chosen.append(sources[place][order[rest[epochs == epoch]]])
+    return np.concatenate(chosen)
+
+
+def seeds(seed: int, number: int, slots: range) -> np.ndarray:
+    """A seed for each place in batch `number`, uint64 [len(slots)], whatever process draws it."""
+    first = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
+    return _mixed(first + np.arange(slots.start, slots.stop, dtype=np.uint64) * _GOLDEN)
+
+
+def uniform(seeds: np.ndarray, k: int) -> np.ndarray:
+    """k numbers in [0, 1) from each seed, float64 [len(seeds), k]."""
+    steps = np.arange(1, k + 1, dtype=np.uint64) * _GOLDEN
+    return (_mixed(seeds[:, None] + steps) >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function (Steele 2014, "Fast splittable pseudorandom number generators")."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@lru_cache(maxsize=16)  # reading ahead needs two epochs of each source
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n)
 
@@ -187,16 +258,35 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
     return None if decoded is None or decoded.size > 3 * MAX_PIXELS else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def square(picture: np.ndarray, size: int, rng: np.random.Generator | None = None, least: float = 1.0) -> np.ndarray:
+def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> tuple[int, np.ndarray]:
+    """The picture of a sample, or of the next one that can be decoded: its place, and uint8 RGB [height, width, 3].
+
+    Every process then has as many samples as it asked for, and none waits for another for ever. Those that are passed
+    over are added to `broken`, with a warning for each new one. Raises DataError where 100 in a row cannot be decoded.
+    """
+    for step in range(min(100, len(shards))):
+        place = (position + step) % len(shards)
+        picture = image(shards, place, shorter)
+        if picture is not None:
+            return place, picture
+        uid = shards.uids[place]
+        if uid not in broken:
+            broken.add(uid)
+            tar = shards.tars[shards.tar[place]]
+            log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
+    raise DataError(f"{shards.tars[shards.tar[position]]}: no image from {shards.uids[position]} on can be decoded")
+
+
+def square(picture: np.ndarray, size: int, draw: np.ndarray | None = None, least: float = 1.0) -> np.ndarray:
     """Cut a square out and resize it: uint8 RGB [size, size, 3].
 
-    Without `rng` the square is the largest one, in the centre; with it, its side is drawn from [least, 1] of the
-    shorter side and its place from all that are possible.
+    Without `draw` the square is the largest one, in the centre; three numbers in [0, 1) choose its side from [least, 1]
+    of the shorter side and its place from all that are possible.
     """
     height, width = picture.shape[:2]
     side, y, x = min(height, width), 0.5, 0.5
-    if rng is not None:
-        part, y, x = rng.random(3)
+    if draw is not None:
+        part, y, x = draw
         side = max(1, round(side * (least + (1 - least) * part)))
     top, left = round((height - side) * y), round((width - side) * x)
     cut = picture[top : top + side, left : left + side]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlmdata import lite, towers
 from vlmdata.errors import InputError
 from vlmdata.evaluate.retrieval import retrieval
-from vlmdata.recipe import TrainJob
+from vlmdata.recipe import ContrastiveJob
 from vlmdata.train import data
 
 log = logging.getLogger(__name__)
@@ -25,16 +25,19 @@ progress = logging.getLogger("vlmdata.progress")
 class Locked:
     """The objective of the model `lite`; see `vlmdata.train.loop.Objective`."""
 
-    def __init__(self, job: TrainJob) -> None:
+    def __init__(self, job: ContrastiveJob) -> None:
         self.options = job.heads
         self.heads = lite.Heads(job.heads)
         self.model = _Paired(self.heads)
-        self.fitted = False
+        self.weights = {"contrastive": 1.0}
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        return {"contrastive": 1.0}
 
     def samples(self, shards: data.Index, out: Path) -> "Features":
         """The first call, that of the training split, also sets the heads' statistics."""
         found = Features(shards, out / "features", self.options.context)
-        if not self.fitted:
+        if (self.heads.image_deviation == 1).all():  # neither measured nor loaded yet
             if not found.uids:
                 raise InputError("the shards hold no sample to train on")
             pooled = found.images[:, : lite.POOLED]
@@ -49,7 +52,6 @@ class Locked:
             }
             for name, values in statistics.items():
                 self.heads.get_buffer(name).copy_(torch.from_numpy(values))
-            self.fitted = True
         return found
 
     @torch.inference_mode()
@@ -80,9 +82,9 @@ class _Paired(nn.Module):
         self.heads = heads
         self.criterion = ClipLoss()
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images, texts = self.heads.encode_images(batch["image"]), self.heads.encode_texts(batch["text"])
-        return self.criterion(images, texts, self.heads.logit_scale.clamp(max=np.log(100)).exp())
+        return {"contrastive": self.criterion(images, texts, self.heads.logit_scale.clamp(max=np.log(100)).exp())}
 
 
 class Features:
@@ -94,24 +96,24 @@ class Features:
         captions = [data.caption(shards, place) for place in range(len(shards))]
         contexts = [str(data.meta(shards, place).get("context") or "") for place in range(len(shards))]
         kept = _cached(shards, captions, contexts, folder)
+        self.broken = {shards.uids[place] for place in np.flatnonzero(~kept["decoded"])}
         self.images, self.texts, self.contexts = kept["images"], kept["texts"], kept["contexts"]
         groups: dict[str, list[int]] = {}
         for place, caption in enumerate(captions):
             if kept["decoded"][place]:
                 groups.setdefault(caption, []).append(place)
         self.groups = list(groups.values())
+        self.first = np.array([group[0] for group in self.groups], np.int64)
         self.has_context = [bool(context) for context in contexts]
         self.uids = tuple("+".join(shards.uids[place] for place in group) for group in self.groups)
 
-    def batch(self, places: np.ndarray, seed: tuple[int, ...] | None) -> dict[str, Tensor]:
-        """image: float32 [b, 2280]; text: float32 [b, 384]. With a seed one of the caption's images is drawn, and the
+    def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
+        """image: float32 [b, 2280]; text: float32 [b, 384]. With seeds one of the caption's images is drawn, and the
         context stands in for the caption now and then; without, it is the first image and the caption."""
-        draw = (
-            np.zeros((len(places), 2)) if seed is None else np.random.default_rng(list(seed)).random((len(places), 2))
-        )
+        draw = np.zeros((len(places), 2)) if seeds is None else data.uniform(seeds, 2)
         chosen = [self.groups[p][int(draw[row, 0] * len(self.groups[p]))] for row, p in enumerate(places)]
         other = [
-            seed is not None and self.has_context[sample] and draw[row, 1] < self.context
+            seeds is not None and self.has_context[sample] and draw[row, 1] < self.context
             for row, sample in enumerate(chosen)
         ]
         texts = np.where(np.array(other)[:, None], self.contexts[chosen], self.texts[chosen])

@@ -1,0 +1,115 @@
+"""What the built-in trainer does: the options that every objective has, and each objective's own."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from vlmdata.recipe.options import Name, Options
+
+
+class LiteHeads(Options):
+    """The trained part of the embedded scorer `lite`."""
+
+    hidden: int = Field(512, gt=0, description="width of the heads' hidden layer")
+    dropout: float = Field(0.6, ge=0, lt=1, description="of the image's features and of the hidden layers")
+    temperature: float = Field(1.5, gt=0, description="by which the logits of ImageNet's classes are divided")
+    share: float = Field(0.35, ge=0, le=1, description="of the learned residual, when scoring")
+    context: float = Field(0.4, ge=0, le=1, description="how often a sample's context stands in for its caption")
+
+
+class Mix(Options):
+    """Samples of another dataset, or of other shards, among those trained on."""
+
+    data: str = Field(
+        min_length=1, description="a dataset's newest snapshot, or shards: a path, a glob, any fsspec URL"
+    )
+    weight: float = Field(1.0, gt=0, description="share of a batch against that of the job's own data, which has 1")
+
+
+class TrainJob(Options):
+    """The built-in trainer on a snapshot's shards, whatever the objective."""
+
+    kind: Literal["train"]
+    name: Name = "train"
+    mix: list[Mix] = []
+    steps: int = Field(200, gt=0)
+    batch: int = Field(64, gt=0, description="samples of one forward pass in one process")
+    accumulate: int = Field(1, gt=0, description="forward passes a step")
+    lr: float = Field(1e-3, gt=0)
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after the warm-up")
+    warmup: int = Field(10, ge=0, description="steps")
+    weight_decay: float = Field(0.1, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="the largest norm of the gradient")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average, which is what is exported")
+    seed: int = Field(0, ge=0)
+    workers: int = Field(1, ge=0, description="threads that decode ahead")
+    threads: int = Field(1, gt=0, description="threads of the model's arithmetic; another number gives other last bits")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = Field(False, description="torch.compile")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="of several processes: whole copies, or sharded ones")
+    not_finite: Literal["stop", "skip"] = Field("stop", description="what a step does whose loss is not finite")
+    peak_tflops: float | None = Field(None, gt=0, description="of one device, where the trainer does not know it")
+    save_every: int = Field(100, gt=0)
+    keep: int = Field(2, gt=0, description="checkpoints that stay")
+    best: str | None = Field(
+        None, description="the metric whose best checkpoint stays too; -<metric> where less is better"
+    )
+    eval_every: int = Field(100, gt=0)
+    train_split: Name = "train"
+    test_split: Name = "test"
+
+
+class ContrastiveJob(TrainJob):
+    """CLIP (Radford 2021, arXiv:2103.00020)."""
+
+    objective: Literal["contrastive"] = "contrastive"
+    model: str | dict[str, Any] = Field(
+        "tiny", description="tiny, lite, an open_clip architecture, its JSON file, or that file's content"
+    )
+    pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
+    heads: LiteHeads = Field(LiteHeads(), description="of the model lite")
+    crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+
+
+class MaskedJob(TrainJob):
+    """FLAVA (Singh 2022, arXiv:2112.04482)."""
+
+    objective: Literal["masked"]
+
+
+class ProjectorJob(TrainJob):
+    """LLaVA (Liu 2023, arXiv:2304.08485)."""
+
+    objective: Literal["projector"]
+
+
+class CaptioningJob(TrainJob):
+    """CoCa (Yu 2022, arXiv:2205.01917)."""
+
+    objective: Literal["captioning"]
+
+
+class DrawingJob(TrainJob):
+    """Text to image: a diffusion transformer (Peebles 2023, arXiv:2212.09748) with flow matching."""
+
+    objective: Literal["drawing"]
+
+
+OBJECTIVES: dict[str, type[TrainJob]] = {
+    "contrastive": ContrastiveJob,
+    "masked": MaskedJob,
+    "projector": ProjectorJob,
+    "captioning": CaptioningJob,
+    "drawing": DrawingJob,
+}
+
+
+def _contrastive(value: object) -> object:
+    """A job that names no objective is a contrastive one."""
+    return {"objective": "contrastive", **value} if isinstance(value, dict) else value
+
+
+AnyTrainJob = Annotated[
+    Annotated[ContrastiveJob | MaskedJob | ProjectorJob | CaptioningJob | DrawingJob, Field(discriminator="objective")],
+    BeforeValidator(_contrastive),
+]
