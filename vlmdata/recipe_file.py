@@ -151,7 +151,7 @@ def _where(path: str, text: str, settings: list[str], location: tuple[str | int,
             found = [(key, value) for key, value in node.value if key.value == step]
             if found:
                 line, node = found[0][0].start_mark.line + 1, found[0][1]
-            elif (place and isinstance(location[place - 1], int)) or step in OBJECTIVES:
+            elif place and (isinstance(location[place - 1], int) or location[place - 1] == "on" or step in OBJECTIVES):
                 continue
             else:
                 node = None
