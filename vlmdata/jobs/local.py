@@ -1,9 +1,9 @@
 """Jobs on this machine: a program as a process of its own, a training in this very process."""
 
-import ctypes
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -17,8 +17,6 @@ from vlmdata.recipe import CommandJob
 
 GRACE_SECONDS = 10.0
 TIMED_OUT = 124  # as coreutils' timeout says it
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def start(attempt: Attempt) -> int:
@@ -42,19 +40,18 @@ def run_process(arguments: list[str], environment: dict[str, str], log: Path, ti
     Whatever ends the wait, Ctrl-C too, ends the program and what it has started. Raises InputError where there is no
     such program.
     """
+    whole = os.environ | environment
+    if shutil.which(arguments[0], path=whole.get("PATH")) is None:
+        raise InputError(f"{arguments[0]!r} cannot be started: there is no such program")
     with logged(log, shlex.join(arguments)) as output:
-        try:
-            child = subprocess.Popen(  # noqa: S603 - a list of arguments, which no shell sees
-                arguments,
-                env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-        except OSError as error:
-            raise InputError(f"{arguments[0]!r} cannot be started: {error.strerror}") from error
+        child = subprocess.Popen(  # noqa: S603 - a list of arguments, which no shell sees
+            [*_ended_with_us(), *arguments],
+            env=whole,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             code = child.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -78,9 +75,11 @@ def end_group(child: "subprocess.Popen[bytes]") -> None:
     child.wait()
 
 
-def _end_with_parent() -> None:
-    """In the child: be ended with the run, even where that is killed, so that its next attempt finds nobody there."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _ended_with_us() -> tuple[str, ...]:
+    """What starts a program so that it ends with the run even where that is killed, and the next attempt finds nobody
+    in its folder. A `preexec_fn` would do, but forks: with torch's and Beam's threads loaded, that crashed."""
+    setpriv = shutil.which("setpriv")  # of util-linux
+    return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()
 
 
 @contextmanager
