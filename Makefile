@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test test-peers peers lint bench clean pins
+.PHONY: setup demo test test-peers test-slurm peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -51,6 +51,13 @@ $(PEERS)/.installed: $(STAMP) tests/peers/requirements.txt
 
 test-peers: peers
 	@$(BIN)/python -m pytest tests/peers
+
+# Jobs on a real slurmctld and slurmd, which the test starts on this machine and ends; as root, or Slurm installed.
+test-slurm: $(STAMP)
+	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
+		test "$$(id -u)" = 0 || { echo "the test needs Slurm: sudo apt-get install slurm-wlm"; exit 1; }; \
+		(apt-get install -y -qq --no-install-recommends slurm-wlm || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm; }) >/dev/null; }
+	@$(BIN)/python -m pytest -n 0 tests/slurm
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check -q . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }
