@@ -40,7 +40,14 @@ test: $(STAMP)
 
 # What ours is compared with, apart from what we need: packages of other projects, and pywb's sample archives.
 PEERS := .cache/peers/extract
-peers: $(PEERS)/.installed
+OPEN_CLIP := .cache/peers/open_clip
+peers: $(PEERS)/.installed $(OPEN_CLIP)/.installed
+
+# What open_clip_train needs in other versions than ours: seen by its process alone, through PYTHONPATH.
+$(OPEN_CLIP)/.installed: $(STAMP) tests/peers/open_clip.txt
+	@rm -rf $(OPEN_CLIP) && mkdir -p $(OPEN_CLIP)
+	@$(BIN)/uv pip install -q --python $(BIN)/python --target $(OPEN_CLIP) --no-deps -r tests/peers/open_clip.txt
+	@touch $@
 
 $(PEERS)/.installed: $(STAMP) tests/peers/requirements.txt
 	@rm -rf $(PEERS) && mkdir -p $(PEERS)

@@ -213,7 +213,8 @@ child.wait()
 def test_ending_the_run_ends_its_command(tmp_path, sign):
     code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     driver = f"""
-import pathlib, sys
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from vlmdata.jobs.local import run_process
 run_process([sys.executable, '-c', {code!r}, {str(tmp_path / "pid")!r}], {{}}, pathlib.Path({str(tmp_path / "log")!r}))
 """

@@ -42,7 +42,7 @@ def free_port() -> int:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Yields what Slurm's programs need in their environment; afterwards the two daemons, and nothing else, are ended."""
+    """Yields what Slurm's programs need in their environment; afterwards these two daemons alone are ended."""
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"

@@ -155,7 +155,8 @@ def test_what_sbatch_refuses_is_said(published):
 
 def driver(dataset, task):
     code = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pydantic import TypeAdapter\n"
         "from vlmdata.dataset import Dataset\n"
         "from vlmdata.jobs import Attempt, perform\n"
