@@ -84,11 +84,11 @@ def test_a_job_says_where_it_runs_by_the_word_on(write):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("partition: gpu", "partiton: gpu"), r":10: unknown key 'jobs\.0\.on\.partiton'; did you mean 'partition'\?"),
-        (("steps: 3", "setps: 3"), r":10: unknown key 'jobs\.0\.setps'; did you mean 'steps'\?"),
-        (("run: [", "runs: ["), r":11: jobs\.1\.run: field required"),
-        (("{webdataset}", "{webdatset}"), r":11: jobs\.1\.run\.1: there is no placeholder {webdatset}; did you mean"),
-        (("on: slurm", "on: slrum"), r":11: jobs\.1\.on: "),
+        (("partition: gpu", "partiton: gpu"), r":11: unknown key 'jobs\.0\.on\.partiton'; did you mean 'partition'\?"),
+        (("steps: 3", "setps: 3"), r":11: unknown key 'jobs\.0\.setps'; did you mean 'steps'\?"),
+        (("run: [", "runs: ["), r":12: jobs\.1\.run: field required"),
+        (("{webdataset}", "{webdatset}"), r":12: jobs\.1\.run\.1: there is no placeholder {webdatset}; did you mean"),
+        (("on: slurm", "on: slrum"), r":12: jobs\.1\.on: "),
     ],
 )
 def test_what_is_wrong_with_a_job_is_said_with_line_and_key(write, change, message):
