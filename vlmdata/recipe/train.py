@@ -1,10 +1,11 @@
 """What the built-in trainer does: the options that every objective has, and each objective's own."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from vlmdata.recipe.options import Name, Options
+from vlmdata.recipe.place import LOCAL, Place
 
 
 class LiteHeads(Options):
@@ -31,6 +32,8 @@ class TrainJob(Options):
 
     kind: Literal["train"]
     name: Name = "train"
+    on: Place = LOCAL
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"on"})
     mix: list[Mix] = []
     steps: int = Field(200, gt=0)
     batch: int = Field(64, gt=0, description="samples of one forward pass in one process")
