@@ -1,9 +1,11 @@
 """Which shards a training reads: those of a dataset's newest snapshot, or files."""
 
+from pathlib import Path
 from typing import Any
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
+from vlmdata.recipe import ProjectorJob, TrainJob
 
 ENDINGS = (".tar", ".parquet")
 
@@ -29,6 +31,15 @@ def shards(data: str, train_split: str = "train", test_split: str = "test") -> d
         split = name.rsplit("-", 1)[0]
         found.setdefault(split if split in (train_split, test_split) else train_split, []).append(path)
     return found
+
+
+def of_job(job: TrainJob, shards: list[str], folder: Path) -> list[str]:
+    """The shards of a job's training split, and what else it trains on, made into one in `folder`."""
+    if not isinstance(job, ProjectorJob) or job.conversations is None:
+        return shards
+    from vlmdata.train.conversations import spooled
+
+    return [*shards, spooled(job.conversations, job.images, folder)]
 
 
 def of_snapshot(dataset: Dataset, manifest: dict[str, Any]) -> dict[str, list[str]]:
