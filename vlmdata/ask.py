@@ -1,12 +1,15 @@
-"""Questions to a trained model about pictures in files."""
+"""What a trained model is asked for: captions of pictures in files, answers about them, drawings."""
 
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from vlmdata.errors import InputError
 from vlmdata.train import checkpoint, data
+
+_TRAINED = {"caption": "projector", "answer": "projector", "draw": "drawing"}
 
 
 def captions(path: Path, pictures: list[Path]) -> list[str]:
@@ -21,6 +24,17 @@ def answer(path: Path, image: Path, question: str) -> str:
         raise InputError("the question is blank")
     found = picture(image)
     return _model(path, "answer").answer(found, question)
+
+
+def draw(path: Path, prompt: str, out: Path, seed: int, steps: int, guidance: float) -> None:
+    """Write the picture that the model of a training draws from a text. See `vlmdata.train.drawing.Drawing.draw`."""
+    if out.suffix.lower() != ".png":
+        raise InputError(f"{out}: the picture is written as .png")
+    drawn = _model(path, "draw").draw([prompt], seed, steps, guidance)[0]
+    try:
+        out.write_bytes(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def picture(path: Path) -> np.ndarray:
@@ -39,5 +53,5 @@ def _model(path: Path, ability: str) -> Any:
     """The objective of a training. Raises InputError for one that cannot do what is asked."""
     objective = checkpoint.load(path)
     if not hasattr(objective, ability):
-        raise InputError(f"{path}: its model gives no {ability}; train one by `vlmdata train projector`")
+        raise InputError(f"{path}: its model gives no {ability}; train one by `vlmdata train {_TRAINED[ability]}`")
     return objective

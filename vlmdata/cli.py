@@ -277,6 +277,22 @@ def ask(
 
 
 @app.command()
+def draw(
+    checkpoint: CheckpointPath,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    out: Annotated[Path, typer.Argument(help="the picture to write, a .png", metavar="OUT.png")],
+    seed: Annotated[int, typer.Option(min=0, help="another one gives another picture")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="evaluations of the model")] = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="how far the text leads; 1: as trained")] = 3.0,
+) -> None:
+    """Draw a picture from a text."""
+    from vlmdata import ask as asking
+
+    asking.draw(checkpoint, prompt, out, seed, steps, guidance)
+    print(out)
+
+
+@app.command()
 def verify(dataset: DatasetUrl) -> None:
     """Hash every file that a snapshot names; a line `path<TAB>expected<TAB>found` for each difference."""
     from vlmdata import snapshot

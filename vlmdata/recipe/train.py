@@ -131,9 +131,26 @@ class CaptioningJob(TrainJob):
 
 
 class DrawingJob(TrainJob):
-    """Text to image: a diffusion transformer (Peebles 2023, arXiv:2212.09748) with flow matching."""
+    """Text to image: a multimodal diffusion transformer with flow matching (Esser 2024, arXiv:2403.03206)."""
 
     objective: Literal["drawing"]
+    size: int = Field(32, ge=8, description="side of the square pictures, pixels")
+    vae: str | None = Field(None, description="a folder, or of the hub, with an AutoencoderKL: latents, not pixels")
+    patch: int = Field(2, gt=0, description="side of a patch, pixels or latents")
+    layers: int = Field(6, gt=0)
+    heads: int = Field(6, gt=0)
+    head_width: int = Field(32, gt=0)
+    language_model: str = Field(
+        "smollm2", min_length=1, description="that encodes the text: smollm2, or a causal one: a folder, or of the hub"
+    )
+    words: int = Field(24, gt=0, description="tokens of a caption; what is beyond is cut off")
+    unconditional: float = Field(0.1, ge=0, lt=1, description="how often a picture is drawn without its caption")
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> "DrawingJob":
+        if self.size % self.patch:
+            raise ValueError(f"`size` {self.size} is no multiple of `patch` {self.patch}")
+        return self
 
 
 OBJECTIVES: dict[str, type[TrainJob]] = {
