@@ -99,7 +99,7 @@ class Drawing:
         drawn = torch.stack([_noise(each, self.shape) for each in data.seeds(seed, 0, range(len(prompts)))]).to(device)
         features, blank = (self.encoder.encode(texts) for texts in (prompts, [""] * len(prompts)))
         text = torch.from_numpy(np.concatenate([features, blank])).to(device)
-        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
+        scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
         scheduler.set_timesteps(steps, device=device)
         for time in scheduler.timesteps:
             times = torch.full((2 * len(prompts),), float(time) / TIMES, device=device)
@@ -113,7 +113,8 @@ class Drawing:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         self.model.transformer.save_pretrained(folder / "transformer")
-        FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES).save_pretrained(folder / "scheduler")
+        scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
+        scheduler.save_pretrained(folder / "scheduler")
 
 
 class Pictures:
