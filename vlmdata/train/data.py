@@ -243,7 +243,11 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
     A JPEG may come at reduced scale, its shorter side no less than `shorter` pixels (0: at full scale).
     """
     offset, size = shards.image[position]
-    data = read(shards.tars[shards.tar[position]], int(offset), int(size))
+    return decode(read(shards.tars[shards.tar[position]], int(offset), int(size)), shorter)
+
+
+def decode(data: bytes, shorter: int = 0) -> np.ndarray | None:
+    """A picture's bytes as `image` gives them."""
     try:
         if data[:2] == b"\xff\xd8":
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)

@@ -1,10 +1,12 @@
 """Which shards a training reads: those of a dataset's snapshot, or files."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
+from vlmdata.recipe import ProjectorJob, TrainJob
 
 ENDINGS = (".tar", ".parquet")
 
@@ -46,6 +48,15 @@ def snapshot(data: str) -> tuple[Dataset, dict[str, Any]] | None:
     if not 1 <= number <= newest["number"]:
         raise InputError(f"{match[1]}: has no snapshot {number}: the newest one is {newest['number']}")
     return dataset, dataset.snapshot(number)
+
+
+def of_job(job: TrainJob, shards: list[str], folder: Path) -> list[str]:
+    """The shards of a job's training split, and what else it trains on, made into one in `folder`."""
+    if not isinstance(job, ProjectorJob) or job.conversations is None:
+        return shards
+    from vlmdata.train.conversations import spooled
+
+    return [*shards, spooled(job.conversations, job.images, folder)]
 
 
 def of_snapshot(dataset: Dataset, manifest: dict[str, Any]) -> dict[str, list[str]]:
