@@ -16,6 +16,7 @@ from vlmdata.errors import InputError, first_line
 from vlmdata.recipe import ProjectorJob
 from vlmdata.signals.models import in_batches
 from vlmdata.train import data
+from vlmdata.train.language_models import quiet
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -86,9 +87,10 @@ def _transformers(name: str, layer: int) -> Tower:
     try:
         config = AutoConfig.from_pretrained(name)
         config = getattr(config, "vision_config", config)
-        model, about = AutoModel.from_pretrained(
-            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        with quiet():
+            model, about = AutoModel.from_pretrained(
+                name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
         processor = AutoImageProcessor.from_pretrained(name)
     # transformers and the hub's client raise many kinds; every one means that this model cannot be had
     except Exception as error:
