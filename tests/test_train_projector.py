@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import vlmdata
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from transformers import (
@@ -30,15 +29,22 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from vlmdata.cli import app, guarded
+from vlmdata.console import clean
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import ProjectorJob
-from vlmdata.train import checkpoint, conversations, data, vision_towers
+from vlmdata.recipe import ContrastiveJob, ProjectorJob
+from vlmdata.train import checkpoint, contrastive, conversations, data, source, vision_towers
 from vlmdata.train.conversations import IGNORED
 from vlmdata.train.loop import train
 from vlmdata.train.projector import _derangement, build
 
 WORDS = ["cat", "house", "river", "lamp", "stone", "cloud", "bread", "ship"]
 WORDS += ["tree", "ring", "wolf", "desk", "coal", "leaf", "sand", "moon"]
+SMALL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
 TEMPLATE = (
     "{{ '<s>' }}{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}"
     "{{ '</s>\n' if m['role'] == 'assistant' else '\n' }}{% endfor %}"
@@ -64,7 +70,7 @@ def tokenizer_of(folder: Path, template: str | None = TEMPLATE) -> PreTrainedTok
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders: `language` and `untied`, Llamas; `clip`, a CLIP with both towers; `siglip`, a vision tower."""
+    """Folders: `language` and `untied`, Llamas; `clip`, with both towers; `siglip`, its vision tower; `open_clip`, as our trainer leaves one."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     for name in ("language", "untied"):
@@ -89,7 +95,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(root / "clip")
     SiglipVisionModel(SiglipVisionConfig(**small, image_size=32, patch_size=16)).save_pretrained(root / "siglip")
     SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(root / "siglip")
-    return {name: str(root / name) for name in ("language", "untied", "clip", "siglip")}
+    objective = contrastive.build(ContrastiveJob(kind="train", model=SMALL))
+    objective.export(root / "open_clip")
+    return {name: str(root / name) for name in ("language", "untied", "clip", "siglip", "open_clip")}
 
 
 def picture(number: int) -> np.ndarray:
@@ -144,7 +152,7 @@ def test_sixteen_pairs_are_learnt_by_heart_and_the_pictures_matter(models: dict[
     assert trained.answer(pictures[10], options.prompt) == "a photo of a wolf"
 
 
-@pytest.mark.parametrize("vision", ["clip", "siglip", "lite"])
+@pytest.mark.parametrize("vision", ["clip", "siglip", "open_clip", "lite"])
 def test_loss_and_export_are_those_of_transformers(models: dict[str, str], tmp_path: Path, vision: str) -> None:
     shards = [shard(tmp_path / "a.tar")]
     options = {"vision": models.get(vision, "lite"), "language_model": models["untied"]}
@@ -386,6 +394,9 @@ def test_conversations_of_a_file_are_trained_on_and_never_leave_the_folder(
     options = {"stage": 2, "conversations": str(file), "images": str(root)}
     final = train(job(models, **options, steps=2, batch=18), shards, str(tmp_path / "out"))
     assert final["train/samples"] == 18
+    file.rename(root / "llava.json")  # beside its pictures it is data like any other
+    found = source.shards(str(root / "llava.json"))
+    train(job(models, stage=2, steps=1, batch=2), found, str(tmp_path / "alone"))
     file.write_text(json.dumps(bad))
     with pytest.raises(DataError, match="holds nothing to train on"):
         conversations.spooled(str(file), str(root), tmp_path / "spool")
@@ -408,26 +419,39 @@ def test_models_that_cannot_be_had_are_said(models: dict[str, str], tmp_path: Pa
         build(job(models, language_model=str(tmp_path)))
     with pytest.raises(InputError, match=r"vision: .*cannot be loaded"):
         build(job(models, vision=str(tmp_path)))
+    with pytest.raises(InputError, match=r"vision_layer: .* has no layer -9"):
+        build(job(models, vision=models["open_clip"], vision_layer=-9))
+    with pytest.raises(InputError, match=r"vision: open_clip cannot load ViT-Z/none"):
+        build(job(models, vision="open_clip:ViT-Z/none"))
     with pytest.raises(InputError, match=r"vision_layer: .* has 3 hidden states; -9"):
         build(job(models, vision_layer=-9))
 
 
-def test_caption_and_ask_answer(models: dict[str, str], tmp_path: Path) -> None:
+def test_caption_and_ask_answer(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(job(models, answer=4), {"train": [shard(tmp_path / "a.tar")]}, str(tmp_path / "out"))
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     cv2.imwrite(str(tmp_path / "b.png"), picture(1))
-    done = vlmdata(tmp_path, "caption", "out", "a.jpg", "b.png")
-    assert done.returncode == 0, done.stderr
-    trained = checkpoint.load(tmp_path / "out")
-    expected = trained.caption([data.decode((tmp_path / name).read_bytes()) for name in ("a.jpg", "b.png")])
-    assert [" ".join(text.split()) for text in expected] == done.stdout.split("\n")[:-1]
-    asked = vlmdata(tmp_path, "ask", "out/checkpoints/4", "a.jpg", "What is it?")
-    assert asked.returncode == 0, asked.stderr
-    for arguments in (
-        ["caption", "out", "out/config.json"],
-        ["caption", "nothing", "a.jpg"],
-        ["ask", "out", "c.jpg", "?"],
-    ):
-        wrong = vlmdata(tmp_path, *arguments)
-        assert wrong.returncode == 2
-        assert wrong.stderr.count("\n") == 1, wrong.stderr
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = guarded(lambda: app(arguments, standalone_mode=False))
+        return code, *capsys.readouterr()
+
+    trained = checkpoint.load("out")
+    pictures = [data.decode(Path(name).read_bytes()) for name in ("a.jpg", "b.png")]
+    expected = "".join(clean(" ".join(text.split())) + "\n" for text in trained.caption(pictures))
+    assert said("caption", "out", "a.jpg", "b.png") == (0, expected, "")
+    answer = trained.answer(pictures[0], "What is it?")
+    assert said("ask", "out/checkpoints/4", "a.jpg", "What is it?")[1].split() == clean(answer).split()
+    for arguments, why in {
+        ("caption", "out", "out/config.json"): "out/config.json: is no picture",
+        ("caption", "out", "c.jpg"): "c.jpg: No such file",
+        ("caption", "nothing", "a.jpg"): "nothing: holds no checkpoint",
+        ("ask", "out", "a.jpg", " "): "the question is blank",
+    }.items():
+        code, out, error = said(*arguments)
+        assert (code, out, error.count("\n")) == (2, "", 1)
+        assert why in error

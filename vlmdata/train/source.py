@@ -7,14 +7,15 @@ from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.recipe import ProjectorJob, TrainJob
 
-ENDINGS = (".tar", ".parquet")
+ENDINGS = (".tar", ".parquet", ".json")
 
 
 def shards(data: str, train_split: str = "train", test_split: str = "test") -> dict[str, list[str]]:
     """Split -> shards, as paths that fsspec opens.
 
-    data: a dataset's folder or URL, or shards: a path, a glob, a URL. A file's split is its name up to the last hyphen
-    (`test-0000000.tar`), where that is one of the two; all others are of the training split.
+    data: a dataset's folder or URL, or shards: a path, a glob, a URL; LLaVA's JSON counts as one (see `conversations`).
+    A file's split is its name up to the last hyphen (`test-0000000.tar`), where that is one of the two; all others are
+    of the training split.
     Raises InputError where there are none.
     """
     dataset = Dataset(data)
