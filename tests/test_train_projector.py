@@ -70,7 +70,7 @@ def tokenizer_of(folder: Path, template: str | None = TEMPLATE) -> PreTrainedTok
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders: `language` and `untied`, Llamas; `clip`, with both towers; `siglip`, its vision tower; `open_clip`, as our trainer leaves one."""
+    """Folders: `language`, `untied`: Llamas; `clip`, `siglip`, and `open_clip`, as our own trainer leaves one."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     for name in ("language", "untied"):
