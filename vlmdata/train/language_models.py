@@ -23,7 +23,7 @@ _TEMPLATE = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers draws bars and tables on the terminal while it loads and saves, such as of a second tower's weights."""
+    """transformers draws bars and tables on the terminal as it loads and saves, such as of a second tower's weights."""
     from transformers.utils import logging
 
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
