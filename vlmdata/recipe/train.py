@@ -159,7 +159,9 @@ class ProjectorJob(TrainJob):
     objective: Literal["projector"]
     stage: Literal[1, 2] = Field(1, description="1: the projector alone, on captions; 2: conversations")
     vision: str = Field(
-        "lite", min_length=1, description="lite, or a CLIP or SigLIP tower: a folder, or one of the hub"
+        "lite",
+        min_length=1,
+        description="lite, or a CLIP or SigLIP tower of transformers or open_clip: docs/projector.md",
     )
     tokens: Literal[49, 16, 9] | None = Field(None, description="visual tokens of a picture by the tower lite; 49")
     vision_layer: int = Field(-2, description="of the other towers, whose output is read; -1 is the last")

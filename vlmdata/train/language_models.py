@@ -1,6 +1,8 @@
 """The causal language model of a LLaVA: the embedded SmolLM2-135M-Instruct, or any of transformers; LoRA in it."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,22 @@ _TEMPLATE = (
 )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers draws bars and tables on the terminal as it loads and saves, such as of a second tower's weights."""
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load(name: str) -> tuple[Any, Any]:
     """A causal language model, fp32, and its tokenizer, both with a token for the picture and with a chat template.
 
@@ -30,7 +48,8 @@ def load(name: str) -> tuple[Any, Any]:
     place = str(smollm2()) if name == "smollm2" else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
     # transformers and the hub's client raise many kinds; every one means that this model cannot be had
     except Exception as error:
         raise InputError(

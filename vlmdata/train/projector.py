@@ -141,7 +141,8 @@ class Projector:
         `import vlmdata.train.lite_tower`). Adapters are merged into the layers."""
         from transformers import LlavaProcessor
 
-        language_models.without_lora(self.llava).save_pretrained(folder)
+        with language_models.quiet():
+            language_models.without_lora(self.llava).save_pretrained(folder)
         tower = self.tower
         LlavaProcessor(
             tower.processor,

@@ -8,15 +8,15 @@ from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.recipe import ProjectorJob, TrainJob
 
-ENDINGS = (".tar", ".parquet")
+ENDINGS = (".tar", ".parquet", ".json")
 
 
 def shards(data: str, train_split: str = "train", test_split: str = "test") -> dict[str, list[str]]:
     """Split -> shards, as paths that fsspec opens.
 
     data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a
-    URL. A file's split is its name up to the last hyphen (`test-0000000.tar`), where that is one of the two; all
-    others are of the training split.
+    URL; LLaVA's JSON counts as one (see `conversations`). A file's split is its name up to the last hyphen
+    (`test-0000000.tar`), where that is one of the two; all others are of the training split.
     Raises InputError where there are none.
     """
     if (known := snapshot(data)) is not None:
@@ -34,6 +34,15 @@ def shards(data: str, train_split: str = "train", test_split: str = "test") -> d
     return found
 
 
+def of_job(job: TrainJob, shards: list[str], folder: Path) -> list[str]:
+    """The shards of a job's training split, and what else it trains on, made into one in `folder`."""
+    if not isinstance(job, ProjectorJob) or job.conversations is None:
+        return shards
+    from vlmdata.train.conversations import spooled
+
+    return [*shards, spooled(job.conversations, job.images, folder)]
+
+
 def snapshot(data: str) -> tuple[Dataset, dict[str, Any]] | None:
     """The dataset that `data` names, with the manifest of its newest snapshot or of the one behind the `@`; None where
     it names none. Raises InputError where the dataset has no such snapshot."""
@@ -48,15 +57,6 @@ def snapshot(data: str) -> tuple[Dataset, dict[str, Any]] | None:
     if not 1 <= number <= newest["number"]:
         raise InputError(f"{match[1]}: has no snapshot {number}: the newest one is {newest['number']}")
     return dataset, dataset.snapshot(number)
-
-
-def of_job(job: TrainJob, shards: list[str], folder: Path) -> list[str]:
-    """The shards of a job's training split, and what else it trains on, made into one in `folder`."""
-    if not isinstance(job, ProjectorJob) or job.conversations is None:
-        return shards
-    from vlmdata.train.conversations import spooled
-
-    return [*shards, spooled(job.conversations, job.images, folder)]
 
 
 def of_snapshot(dataset: Dataset, manifest: dict[str, Any]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from vlmdata.errors import InputError, first_line
 from vlmdata.recipe import ProjectorJob
 from vlmdata.signals.models import in_batches
 from vlmdata.train import data
+from vlmdata.train.language_models import quiet
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -57,7 +58,12 @@ class Tower(NamedTuple):
 
 def load(job: ProjectorJob) -> Tower:
     """The tower that a job names. Raises InputError for one that cannot be had."""
-    tower = _lite(job.tokens or 49) if job.vision == "lite" else _transformers(job.vision, job.vision_layer)
+    if job.vision == "lite":
+        tower = _lite(job.tokens or 49)
+    elif job.vision.startswith("open_clip:") or (Path(job.vision) / "open_clip_config.json").is_file():
+        tower = _open_clip(job.vision.removeprefix("open_clip:"), job.vision_layer)
+    else:
+        tower = _transformers(job.vision, job.vision_layer)
     tower.model.eval().requires_grad_(False)
     return tower
 
@@ -86,9 +92,10 @@ def _transformers(name: str, layer: int) -> Tower:
     try:
         config = AutoConfig.from_pretrained(name)
         config = getattr(config, "vision_config", config)
-        model, about = AutoModel.from_pretrained(
-            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        with quiet():
+            model, about = AutoModel.from_pretrained(
+                name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
         processor = AutoImageProcessor.from_pretrained(name)
     # transformers and the hub's client raise many kinds; every one means that this model cannot be had
     except Exception as error:
@@ -114,6 +121,53 @@ def _transformers(name: str, layer: int) -> Tower:
             f"vision: {name} gives {hidden[layer].shape[1]} tokens for {patches} patches; 0 or 1 more can be read"
         )
     return Tower(model, processor, pixels, layer, "default" if extra else "full", patches, extra)
+
+
+def _open_clip(name: str, layer: int) -> Tower:
+    """name: a folder with open_clip_config.json, hf-hub:…, or architecture/pretrained (a tag or a file's path)."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from PIL import Image
+    from transformers import CLIPImageProcessor
+
+    from vlmdata.train.open_clip_tower import OpenClipTower, OpenClipTowerConfig, grid
+
+    architecture, _, pretrained = name.partition("/")
+    whole = Path(name).is_dir() or name.startswith("hf-hub:")
+    place = f"local-dir:{name}" if Path(name).is_dir() else name
+    try:
+        clip: Any = open_clip.create_model(
+            place if whole else architecture, pretrained=None if whole else pretrained, require_pretrained=True
+        )
+        model = open_clip.get_model_config(place if whole else architecture) or {}
+    # open_clip and the hub's client raise many kinds; every one means that this model cannot be had
+    except Exception as error:
+        raise InputError(
+            f"vision: open_clip cannot load {name}: {first_line(error)}. Give a folder with open_clip_config.json, or "
+            "open_clip:<architecture>/<tag or file>"
+        ) from error
+    read = PreprocessCfg(**open_clip.get_model_preprocess_cfg(clip))
+    transform = image_transform_v2(read, is_train=False)
+
+    def pixels(pictures: list[np.ndarray]) -> Tensor:
+        return torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
+
+    try:
+        with torch.inference_mode():
+            width, side, columns = grid(clip.visual.eval(), pixels([np.zeros((64, 64, 3), np.uint8)]), layer).shape[1:]
+    except (IndexError, ValueError, AssertionError, NotImplementedError, AttributeError) as error:
+        raise InputError(f"vision_layer: {name} has no layer {layer} that can be read: {first_line(error)}") from error
+    size = read.size if isinstance(read.size, int) else read.size[0]
+    if side != columns:
+        raise InputError(f"vision: {name} reads pictures that are no squares")
+    kept = {key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model}
+    tower = OpenClipTower(OpenClipTowerConfig(kept, layer, size, side, width))
+    tower.visual.load_state_dict(clip.visual.state_dict())
+    edges = {"height": size, "width": size}
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size=edges, image_mean=list(read.mean), image_std=list(read.std)
+    )
+    return Tower(tower, processor, pixels, -1, "full", side * side, 0)
 
 
 class Features(NamedTuple):
