@@ -27,6 +27,10 @@ DatasetUrl = Annotated[str, typer.Argument(help="the dataset's folder or URL", m
 Setting = Annotated[list[str] | None, typer.Option("--set", help="change the recipe: key.path=YAML (may be repeated)")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only the first N pairs")]
 
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="the --out of a training, or one of its checkpoints/<step>", metavar="CHECKPOINT")
+]
+
 INTERRUPTED = 130
 _state = {"debug": False}
 
@@ -248,6 +252,49 @@ def train(
     with console.progress():
         metrics = by_hand.train(job, data, out, resume)
     print(json.dumps(metrics, indent=1))
+
+
+@app.command()
+def caption(
+    checkpoint: CheckpointPath,
+    images: Annotated[list[Path], typer.Argument(help="pictures: jpg, png, webp", metavar="IMAGE…")],
+) -> None:
+    """Describe pictures by a trained model, one line for each."""
+    from vlmdata import ask as asking
+    from vlmdata.console import clean
+
+    for line in asking.captions(checkpoint, images):
+        print(clean(" ".join(line.split())))
+
+
+@app.command()
+def ask(
+    checkpoint: CheckpointPath,
+    image: Annotated[Path, typer.Argument(help="a picture: jpg, png, webp", metavar="IMAGE")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+) -> None:
+    """Ask a trained model about a picture."""
+    from vlmdata import ask as asking
+    from vlmdata.console import clean
+
+    for line in asking.answer(checkpoint, image, question).splitlines():
+        print(clean(line))
+
+
+@app.command()
+def draw(
+    checkpoint: CheckpointPath,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    out: Annotated[Path, typer.Argument(help="the picture to write, a .png", metavar="OUT.png")],
+    seed: Annotated[int, typer.Option(min=0, help="another one gives another picture")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="evaluations of the model")] = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="how far the text leads; 1: as trained")] = 3.0,
+) -> None:
+    """Draw a picture from a text."""
+    from vlmdata import ask as asking
+
+    asking.draw(checkpoint, prompt, out, seed, steps, guidance)
+    print(out)
 
 
 @app.command()
