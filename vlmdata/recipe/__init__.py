@@ -15,6 +15,7 @@ from vlmdata.recipe.dedup import (
     UrlDedup,
 )
 from vlmdata.recipe.download import Consent, Download
+from vlmdata.recipe.evaluate import Evaluation
 from vlmdata.recipe.jobs import Job
 from vlmdata.recipe.options import Bytes, Name, Options, Paths, kind_alone, nearest
 from vlmdata.recipe.runner import Parts, Runner
@@ -97,6 +98,7 @@ __all__ = [
     "Dedup",
     "Download",
     "DrawingJob",
+    "Evaluation",
     "ExactDedup",
     "FacesSignal",
     "FilterSignal",
