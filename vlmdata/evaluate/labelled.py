@@ -64,7 +64,7 @@ def from_folder(root: Path, options: Evaluation) -> Labelled:
             if name.lower().endswith(IMAGES) and not name.startswith(".")
         ]
         if not found:
-            log.warning("%s: the folder %s holds no picture and is no class", root, folder)
+            log.warning("%s: the folder %r holds no picture and is no class", root, folder)
             continue
         labels += [len(names)] * len(found)
         files += sorted(found)

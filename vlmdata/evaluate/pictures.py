@@ -33,7 +33,7 @@ def batches(
         for place, picture in found:
             if picture is None and uids[place] not in broken:
                 broken.add(uids[place])
-                log.warning("%s cannot be decoded and is left out (%d so far)", uids[place], len(broken))
+                log.warning("%r cannot be decoded and is left out (%d so far)", uids[place], len(broken))
         whole = [(place, picture) for place, picture in found if picture is not None]
         if whole:
             yield [place for place, _ in whole], [picture for _, picture in whole]
