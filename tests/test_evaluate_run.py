@@ -22,7 +22,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
     folder = tmp_path_factory.mktemp("run")
     shards = {"train": [shard(folder / "train-0.tar")], "test": [shard(folder / "test-0.tar", "v")]}
     model = {**job().model, "vision_cfg": {**job().model["vision_cfg"], "patch_dropout": 0.0}}  # type: ignore[dict-item]
-    final = train(job(steps=24, save_every=2, keep=20, lr=3e-3, crop=1.0, batch=8, model=model), shards, str(folder / "out"))
+    final = train(
+        job(steps=24, save_every=2, keep=20, lr=3e-3, crop=1.0, batch=8, model=model), shards, str(folder / "out")
+    )
     return folder, final
 
 
@@ -56,8 +58,10 @@ def test_an_older_checkpoint_and_the_exported_folder_are_measured_too(trained: t
     first, last, exported = (each["retrieval"]["image_to_text"] for each in found.values())
     assert first != last
     assert exported["R@1"] == last["R@1"]  # its preprocessing is open_clip's own
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="7: neither a training's --out nor one of its checkpoints"):
         run.evaluate(str(folder / "out" / "checkpoints" / "7"), str(folder), run.options())
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        run.evaluate(str(folder / "out" / "checkpoints"), str(folder), run.options())
 
 
 def test_all_tasks_that_are_possible_are_done_in_one_run_and_one_is_done_alone(
@@ -108,7 +112,7 @@ def test_what_cannot_be_done_is_refused(
     ("name", "said"),
     [
         ("nothing", "neither a training's --out"),
-        ("ViT-B-33/laion2b_s34b_b79k", "ViT-B-33.*did you mean 'ViT-B-32'"),
+        ("ViT-B-33/laion2b_s34b_b79k", ^ViT-B-33/laion2b_s34b_b79k: .*did you mean 'ViT-B-32'"),
         ("ViT-B-32/nowhere.pt", "there is no file nowhere.pt"),
     ],
 )

@@ -46,7 +46,7 @@ def load(name: str, batch: int) -> Model:
     if path.is_dir():
         return _trained(name, path, batch)
     model, _, tag = name.partition("/")
-    if not tag:
+    if not tag or Path(model).is_dir():
         raise InputError(
             f"{name}: neither a training's --out nor one of its checkpoints/<step>, nor `lite`, a folder with "
             "open_clip_config.json, or MODEL/TAG of open_clip such as ViT-B-32/laion2b_s34b_b79k"
@@ -59,9 +59,12 @@ def _open_clip(name: str, which: dict[str, Any], batch: int) -> Model:
         options = ClipSignal.model_validate({"kind": "clip", "batch": batch, **which})
     except ValidationError as error:
         raise InputError(f"{name}: {error.errors()[0]['msg']}") from error
-    size = openclip.config(options)["model_cfg"].get("vision_cfg", {}).get("image_size", 224)
-    side = max(size) if isinstance(size, list) else int(size)
-    return Model(name, _FINER * side, openclip.load(options))
+    try:
+        size = openclip.config(options)["model_cfg"].get("vision_cfg", {}).get("image_size", 224)
+        encoder = openclip.load(options)
+    except InputError as error:  # which begins with the key of a recipe's signal
+        raise InputError(f"{name}: {str(error).partition(': ')[2]}") from error
+    return Model(name, _FINER * (max(size) if isinstance(size, list) else int(size)), encoder)
 
 
 def _trained(name: str, path: Path, batch: int) -> Model:
