@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_refused(
     ("name", "said"),
     [
         ("nothing", "neither a training's --out"),
-        ("ViT-B-33/laion2b_s34b_b79k", ^ViT-B-33/laion2b_s34b_b79k: .*did you mean 'ViT-B-32'"),
+        ("ViT-B-33/laion2b_s34b_b79k", r"^ViT-B-33/laion2b_s34b_b79k: .*did you mean 'ViT-B-32'"),
         ("ViT-B-32/nowhere.pt", "there is no file nowhere.pt"),
     ],
 )
