@@ -45,7 +45,7 @@ def test_a_resample_is_scored_as_the_corpus_that_it_is() -> None:
 def test_a_model_that_sees_its_pictures_is_told_from_one_that_does_not(tmp_path: Path) -> None:
     texts = {name: f"a wide field that is {name} from end to end" for name in COLOURS}
     samples = {name: {"jpg": jpg(colour), "txt": texts[name]} for name, colour in COLOURS.items()}
-    samples["green"]["json"] = {"captions": ["something else altogether", texts["green"]]}
+    samples["green"] |= {"txt": "something else altogether", "json": {"captions": [texts["green"]]}}
     shard = tar(tmp_path / "a.tar", samples | {"broken": {"jpg": BROKEN, "txt": "nothing"}})
 
     def seeing(pictures: list[np.ndarray]) -> list[str]:

@@ -138,6 +138,8 @@ def test_a_limit_draws_from_all_classes_by_the_seed(tmp_path: Path) -> None:
     one, same, other = (material.find(str(root), each, tmp_path).labelled.uids for each in options)
     assert one == same != other
     assert {uid.split("/")[0] for uid in one} == {"red", "green"}
+    found, _ = measured(root, tmp_path, limit=10)
+    assert (found["n"], found["top-1"]) == (10, 1)  # the pictures are those of the labels
 
 
 @pytest.mark.parametrize(
