@@ -11,7 +11,7 @@ from conftest import vlmdata
 from test_train_loop import COLOURS, job, shard
 
 from vlmdata.errors import InputError
-from vlmdata.evaluate import masked, material, model, run
+from vlmdata.evaluate import material, model, objective, run
 from vlmdata.recipe import Evaluation
 from vlmdata.train.loop import train
 
@@ -148,7 +148,7 @@ class _Masked:
 def test_what_a_masked_objective_measures_is_nested_with_its_baseline_beside_it(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {uid: {"jpg": jpg((1, 2, 3)), "txt": "a"} for uid in "ab"})
     found = material.find(path, Evaluation(), tmp_path)
-    measured = masked.measure(model.Model("m", masked=_Masked()), found)
+    measured = objective.measure(model.Model("m", masked=_Masked()), found)
     assert measured == {"n": 2, "text": {"accuracy": 0.5, "accuracy/majority": 0.25}, "retrieval": {"n": 2.0}}
     assert found.broken == {"b"}
-    assert masked.refused(MODEL, found) is not None
+    assert objective.refused(MODEL, found) is not None

@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 
 from vlmdata.errors import InputError
-from vlmdata.evaluate import answers, captions, masked, material, model, retrieval, zeroshot
+from vlmdata.evaluate import answers, captions, material, model, objective, retrieval, zeroshot
 from vlmdata.recipe import Evaluation, nearest
 
 TASKS: dict[str, Any] = {
     "retrieval": retrieval,
     "zeroshot": zeroshot,
-    "masked": masked,
+    "masked": objective,
     "captions": captions,
     "answers": answers,
 }
