@@ -118,7 +118,7 @@ def captioned(pairs: data.Index, which: str) -> list[tuple[int, list[str]]]:
     for place in range(len(pairs)):
         about = data.meta(pairs, place)
         url = about.get("url")
-        _, captions = images.setdefault(f"uid {pairs.uids[place]}", (place, {}))
+        _, captions = images.setdefault(f"url {url}" if url else f"uid {pairs.uids[place]}", (place, {}))
         listed = about.get("captions")
         more = listed if isinstance(listed, list) else []
         lines = [line for line in data.caption(pairs, place).splitlines() if line.strip()]

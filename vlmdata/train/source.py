@@ -13,8 +13,8 @@ def shards(data: str, train_split: str = "train", test_split: str = "test") -> d
     """Split -> shards, as paths that fsspec opens.
 
     data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a URL,
-    a folder with shards. A file's split is its name up to the last hyphen (`test-0000000.tar`), where that is one of the
-    two; all others are of the training split.
+    a folder with shards. A file's split is its name up to the last hyphen (`test-0000000.tar`), where that is one of
+    the two; all others are of the training split.
     Raises InputError where there are none.
     """
     if (known := snapshot(data)) is not None:
