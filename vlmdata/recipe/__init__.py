@@ -15,6 +15,7 @@ from vlmdata.recipe.dedup import (
     UrlDedup,
 )
 from vlmdata.recipe.download import Consent, Download
+from vlmdata.recipe.evaluate import Evaluation
 from vlmdata.recipe.jobs import CommandJob, Job
 from vlmdata.recipe.options import Bytes, Name, Options, Paths, kind_alone, nearest
 from vlmdata.recipe.place import DeploymentPlace, LocalPlace, SlurmPlace, TorchrunPlace
@@ -101,6 +102,7 @@ __all__ = [
     "DeploymentPlace",
     "Download",
     "DrawingJob",
+    "Evaluation",
     "ExactDedup",
     "FacesSignal",
     "FilterSignal",

@@ -16,6 +16,7 @@ from vlmdata import lite, towers
 from vlmdata.errors import InputError
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
+from vlmdata.signals.openclip import Encoder
 from vlmdata.train import data, openclip
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,11 @@ class Locked:
         return retrieval(images.cpu().numpy(), texts.cpu().numpy()) | {
             f"conse/{name}": value for name, value in baseline.items() if "R@" in name and not name.endswith("chance")
         }
+
+    def encoder(self, batch: int) -> Encoder:
+        """Of pictures and captions, with the towers, in batches of `lite`'s own."""
+        scorer = lite.Lite(self.heads.cpu())
+        return Encoder(scorer.encode_images, scorer.encode_texts)
 
     def export(self, folder: Path) -> None:
         """As `vlmdata.lite.load` reads it; these two files are what stands under models/lite."""
