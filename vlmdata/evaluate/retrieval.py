@@ -26,22 +26,25 @@ def retrieval(
 
     Raises DataError for vectors that are not finite, for no rows, or for two shapes that do not fit.
     """
+    found = ranks(image_vectors, text_vectors, chunk)
+    n = len(image_vectors)
+    result: dict[str, float] = {"retrieval/n": float(n)}
+    for direction, of in found.items():
+        for k in ks:
+            result[f"retrieval/{direction}/R@{k}"] = float((of <= k).mean())
+            result[f"retrieval/{direction}/R@{k}/chance"] = min(1.0, k / n)
+        result[f"retrieval/{direction}/median_rank"] = float(np.median(of))
+    return result
+
+
+def ranks(image_vectors: np.ndarray, text_vectors: np.ndarray, chunk: int = 1024) -> dict[str, np.ndarray]:
+    """For each direction the rank of every query's own item, float64 [n], from 1; arguments and errors as above."""
     if image_vectors.shape != text_vectors.shape or image_vectors.ndim != 2 or not len(image_vectors):
         raise DataError(f"retrieval: vectors of shape {image_vectors.shape} and {text_vectors.shape} do not pair up")
     if not (np.isfinite(image_vectors).all() and np.isfinite(text_vectors).all()):
         raise DataError("retrieval: some vectors are not finite; the model that made them has diverged")
-    n = len(image_vectors)
-    result: dict[str, float] = {"retrieval/n": float(n)}
-    for direction, queries, items in (
-        ("image_to_text", image_vectors, text_vectors),
-        ("text_to_image", text_vectors, image_vectors),
-    ):
-        ranks = _ranks(queries.astype(np.float32), items.astype(np.float32), chunk)
-        for k in ks:
-            result[f"retrieval/{direction}/R@{k}"] = float((ranks <= k).mean())
-            result[f"retrieval/{direction}/R@{k}/chance"] = min(1.0, k / n)
-        result[f"retrieval/{direction}/median_rank"] = float(np.median(ranks))
-    return result
+    images, texts = image_vectors.astype(np.float32), text_vectors.astype(np.float32)
+    return {"image_to_text": _ranks(images, texts, chunk), "text_to_image": _ranks(texts, images, chunk)}
 
 
 def _ranks(queries: np.ndarray, items: np.ndarray, chunk: int) -> np.ndarray:

@@ -49,9 +49,13 @@ class Contrastive:
     def samples(self, shards: data.Index, out: Path) -> "Pictures":
         return Pictures(shards, self.size, self.job.crop, self.tokenizer)
 
-    @torch.inference_mode()
     def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
         """Recall on all samples of a split; see `vlmdata.evaluate.retrieval`."""
+        return retrieval(*self.vectors(samples, batch))
+
+    @torch.inference_mode()
+    def vectors(self, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of a split's images and of their captions, float32 [n, d] each."""
         self.model.eval()
         device = next(self.model.parameters()).device
         images, texts = [], []
@@ -60,7 +64,7 @@ class Contrastive:
             image, text = self.model.encode(rows["image"].to(device), rows["text"].to(device))
             images.append(image.float().cpu().numpy())
             texts.append(text.float().cpu().numpy())
-        return retrieval(np.concatenate(images), np.concatenate(texts))
+        return np.concatenate(images), np.concatenate(texts)
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
