@@ -32,7 +32,7 @@ class Interval:
 
 
 def hits(ranks: list[dict[str, list[float]]]) -> np.ndarray:
-    """float64 [seeds, 7, pairs], in the order of METRICS. ranks: of a seed: direction -> each query's own item's rank."""
+    """float64 [seeds, 7, pairs], in the order of METRICS. ranks: of a seed: direction -> the rank of each own item."""
     found = np.stack(
         [[np.less_equal(of[direction], k).astype(np.float64) for direction in DIRECTIONS for k in KS] for of in ranks]
     )

@@ -65,7 +65,9 @@ def intervals(rows: list[tuple[str, dict[str, Any]]], label: str, zero: bool = F
         parts.append(f'<path class="axis" d="M{x(0):.1f} 8V{bottom}"/>')
     for place, (name, found) in enumerate(rows):
         y = 8 + _ROW * (place + 0.5)
-        says = f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+        sign = "+" if zero else ""
+        says = f"{found['value']:{sign}.3f} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
+        says = says.replace("-", "\N{MINUS SIGN}")
         parts.append(
             f'<text class="name end" x="{_LABEL - 12}" y="{y + 4:.1f}">{escape(name[:28])}</text>'
             f'<path class="strong" d="M{x(found["low"]):.1f} {y:.1f}H{x(found["high"]):.1f}"/>'
