@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from vlmdata import layers
 from vlmdata.catalog import beside, has_scalars, wide_part
-from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
+from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name, snapshot_folder
 from vlmdata.dedup import NEAR, NEAR_ENDING
 from vlmdata.download import lists, optout
 from vlmdata.pipelines import balance
@@ -133,14 +133,14 @@ def choice_of(plan: Plan) -> Choice:
 @dataclass(frozen=True)
 class _Verdicts:
     """elements: the parts of all tables with scalars, in the order of `pairs`' parts; parts: the verdict on each.
-    balance: what a balancing came to, else empty."""
+    files: what stays beside the samples, by what it is: grouped, balance."""
 
     elements: list[_Element]
     parts: list[Part]
     funnel: list[dict[str, Any]]
     splits: dict[str, int]
     in_force: dict[str, pa.BooleanArray]
-    balance: dict[str, Any]
+    files: dict[str, Any]
 
 
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
@@ -153,8 +153,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     elements = list(zip(found.elements, found.parts, strict=True))
     results = run_parts(dataset, "select", _Write(dataset.absolute, str(number), pairs), elements, plan.recipe.runner)
     _clean(dataset)
-    about = {"select": plan.select, "funnel": found.funnel, "splits": found.splits}
-    about |= {"balance": found.balance} if found.balance else {}
+    about = {"select": plan.select, "funnel": found.funnel, "splits": found.splits, **found.files}
     samples = Table(
         "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
     )
@@ -171,8 +170,8 @@ def kept(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) ->
         verdicts = dataset.read_part(part, ["uid", "kept", "copies"])
         rows.append(verdicts.filter(verdicts["kept"]).drop_columns(["kept"]))
     _clean(dataset)
-    if found.balance:
-        dataset.remove(found.balance["path"])
+    for file in found.files.values():
+        dataset.remove(file["path"])
     return pa.concat_tables(rows), found.funnel
 
 
@@ -205,6 +204,7 @@ def _judge(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) 
                 near[method.kind] = dataset.scan(pairs, NEAR)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
     recorded: dict[str, Any] = {}
+    files: dict[str, Any] = {}
 
     def balancing(left: list[pa.BooleanArray]) -> list[pa.BooleanArray]:
         options, runner = plan.recipe.select.balance, plan.recipe.runner
@@ -224,12 +224,17 @@ def _judge(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) 
             spill,
             balancing if choice.balanced else None,
             near,
+            spill / "grouped.parquet",
         )
+        if duplicates is not None:
+            grouped = dataset.commit(spill / "grouped.parquet", f"{snapshot_folder(number)}/grouped.parquet")
+            files["grouped"] = asdict(grouped)
         verdict_parts = [
             dataset.write_part("verdict", plan.select, part_name(number), rows, {})
             for number, rows in enumerate(verdicts)
         ]
-    return _Verdicts(by_part, verdict_parts, funnel, splits, in_force, recorded)
+    files |= {"balance": recorded} if recorded else {}
+    return _Verdicts(by_part, verdict_parts, funnel, splits, in_force, files)
 
 
 def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:

@@ -228,20 +228,25 @@ def export(
 @app.command()
 def train(
     objective: Annotated[str, typer.Argument(help="contrastive")],
-    data: Annotated[str, typer.Option(help="a dataset, or WebDataset shards (a path or a glob)")],
-    out: Annotated[str, typer.Option(help="the folder for checkpoints and logs")],
+    data: Annotated[str, typer.Option(help="a dataset (or DATASET@000002), or shards (a path or a glob)")],
+    out: Annotated[Path, typer.Option(help="the folder for checkpoints and logs")],
     config: Annotated[Path | None, typer.Option(help="a YAML file with the trainer's options")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="an option of the trainer: key=YAML")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in OUT")] = False,
 ) -> None:
-    """Train a model on a snapshot's shards."""
-    from vlmdata import console, jobs
+    """Train a model on a snapshot's shards; under torchrun in all of its processes, of which the first one speaks."""
+    import logging
 
-    job, shards = jobs.from_options(objective, data, config, set_ or [])
+    from vlmdata import console
+    from vlmdata.jobs import by_hand
+
+    job = by_hand.from_options(objective, config, set_ or [])
+    if not by_hand.first_process():
+        logging.getLogger("vlmdata").setLevel(logging.ERROR)
+        by_hand.train(job, data, out, resume)
+        return
     with console.progress():
-        from vlmdata.train.loop import train as train_loop
-
-        metrics = train_loop(job, shards, out, resume=resume)
+        metrics = by_hand.train(job, data, out, resume)
     print(json.dumps(metrics, indent=1))
 
 

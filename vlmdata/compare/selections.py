@@ -62,10 +62,10 @@ def plans(plan: Plan, selections: dict[str, Select]) -> dict[str, Plan]:
 
 
 def first_job(recipe: Recipe) -> ContrastiveJob:
-    """The training that is compared: the recipe's first job. Raises InputError where it is not contrastive."""
-    job = next(iter(recipe.jobs), None)
-    if not isinstance(job, ContrastiveJob):
-        raise InputError("jobs: compare needs a job {kind: train, objective: contrastive, …} as the first: it says how")
+    """The training that is compared: the recipe's first contrastive job. Raises InputError where there is none."""
+    job = next((job for job in recipe.jobs if isinstance(job, ContrastiveJob)), None)
+    if job is None:
+        raise InputError("jobs: compare needs a job {kind: train, objective: contrastive, …}, which says what to train")
     if job.mix:
         raise InputError(f"jobs.{job.name}.mix: compare trains on the pool alone: leave it out")
     return job

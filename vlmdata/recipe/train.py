@@ -1,10 +1,11 @@
 """What the built-in trainer does: the options that every objective has, and each objective's own."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from vlmdata.recipe.options import Name, Options
+from vlmdata.recipe.place import LOCAL, Place
 
 
 class LiteHeads(Options):
@@ -31,6 +32,8 @@ class TrainJob(Options):
 
     kind: Literal["train"]
     name: Name = "train"
+    on: Place = LOCAL
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"on"})
     mix: list[Mix] = []
     steps: int = Field(200, gt=0)
     batch: int = Field(64, gt=0, description="samples of one forward pass in one process")
@@ -71,10 +74,74 @@ class ContrastiveJob(TrainJob):
     crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
 
 
+class Mixture(Options):
+    """How the samples of a batch are used: this many of each kind, over and over again."""
+
+    pairs: int = Field(1, ge=0, description="an image and its caption")
+    mismatched: int = Field(1, ge=0, description="an image and another sample's caption, for image-text matching")
+    images: int = Field(1, ge=0, description="an image alone")
+    texts: int = Field(1, ge=0, description="a caption alone")
+
+
+class MaskedWeights(Options):
+    """Of FLAVA's losses in the total; what has 0 is not computed."""
+
+    mlm: float = Field(1.0, ge=0, description="masked language modelling, on texts alone")
+    mim: float = Field(1.0, ge=0, description="masked image modelling, on images alone")
+    mmm_text: float = Field(1.0, ge=0, description="masked multimodal modelling: the text's part, on pairs")
+    mmm_image: float = Field(1.0, ge=0, description="the image's part of it")
+    itm: float = Field(1.0, ge=0, description="image-text matching, on pairs and mismatched ones")
+    contrastive: float = Field(1.0, ge=0, description="on pairs, with the mismatched ones as further negatives")
+
+
 class MaskedJob(TrainJob):
     """FLAVA (Singh 2022, arXiv:2112.04482)."""
 
     objective: Literal["masked"]
+    model: str | dict[str, Any] = Field(
+        "tiny",
+        description="tiny, small, base; a FlavaConfig's content; or a pretrained FLAVA: a folder, a name on the hub",
+    )
+    image_size: int = Field(112, gt=0, description="pixels; a pretrained model has its own")
+    patch_size: int = Field(16, gt=0, description="pixels")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the models tiny, small and base")
+    tokenizer: str | None = Field(
+        None, description="a folder or a name on the hub; the embedded one is BERT's, uncased"
+    )
+    tokens: int = Field(64, ge=3, description="of a text at most, the two around it included")
+    targets: Literal["kmeans", "codebook", "pixels"] = Field(
+        "kmeans", description="of hidden patches: learned codes, FLAVA's own, or their pixels, normalised"
+    )
+    codes: int = Field(512, gt=1, description="of kmeans")
+    codebook: str | None = Field(None, description="FLAVA's image codebook: a folder or a name on the hub")
+    text_share: float = Field(0.15, gt=0, lt=1, description="of the tokens that are hidden")
+    image_share: float = Field(0.4, gt=0, lt=1, description="of the patches that are hidden")
+    image_masking: Literal["blocks", "random"] = Field("blocks", description="rectangles, as BEiT, or single patches")
+    mixture: Mixture = Mixture()
+    weights: MaskedWeights = MaskedWeights()
+    images: str | None = Field(None, description="a dataset or shards that the images alone come from, not the pairs")
+    texts: str | None = Field(
+        None, description="a file that the texts alone come from, not the captions: .txt, a line each, or .jsonl (text)"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> "MaskedJob":
+        cycle = sum(self.mixture.model_dump().values())
+        if not cycle or self.batch % cycle:
+            raise ValueError(f"batch {self.batch} is no multiple of the mixture's sum, {cycle}")
+        if self.targets == "codebook" and not self.codebook:
+            raise ValueError("targets: codebook needs the codebook's weights: name their folder in `codebook`")
+        if not self.losses():
+            raise ValueError("no loss has both a weight and samples in the mixture")
+        return self
+
+    def losses(self) -> dict[str, float]:
+        """The weights of the losses that have both a weight and samples in the mixture."""
+        on = {"mlm": self.mixture.texts, "mim": self.mixture.images}
+        weights: dict[str, float] = self.weights.model_dump()
+        if weights["itm"] and self.mixture.pairs and not self.mixture.mismatched:
+            raise ValueError("itm has nothing to tell apart: give mixture.mismatched, or set weights.itm to 0")
+        return {name: weight for name, weight in weights.items() if weight and on.get(name, self.mixture.pairs)}
 
 
 class ProjectorJob(TrainJob):
