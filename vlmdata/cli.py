@@ -353,6 +353,44 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    recipe: RecipePath,
+    more: Annotated[list[str] | None, typer.Argument(help="further selections", metavar="[SELECTION]...")] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="a file with a `select:`, or the word raw; the last one is compared with each other"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="trainings on each selection")] = 3,
+    set_: Setting = None,
+) -> None:
+    """Train the recipe's first job on several selections of its pool, and tell which makes the better model."""
+    from vlmdata import console, recipe_file
+    from vlmdata.compare import measures, selections
+    from vlmdata.dataset import Dataset
+    from vlmdata.plan import check_parts, check_writable, make_plan
+
+    parsed = recipe_file.load(recipe, set_)
+    chosen = selections.read(parsed, [*(select or []), *(more or [])])
+    if not chosen:
+        raise InputError("--select: name the selections to compare: files, or the word raw")
+    dataset = Dataset(parsed.dataset)
+    with recipe_file.located(recipe, set_):
+        planned = make_plan(parsed)
+        check_parts(planned, dataset)
+        selections.plans(planned, chosen)
+    check_writable(dataset)
+    console.prepare_prefect(dataset)
+    with console.progress():
+        from vlmdata.flows.compare import run_here
+
+        result = run_here(parsed, chosen, seeds)
+    for line in measures.table(result):
+        _say(line)
+    _say(f"page:  {dataset.path('compare/compare.html')}")
+    print(json.dumps(result, indent=1))
+
+
+@app.command()
 def verify(dataset: DatasetUrl) -> None:
     """Hash every file that a snapshot names; a line `path<TAB>expected<TAB>found` for each difference."""
     from vlmdata import snapshot

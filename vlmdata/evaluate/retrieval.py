@@ -92,14 +92,20 @@ def retrieval(
 
     Raises DataError for vectors that are not finite, for no rows, or for two shapes that do not fit.
     """
-    if image_vectors.shape != text_vectors.shape or image_vectors.ndim != 2 or not len(image_vectors):
-        raise DataError(f"retrieval: vectors of shape {image_vectors.shape} and {text_vectors.shape} do not pair up")
+    found = ranks(image_vectors, text_vectors, chunk)
     n = len(image_vectors)
     result: dict[str, float] = {"retrieval/n": float(n)}
-    found = both(image_vectors, text_vectors, np.arange(n + 1), chunk)
-    for direction, ranks in zip(("image_to_text", "text_to_image"), found, strict=True):
+    for direction, of in found.items():
         for k in ks:
-            result[f"retrieval/{direction}/R@{k}"] = float((ranks <= k).mean())
+            result[f"retrieval/{direction}/R@{k}"] = float((of <= k).mean())
             result[f"retrieval/{direction}/R@{k}/chance"] = min(1.0, k / n)
-        result[f"retrieval/{direction}/median_rank"] = float(np.median(ranks))
+        result[f"retrieval/{direction}/median_rank"] = float(np.median(of))
     return result
+
+
+def ranks(image_vectors: np.ndarray, text_vectors: np.ndarray, chunk: int = 1024) -> dict[str, np.ndarray]:
+    """For each direction the rank of every query's own item, float64 [n], from 1; arguments and errors as above."""
+    if image_vectors.shape != text_vectors.shape or image_vectors.ndim != 2 or not len(image_vectors):
+        raise DataError(f"retrieval: vectors of shape {image_vectors.shape} and {text_vectors.shape} do not pair up")
+    found = both(image_vectors, text_vectors, np.arange(len(image_vectors) + 1), chunk)
+    return dict(zip(("image_to_text", "text_to_image"), found, strict=True))

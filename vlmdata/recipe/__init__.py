@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from vlmdata.recipe.compare import Compare
 from vlmdata.recipe.dedup import (
     DecontaminateDedup,
     Dedup,
@@ -88,6 +89,7 @@ __all__ = [
     "ClipSignal",
     "CommandJob",
     "CommonCrawlSource",
+    "Compare",
     "Consent",
     "ContrastiveJob",
     "CrawlSource",
@@ -172,6 +174,7 @@ class Recipe(Options):
     runner: Runner = Runner()
     parts: Parts = Parts()
     jobs: list[Job] = []
+    compare: Compare = Compare()
 
     @model_validator(mode="after")
     def _without_images(self) -> "Recipe":
@@ -193,6 +196,9 @@ class Recipe(Options):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
+        for kind in self.select.dedup or []:
+            if kind not in named["dedup"]:
+                raise ValueError(f"select.dedup: `dedup` has no {kind!r}{nearest(kind, named['dedup'])}")
         if self.select.sample and isinstance(self.select.sample.weights, dict):
             for source in self.select.sample.weights:
                 if source not in named["sources"]:

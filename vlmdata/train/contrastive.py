@@ -47,7 +47,11 @@ class Contrastive:
 
     def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
         """Recall on all samples of a split; see `vlmdata.evaluate.retrieval`."""
-        return retrieval(*vectors(self.model, samples, batch))
+        return retrieval(*self.vectors(samples, batch))
+
+    def vectors(self, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of a split's images and of their captions, float32 [n, d] each."""
+        return vectors(self.model, samples, batch)
 
     def encoder(self, batch: int) -> Encoder:
         """As `load` gives it, of the model as it is now."""

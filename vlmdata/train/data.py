@@ -5,7 +5,7 @@ import logging
 import os
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -38,6 +38,8 @@ class Index:
     image: np.ndarray  # int64 [n, 2]: offset and size, bytes
     text: np.ndarray  # int64 [n, 2]
     meta: np.ndarray  # int64 [n, 2]; offset -1 where there is no .json
+    # Where these samples were chosen from others: the others, and the place of each among them, int64 [n].
+    of: "tuple[Index, np.ndarray] | None" = None
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -110,7 +112,9 @@ def joined(indexes: Sequence[Index]) -> Index:
         tuple(tar for each in indexes for tar in each.tars),
         tuple(uid for each in indexes for uid in each.uids),
         np.concatenate([each.tar + np.int32(start) for each, start in zip(indexes, before, strict=False)]),
-        *(np.concatenate([getattr(each, name) for each in indexes]) for name in ("image", "text", "meta")),
+        np.concatenate([each.image for each in indexes]),
+        np.concatenate([each.text for each in indexes]),
+        np.concatenate([each.meta for each in indexes]),
     )
 
 
@@ -121,6 +125,20 @@ def taken(shards: Index, places: np.ndarray) -> Index:
         tuple(shards.uids[place] for place in places),
         *(getattr(shards, name)[places] for name in ("tar", "image", "text", "meta")),
     )
+
+
+def chosen(whole: Index, copies: Mapping[str, int]) -> Index:
+    """The samples of an index that are named: uid -> how often each stands in the result, in the order of the index.
+
+    Nothing is copied, since a sample is read by its place. Raises InputError for a uid that the index has not.
+    """
+    missing = copies.keys() - set(whole.uids)
+    if missing:
+        raise InputError(f"{len(missing)} of the chosen samples are not in the shards, the first {min(missing)}")
+    places = np.repeat(np.arange(len(whole)), [copies.get(uid, 0) for uid in whole.uids])
+    uids = tuple(whole.uids[place] for place in places)
+    tar, image, text, meta = (getattr(whole, name)[places] for name in ("tar", "image", "text", "meta"))
+    return Index(whole.tars, uids, tar, image, text, meta, (whole, places))
 
 
 def positions(n: int, batch: int, seed: int, number: int) -> np.ndarray:
