@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test test-peers peers lint bench clean pins
+.PHONY: setup demo test test-peers test-slurm peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -40,7 +40,14 @@ test: $(STAMP)
 
 # What ours is compared with, apart from what we need: packages of other projects, and pywb's sample archives.
 PEERS := .cache/peers/extract
-peers: $(PEERS)/.installed
+OPEN_CLIP := .cache/peers/open_clip
+peers: $(PEERS)/.installed $(OPEN_CLIP)/.installed
+
+# What open_clip_train needs in other versions than ours: seen by its process alone, through PYTHONPATH.
+$(OPEN_CLIP)/.installed: $(STAMP) tests/peers/open_clip.txt
+	@rm -rf $(OPEN_CLIP) && mkdir -p $(OPEN_CLIP)
+	@$(BIN)/uv pip install -q --python $(BIN)/python --target $(OPEN_CLIP) --no-deps -r tests/peers/open_clip.txt
+	@touch $@
 
 $(PEERS)/.installed: $(STAMP) tests/peers/requirements.txt
 	@rm -rf $(PEERS) && mkdir -p $(PEERS)
@@ -51,6 +58,13 @@ $(PEERS)/.installed: $(STAMP) tests/peers/requirements.txt
 
 test-peers: peers
 	@$(BIN)/python -m pytest tests/peers
+
+# Jobs on a real slurmctld and slurmd, which the test starts on this machine and ends; as root, or Slurm installed.
+test-slurm: $(STAMP)
+	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
+		test "$$(id -u)" = 0 || { echo "the test needs Slurm: sudo apt-get install slurm-wlm"; exit 1; }; \
+		(apt-get install -y -qq --no-install-recommends slurm-wlm || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm; }) >/dev/null; }
+	@$(BIN)/python -m pytest -n 0 tests/slurm
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check -q . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }

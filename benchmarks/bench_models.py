@@ -137,7 +137,7 @@ def trained(options: recipe.FilterSignal, pairs: list[Pair], out: Path) -> clip.
     from vlmdata.train.loop import train
 
     rows = {
-        "uid": [f"{number:032x}" for number in range(len(pairs))],
+        "key": [f"{number:032x}" for number in range(len(pairs))],
         "jpg": pa.array([content for content, _ in pairs], pa.large_binary()),
         "txt": [title for _, title in pairs],
         "json": ["{}"] * len(pairs),

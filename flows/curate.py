@@ -16,6 +16,7 @@ from vlmdata import card, ingest, layers, snapshot
 from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
+from vlmdata.flows.train import deploy
 from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
 from vlmdata.pipelines import dedup as dedup_stage
@@ -108,7 +109,7 @@ def curate(
         try:
             if "jobs" in run.stages:
                 for job in missing(parsed, dataset, latest["number"]):
-                    train.with_options(name=f"job {job.name}")(job, dataset, latest)
+                    do_job.with_options(name=f"job {job.name}")(job, dataset, latest)
         finally:  # a snapshot has its report, whatever became of its jobs
             if "report" in run.stages:
                 with _timed(run, "report"):
@@ -260,10 +261,10 @@ def write_shards(run: _Run, selection: select_stage.Selection, number: int) -> l
     return shards_stage.run(run.plan, run.dataset, run.tables, selection, number)
 
 
-@task(name="job", cache_policy=NO_CACHE)
-def train(job: Any, dataset: Dataset, manifest: dict[str, Any]) -> None:
-    """Run one job on the snapshot."""
-    metrics = run_job(job, dataset, manifest)
+@task(name="job", **_retried)
+def do_job(job: Any, dataset: Dataset, manifest: dict[str, Any]) -> None:
+    """Run one job on the snapshot, wherever it says."""
+    metrics = run_job(job, dataset, manifest, deploy)
     get_run_logger().info("job %s: %s", job.name, ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
 

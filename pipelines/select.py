@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from vlmdata import layers
 from vlmdata.catalog import beside, has_scalars, wide_part
-from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name
+from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name, snapshot_folder
 from vlmdata.dedup import NEAR, NEAR_ENDING
 from vlmdata.download import lists, optout
 from vlmdata.pipelines import balance
@@ -158,6 +158,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
                 near[method.kind] = dataset.scan(pairs, NEAR)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
     recorded: dict[str, Any] = {}
+    files: dict[str, Any] = {}
 
     def balancing(left: list[pa.BooleanArray]) -> list[pa.BooleanArray]:
         options, runner = plan.recipe.select.balance, plan.recipe.runner
@@ -177,7 +178,11 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             spill,
             balancing if choice.balanced else None,
             near,
+            spill / "grouped.parquet",
         )
+        if duplicates is not None:
+            grouped = dataset.commit(spill / "grouped.parquet", f"{snapshot_folder(number)}/grouped.parquet")
+            files["grouped"] = asdict(grouped)
         verdict_parts = [
             dataset.write_part("verdict", plan.select, part_name(number), rows, {})
             for number, rows in enumerate(verdicts)
@@ -188,7 +193,8 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
     )
     for name in ("judged", "verdict"):
         dataset.remove(f"tables/{name}")
-    about = {"select": plan.select, "funnel": funnel, "splits": splits, **({"balance": recorded} if recorded else {})}
+    files |= {"balance": recorded} if recorded else {}
+    about = {"select": plan.select, "funnel": funnel, "splits": splits, **files}
     samples = Table(
         "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
     )

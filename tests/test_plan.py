@@ -119,11 +119,13 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
     grown = create_model("Grown", __base__=kind, brand_new=(str | None, Field(None)))
     required: dict[str, Any] = {
         "start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat", "by": "words", "count": 1,
-        "head": "h", "trusted": ["s"], "against": ["p"], "targets": ["p"], "data": "d",
+        "head": "h", "trusted": ["s"], "against": ["p"], "targets": ["p"], "data": "d", "run": ["x"],
     }  # fmt: skip
     for name in {"kind", "objective"} & kind.model_fields.keys():
         required[name] = get_args(kind.model_fields[name].annotation)[0]
     given = {name: value for name, value in required.items() if name in kind.model_fields}
+    if kind is recipe.DeploymentPlace:
+        given["name"] = "flow/deployment"
     assert grown.model_validate(given).keyed() == kind.model_validate(given).keyed()
     assert grown.model_validate({**given, "brand_new": "x"}).keyed() == {
         **kind.model_validate(given).keyed(), "brand_new": "x"
@@ -175,6 +177,7 @@ DEFAULTS: dict[type[Options], dict[str, Any]] = {
     recipe.DatacompLaion2bPreset: {"score": "clip_score"},
     recipe.DatacompImageBasedPreset: {"near_target": "near_target"},
     recipe.LaionAestheticsPreset: {"score": "aesthetic_score", "threshold": 5.0},
+    recipe.CommandJob: {"name": "command", "env": {}},
     recipe.LiteHeads: {"hidden": 512, "dropout": 0.6, "temperature": 1.5, "share": 0.35, "context": 0.4},
     recipe.TrainJob: {
         "name": "train", "mix": [], "steps": 200, "batch": 64, "accumulate": 1, "lr": 0.001, "schedule": "cosine",

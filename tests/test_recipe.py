@@ -64,6 +64,38 @@ def test_a_recipe_that_is_not_there_is_said(tmp_path):
         recipe_file.load(tmp_path / "none.yaml")
 
 
+JOB = (
+    GOOD
+    + """\
+jobs:
+  - {kind: train, steps: 3, compile: yes, on: {kind: slurm, partition: gpu}}
+  - {kind: command, run: [train.py, "{webdataset}"], on: slurm}
+"""
+)
+
+
+def test_a_job_says_where_it_runs_by_the_word_on(write):
+    train, command = recipe_file.load(write(JOB), ["jobs.train.on.gpus=2"]).jobs
+    assert (train.on.kind, train.on.partition, train.on.gpus) == ("slurm", "gpu", 2)
+    assert train.compile
+    assert command.on.kind == "slurm"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("partition: gpu", "partiton: gpu"), r":11: unknown key 'jobs\.0\.on\.partiton'; did you mean 'partition'\?"),
+        (("steps: 3", "setps: 3"), r":11: unknown key 'jobs\.0\.setps'; did you mean 'steps'\?"),
+        (("run: [", "runs: ["), r":12: jobs\.1\.run: field required"),
+        (("{webdataset}", "{webdatset}"), r":12: jobs\.1\.run\.1: there is no placeholder {webdatset}; did you mean"),
+        (("on: slurm", "on: slrum"), r":12: jobs\.1\.on: "),
+    ],
+)
+def test_what_is_wrong_with_a_job_is_said_with_line_and_key(write, change, message):
+    with pytest.raises(InputError, match=message):
+        recipe_file.load(write(JOB.replace(*change)))
+
+
 def test_set_reaches_list_entries_by_kind_and_adds_rules_last(write):
     loaded = recipe_file.load(
         write(GOOD),

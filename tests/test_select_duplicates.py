@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,3 +128,23 @@ def test_a_survivor_by_centroids_needs_embeddings(tmp_path) -> None:
         make_plan(Recipe.model_validate(recipe))
     recipe["select"] = {"survivor": "random"}
     assert [order.direction for order in make_plan(Recipe.model_validate(recipe)).checked.survivor] == ["desc", "desc"]
+
+
+def test_the_file_of_groups_says_where_each_member_stands(tmp_path):
+    """Over parts of which some are empty, in the order of the survivors."""
+    sizes, widths = [2, 0, 3, 0], [5, 9, 7, 9, 1]
+    uid = [f"{row:032x}" for row in range(5)]
+    rows = pa.table([uid, ["dns"] * 5, uid, widths], schema=COLUMNS)
+    choice = Choice({}, frozenset(), ("exact",), tuple(check_order("select.survivor", "width desc", COLUMNS)))
+    group = pa.array([uid[0]] * 4)
+    table = pa.table({"uid": [uid[3], uid[0], uid[2], uid[1]], "dup_method": ["exact"] * 4, "dup_group": group})
+    judged, alike = pads.dataset(judge_part(rows, choice)), pads.dataset(table)
+    path = tmp_path / "grouped.parquet"
+    settle(judged, alike, sizes, choice, Shards(), tmp_path, grouped=path)
+    found = pq.read_table(path).to_pylist()
+    assert [(row["part"], row["row"], row["uid"], row["rank"]) for row in found] == [
+        (0, 1, uid[1], 1),
+        (2, 1, uid[3], 2),
+        (2, 0, uid[2], 3),
+        (0, 0, uid[0], 4),
+    ]

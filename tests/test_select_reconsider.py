@@ -1,5 +1,6 @@
 """What `vlmdata funnel` says is what a run with that selection then publishes."""
 
+import json
 import os
 import shutil
 
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from vlmdata.catalog import connect
 from vlmdata.cli import app
-from vlmdata.dataset import Dataset
+from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.errors import DataError, InputError
 from vlmdata.pipelines import select
 from vlmdata.plan import make_plan, tables_there
@@ -65,12 +66,20 @@ def same_as_a_run(dataset, folder, settings):
         apply_setting(changed, setting)
     plan = make_plan(Recipe.model_validate(changed))
     assert steps == select.run(plan, copied, tables_there(plan, copied), 2).funnel
+    # a snapshot of before there was the file
+    path = f"{snapshot_folder(1)}/manifest.json"
+    manifest = copied.read_json(path)
+    del manifest["grouped"]
+    copied.write_bytes(path, json.dumps(manifest).encode())
+    assert reconsider(copied, settings)[1] == steps
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         ["select.survivor=easy"],
+        ["select.rules.chars=chars > 47"],
+        ["select.rules={}", "select.top={by: words, count: 9}", "select.sample={count: 4}"],
         ["select.survivor=random", "select.top={by: entropy, fraction: 0.5, of: pool}", "select.sample={count: 3}"],
         ["select.preset=[{kind: datacomp-clip, score: entropy, fraction: 0.6}]", "select.survivor=chars asc"],
     ],
@@ -99,6 +108,9 @@ def test_what_is_decontaminated_goes_first_and_gives_nobody_its_captions(merged)
         ["select.rules.size=chars > 0", "select.survivor=chars desc", "select.top={by: entropy, fraction: 0.3}"],
         ["select.top={by: sharpness, fraction: 0.5, of: pool}", "select.sample={count: 5, weights: chars}"],
         ["select.preset=[{kind: datacomp-clip, score: entropy, fraction: 0.4}, {kind: obelics-image}]"],
+        ["select.rules={words: words between 4 and 5000 and chars >= 2}"],
+        ["select.rules.size=chars > 0", "select.top={by: words, count: 11, of: pool}", "select.sample={count: 4}"],
+        ["select.rules.english=chars > 0", "select.top={by: words - words, count: 11, of: pool}"],
         ["select.rules={words: words between 4 and 5000 and chars >= 2}", "select.sample={count: 5, seed: 3}"],
     ],
 )

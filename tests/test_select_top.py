@@ -43,6 +43,7 @@ def test_those_that_are_left_are_the_largest(values, data):
     )
     connection.register("given_verdict", verdict)
     connection.execute("CREATE TABLE verdict AS SELECT * FROM given_verdict")
+    connection.execute("CREATE VIEW uids AS SELECT place, uid FROM verdict")
     top.reject(connection, Top(by="x", fraction=fraction, of=of))
     rows = connection.sql("SELECT uid, reason FROM verdict").fetchall()
     kept = {int(uid) for uid, reason in rows if reason is None}
@@ -50,6 +51,15 @@ def test_those_that_are_left_are_the_largest(values, data):
     wanted = math.ceil(round(fraction * 10) * len(among) / 10)
     assert kept == {n for n in expected(values, wanted, among) if passed[n]}
     assert all(reason == ("top" if passed[int(uid)] else "rule") for uid, reason in rows if reason is not None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(VALUES)
+def test_a_key_is_the_same_in_sql(values):
+    numbers = pa.table({"x": pa.array(values, pa.float64())})  # noqa: F841
+    found = duckdb.connect().sql(f"SELECT {top.key_sql('x')} AS key FROM numbers").fetchnumpy()["key"]
+    assert found.dtype == np.uint64
+    assert found.tolist() == top.keys(pa.chunked_array([pa.array(values, pa.float64())])).tolist()
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vlmdata.errors import DataError, InputError
@@ -95,6 +97,94 @@ def test_every_epoch_holds_every_sample_once_in_another_order() -> None:
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(InputError, match="smaller"):
         data.positions(4, 5, 0, 0)
+
+
+def test_sources_that_are_mixed_share_every_batch_by_weight_and_run_through_epochs_of_their_own() -> None:
+    own, other = np.arange(10), np.arange(10, 14)
+    batches = [data.mixed_positions([own, other], [1.0, 0.5], 6, 7, number) for number in range(10)]
+    assert all((batch < 10).sum() == 4 for batch in batches)
+    drawn = np.concatenate(batches)
+    for places, n in ((own, 10), (other, 4)):
+        mine = drawn[np.isin(drawn, places)]
+        epochs = [mine[start : start + n] for start in range(0, len(mine) - n + 1, n)]
+        assert all(sorted(epoch) == list(places) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert (data.mixed_positions([own, other], [1.0, 0.5], 6, 7, 3) == batches[3]).all(), "by number alone"
+    assert (data.mixed_positions([own], [1.0], 5, 7, 1) == data.positions(10, 5, 7, 1)).all()
+
+
+def test_shares_that_are_no_whole_numbers_are_kept_over_the_batches() -> None:
+    sources = [np.arange(50), np.arange(50, 90), np.arange(90, 100)]
+    drawn = np.concatenate([data.mixed_positions(sources, [3, 2, 0.9], 8, 0, number) for number in range(40)])
+    assert len(drawn) == 320
+    for places, weight in zip(sources, [3, 2, 0.9], strict=True):
+        assert np.isin(drawn, places).sum() == pytest.approx(320 * weight / 5.9, abs=1)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.01], [0.01, 1.0]])
+def test_a_source_too_small_for_its_share_of_a_batch_is_refused(weights: list[float]) -> None:
+    with pytest.raises(InputError, match="mix: of a batch of 8"):
+        data.mixed_positions([np.arange(100), np.arange(100, 104)], weights, 8, 0, 0)
+
+
+def test_a_sample_has_its_seed_whichever_process_draws_it() -> None:
+    whole = data.seeds(3, 11, range(8))
+    assert len(set(whole.tolist())) == 8
+    assert (np.concatenate([data.seeds(3, 11, range(4)), data.seeds(3, 11, range(4, 8))]) == whole).all()
+    assert not np.isin(data.seeds(3, 12, range(8)), whole).any()
+    numbers = data.uniform(np.concatenate([data.seeds(0, number, range(64)) for number in range(200)]), 2)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    np.testing.assert_allclose(np.histogram(numbers, 10, (0, 1))[0], 2560, rtol=0.1)
+    assert abs(np.corrcoef(numbers.T)[0, 1]) < 0.03
+    assert (data.uniform(whole, 3)[:, :2] == data.uniform(whole, 2)).all()
+
+
+def test_a_parquet_shard_is_read_as_its_samples_are(tmp_path: Path) -> None:
+    pictures = [jpeg((20 * i, 10, 10)) for i in range(5)]
+    uids = [f"{i:032x}" for i in range(3)] + ["../../etc/x", "f_2"]
+    rows = {"uid": uids, "jpg": pictures, "txt": [f"caption {i}" for i in range(4)] + [None], "n": range(5)}
+    path = tmp_path / "train-0000000.parquet"
+    pq.write_table(pa.table({name: list(values) for name, values in rows.items()}), path)
+    shards = data.index([str(path)], tmp_path / "out")
+    assert shards.uids == (*uids[:3], "000000003", "f_2"), "what is no uid of ours gets into no file's name"
+    assert [data.caption(shards, i) for i in range(5)] == [f"caption {i}" for i in range(4)] + [""]
+    assert data.meta(shards, 3)["n"] == 3
+    spooled = list((tmp_path / "out" / "spool").iterdir())
+    assert len(spooled) == 1
+    before = spooled[0].stat().st_mtime_ns
+    data.index([str(path)], tmp_path / "out")
+    assert spooled[0].stat().st_mtime_ns == before, "made once"
+
+
+@pytest.mark.parametrize("content", [b"PAR1 no table PAR1", b""])
+def test_a_parquet_shard_that_is_damaged_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.parquet"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.parquet"):
+        data.index([str(path)], tmp_path)
+
+
+def test_the_next_picture_stands_in_for_one_that_cannot_be_decoded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar({"a.jpg": jpeg((1, 2, 3))[:80], "a.txt": b"a", "b.jpg": jpeg((1, 2, 3)), "b.txt": b"b"}))
+    shards = data.index([str(path)], tmp_path)
+    broken: set[str] = set()
+    with caplog.at_level(logging.WARNING):
+        assert [data.decodable(shards, place, 0, broken)[0] for place in (0, 1, 0)] == [1, 1, 1]
+    assert broken == {"a"}
+    assert caplog.text.count("a cannot be decoded") == 1
+    assert "a.tar" in caplog.text
+
+
+def test_several_indexes_are_one(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    first, second = data.index([write(tmp_path, 3)], tmp_path), data.index([write(tmp_path / "one", 2)], tmp_path)
+    both = data.joined([first, second])
+    assert both.uids == (*first.uids, *second.uids)
+    assert [data.caption(both, i) for i in (2, 3, 4)] == ["caption 2 é", "caption 0 é", "caption 1 é"]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

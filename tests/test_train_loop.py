@@ -9,12 +9,18 @@ from typing import Any
 
 import cv2
 import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import ContrastiveJob
-from vlmdata.train.loop import learning_rate, train
+from vlmdata.train import checkpoint, data
+from vlmdata.train.contrastive import _Paired as ContrastiveModel
+from vlmdata.train.loop import build, learning_rate, train
 
 # Dropped patches and random crops draw random numbers, so a wrong seed shows.
 MODEL = {
@@ -23,6 +29,7 @@ MODEL = {
     "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255), "black": (0, 0, 0)}
+POISON = int(open_clip.get_tokenizer("ViT-B-32")(["poison"])[0, 1])
 COLOURS |= {"yellow": (255, 255, 0), "pink": (255, 150, 200), "grey": (128, 128, 128)}
 
 
@@ -63,6 +70,11 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
+def test_the_rate_stays_where_the_schedule_says_so() -> None:
+    rates = [learning_rate(job(steps=20, warmup=4, lr=1.0, schedule="constant"), step) for step in range(20)]
+    assert rates == [0.25, 0.5, 0.75, 1.0] + [1.0] * 16
+
+
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
     rates = [learning_rate(job(steps=100, warmup=10, lr=1.0), step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
@@ -96,6 +108,65 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert train(job(), shards, str(tmp_path / "killed"), resume=True) == whole
 
 
+def test_a_run_with_averaged_weights_and_a_best_checkpoint_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")], "test": [shard(tmp_path / "b.tar", "v")]}
+    options = {"ema": 0.5, "keep": 1, "eval_every": 1, "best": "-retrieval/image_to_text/median_rank"}
+    whole = train(job(**options), shards, str(tmp_path / "whole"))
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job(**options), shards, str(tmp_path / "killed"), on_step=kill)
+    assert train(job(**options), shards, str(tmp_path / "killed"), resume=True) == whole
+    one, other = (sorted((tmp_path / run / "checkpoints").rglob("*.*")) for run in ("whole", "killed"))
+    assert [path.name for path in one] == [path.name for path in other]
+    for left, right in zip(one, other, strict=True):
+        assert left.read_bytes() == right.read_bytes(), left
+    assert (tmp_path / "whole" / "best.json").read_text() == (tmp_path / "killed" / "best.json").read_text()
+    best = json.loads((tmp_path / "whole" / "best.json").read_text())["step"]
+    assert {int(p.name) for p in (tmp_path / "whole" / "checkpoints").iterdir()} == {best, 6}
+
+
+def test_the_average_is_that_of_the_weights_after_each_step(tmp_path: Path) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")]}
+    plain = job(steps=3, save_every=1, keep=3)
+    train(plain, shards, str(tmp_path / "plain"))
+    train(plain.model_copy(update={"ema": 0.75}), shards, str(tmp_path / "averaged"))
+    objective = build(plain)
+    torch.manual_seed(plain.seed)
+    average = {k: v.detach().numpy().copy() for k, v in build(plain).model.named_parameters()}
+    for step in (1, 2, 3):
+        after = weights(tmp_path / "plain", step)
+        average = {k: 0.75 * v + 0.25 * after[k] for k, v in average.items()}
+    kept = load_file(tmp_path / "averaged" / "checkpoints" / "3" / "average.safetensors")
+    for name, value in average.items():
+        np.testing.assert_allclose(kept[name], value, atol=1e-6)
+    assert all((weights(tmp_path / "averaged", 3)[k] == v).all() for k, v in weights(tmp_path / "plain", 3).items())
+    loaded = checkpoint.load(tmp_path / "averaged")
+    assert all((p.detach().numpy() == kept[k]).all() for k, p in loaded.model.named_parameters())
+    assert type(loaded) is type(objective)
+
+
+def test_what_is_trained_on_can_be_mixed_and_parquet(tmp_path: Path) -> None:
+    own, other = shard(tmp_path / "train-0.tar"), shard(tmp_path / "other.tar", "o")
+    index = data.index([other], tmp_path)
+    rows = [
+        {"uid": f"{n:032x}", "jpg": data.read(other, *map(int, index.image[n])), "txt": data.caption(index, n)}
+        for n in range(8)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "other.parquet")
+    finals = {}
+    for name in ("other.tar", "other.parquet"):
+        mixed = job(mix=[{"data": str(tmp_path / name), "weight": 1}], steps=3)
+        finals[name] = train(mixed, {"train": [own]}, str(tmp_path / f"out-{name}"))
+    assert finals["other.tar"] == finals["other.parquet"]
+    assert finals["other.tar"]["train/samples"] == 16
+    with pytest.raises(InputError, match="neither a dataset"):
+        train(job(mix=[{"data": str(tmp_path / "nothing")}]), {"train": [own]}, str(tmp_path / "refused"))
+
+
 def test_the_seed_matters_and_the_number_of_workers_does_not(tmp_path: Path) -> None:
     shards = {"train": [shard(tmp_path / "a.tar")]}
     for name, options in {"one": {}, "two": {"workers": 3}, "three": {"seed": 1}}.items():
@@ -121,6 +192,36 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
         train(job(steps=2, lr=0.5), shards, str(tmp_path / "out"), resume=True)
     with pytest.raises(InputError, match="other samples"):
         train(job(steps=2), {"train": [shard(tmp_path / "b.tar", "v")]}, str(tmp_path / "out"), resume=True)
+
+
+def test_steps_without_a_finite_loss_are_skipped_and_named_where_that_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")]}
+    caption = data.caption
+
+    def poisoned(index: data.Index, place: int) -> str:
+        return "poison" if index.uids[place] == "ured" else caption(index, place)
+
+    forward = ContrastiveModel.forward
+
+    def infinite(self: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = forward(self, batch)
+        bad = (batch["text"] == POISON).any()
+        return {name: loss * torch.where(bad, torch.inf, 1.0) for name, loss in losses.items()}
+
+    monkeypatch.setattr(data, "caption", poisoned)
+    monkeypatch.setattr(ContrastiveModel, "forward", infinite)
+    with caplog.at_level(logging.WARNING):
+        final = train(job(not_finite="skip", steps=7), shards, str(tmp_path / "out"))
+    skipped = [record.getMessage() for record in caplog.records if "The step is skipped" in record.getMessage()]
+    assert len(skipped) in (3, 4), "half of the batches of an epoch of two"
+    assert all("ured" in line for line in skipped)
+    assert all(np.isfinite(value).all() for value in weights(tmp_path / "out", 7).values())
+    assert final["train/samples"] == 8
+    everything = job(not_finite="skip", batch=8, steps=30)
+    with pytest.raises(DataError, match="10 steps in a row"):
+        train(everything, shards, str(tmp_path / "none"))
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> None:

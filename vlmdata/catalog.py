@@ -50,7 +50,7 @@ def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.
     _view(connection, dataset, "observations", [observed])
     for name in _APPEND_ONLY:
         appended = [part.path for table in dataset.tables_named(name) for part in table.parts]
-        _view(connection, dataset, name, [appended])
+        _appended_view(connection, dataset, name, appended)
     if dataset.local:
         folder = dataset.root.rstrip("/") + "/"
         # DuckDB compares a pattern as it is written, so the folder's own name is allowed in that form too.
@@ -143,9 +143,32 @@ def _view(
         connection.register(name, table_schema(name).empty_table())
 
 
+def _appended_view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, paths: list[str]) -> None:
+    """A view of an append-only table, whose older parts may lack columns: these are null."""
+    empty = table_schema(name).empty_table()
+    if not paths:
+        connection.register(name, empty)
+        return
+    relation = connection.from_arrow(empty)
+    columns = ", ".join(
+        f"NULL::{kind} AS {column}" for column, kind in zip(relation.columns, relation.types, strict=True)
+    )
+    try:
+        connection.execute(
+            f'CREATE VIEW "{name}" AS SELECT * FROM (SELECT {columns} WHERE false) '
+            f"UNION ALL BY NAME SELECT * FROM read_parquet({_files(dataset, paths)}, union_by_name = true)"
+        )
+    except duckdb.Error as error:
+        raise DataError(f"table {name}: {first_line(error)}; `vlmdata verify` lists what is damaged") from error
+
+
 def parquet_sql(dataset: Dataset, paths: list[str]) -> str:
     """SQL that reads Parquet files of the dataset, one behind the other."""
-    return f"read_parquet([{', '.join(literal(_no_glob(_url(dataset, path))) for path in paths)}])"
+    return f"read_parquet({_files(dataset, paths)})"
+
+
+def _files(dataset: Dataset, paths: list[str]) -> str:
+    return f"[{', '.join(literal(_no_glob(_url(dataset, path))) for path in paths)}]"
 
 
 def _url(dataset: Dataset, path: str) -> str:

@@ -27,6 +27,10 @@ DatasetUrl = Annotated[str, typer.Argument(help="the dataset's folder or URL", m
 Setting = Annotated[list[str] | None, typer.Option("--set", help="change the recipe: key.path=YAML (may be repeated)")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only the first N pairs")]
 
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="the --out of a training, or one of its checkpoints/<step>", metavar="CHECKPOINT")
+]
+
 INTERRUPTED = 130
 _state = {"debug": False}
 
@@ -228,21 +232,69 @@ def export(
 @app.command()
 def train(
     objective: Annotated[str, typer.Argument(help="contrastive")],
-    data: Annotated[str, typer.Option(help="a dataset, or WebDataset shards (a path or a glob)")],
-    out: Annotated[str, typer.Option(help="the folder for checkpoints and logs")],
+    data: Annotated[str, typer.Option(help="a dataset (or DATASET@000002), or shards (a path or a glob)")],
+    out: Annotated[Path, typer.Option(help="the folder for checkpoints and logs")],
     config: Annotated[Path | None, typer.Option(help="a YAML file with the trainer's options")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="an option of the trainer: key=YAML")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in OUT")] = False,
 ) -> None:
-    """Train a model on a snapshot's shards."""
-    from vlmdata import console, jobs
+    """Train a model on a snapshot's shards; under torchrun in all of its processes, of which the first one speaks."""
+    import logging
 
-    job, shards = jobs.from_options(objective, data, config, set_ or [])
+    from vlmdata import console
+    from vlmdata.jobs import by_hand
+
+    job = by_hand.from_options(objective, config, set_ or [])
+    if not by_hand.first_process():
+        logging.getLogger("vlmdata").setLevel(logging.ERROR)
+        by_hand.train(job, data, out, resume)
+        return
     with console.progress():
-        from vlmdata.train.loop import train as train_loop
-
-        metrics = train_loop(job, shards, out, resume=resume)
+        metrics = by_hand.train(job, data, out, resume)
     print(json.dumps(metrics, indent=1))
+
+
+@app.command()
+def caption(
+    checkpoint: CheckpointPath,
+    images: Annotated[list[Path], typer.Argument(help="pictures: jpg, png, webp", metavar="IMAGE…")],
+) -> None:
+    """Describe pictures by a trained model, one line for each."""
+    from vlmdata import ask as asking
+    from vlmdata.console import clean
+
+    for line in asking.captions(checkpoint, images):
+        print(clean(" ".join(line.split())))
+
+
+@app.command()
+def ask(
+    checkpoint: CheckpointPath,
+    image: Annotated[Path, typer.Argument(help="a picture: jpg, png, webp", metavar="IMAGE")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+) -> None:
+    """Ask a trained model about a picture."""
+    from vlmdata import ask as asking
+    from vlmdata.console import clean
+
+    for line in asking.answer(checkpoint, image, question).splitlines():
+        print(clean(line))
+
+
+@app.command()
+def draw(
+    checkpoint: CheckpointPath,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    out: Annotated[Path, typer.Argument(help="the picture to write, a .png", metavar="OUT.png")],
+    seed: Annotated[int, typer.Option(min=0, help="another one gives another picture")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="evaluations of the model")] = 30,
+    guidance: Annotated[float, typer.Option(min=0, help="how far the text leads; 1: as trained")] = 3.0,
+) -> None:
+    """Draw a picture from a text."""
+    from vlmdata import ask as asking
+
+    asking.draw(checkpoint, prompt, out, seed, steps, guidance)
+    print(out)
 
 
 @app.command()

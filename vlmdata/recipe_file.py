@@ -13,6 +13,18 @@ from vlmdata.errors import InputError
 from vlmdata.recipe import OBJECTIVES, Recipe, nearest
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans, true and false alone: a job's key `on` is a word, and so is `no` (Norwegian)."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != _BOOL]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def load(path: str | Path, settings: list[str] | None = None) -> Recipe:
     """Read and check a recipe.
 
@@ -56,7 +68,7 @@ def _read(path: str | Path) -> tuple[str, dict[str, Any]]:
         raise InputError(f"{path}: cannot be read: {error}") from error
     try:
         _refuse_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -91,7 +103,7 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
     if not sign or not key:
         raise InputError(f"--set {setting}: write it as key.path=value")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 - a safe one
     except yaml.YAMLError as error:
         raise InputError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from error
     *way, last = key.split(".")
@@ -151,7 +163,7 @@ def _where(path: str, text: str, settings: list[str], location: tuple[str | int,
             found = [(key, value) for key, value in node.value if key.value == step]
             if found:
                 line, node = found[0][0].start_mark.line + 1, found[0][1]
-            elif (place and isinstance(location[place - 1], int)) or step in OBJECTIVES:
+            elif place and (isinstance(location[place - 1], int) or location[place - 1] == "on" or step in OBJECTIVES):
                 continue
             else:
                 node = None

@@ -49,7 +49,7 @@ def manifest(
         "documents": documents,
         "funnel": samples.about["funnel"],
         "splits": samples.about["splits"],
-        **({"balance": samples.about["balance"]} if "balance" in samples.about else {}),
+        **{name: file for name, file in samples.about.items() if name in ("balance", "grouped")},
         "columns": {field.name: str(field.type) for field in plan.columns},
     }
     _validate(content)
@@ -89,8 +89,9 @@ def expected_files(dataset: Dataset, content: dict[str, Any]) -> Iterator[tuple[
 
 
 def own_files(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a snapshot has beside its tables: shards, documents, and the entries of a balancing."""
-    return [*content["shards"], *content["documents"], *([content["balance"]] if "balance" in content else [])]
+    """What a snapshot has beside its tables: shards, documents, the entries of a balancing, where duplicates stand."""
+    files = [content[name] for name in ("balance", "grouped") if name in content]
+    return [*content["shards"], *content["documents"], *files]
 
 
 def missing_file(dataset: Dataset, content: dict[str, Any]) -> str | None:

@@ -15,8 +15,9 @@ from vlmdata.recipe.dedup import (
     UrlDedup,
 )
 from vlmdata.recipe.download import Consent, Download
-from vlmdata.recipe.jobs import Job
+from vlmdata.recipe.jobs import CommandJob, Job
 from vlmdata.recipe.options import Bytes, Name, Options, Paths, kind_alone, nearest
+from vlmdata.recipe.place import DeploymentPlace, LocalPlace, SlurmPlace, TorchrunPlace
 from vlmdata.recipe.runner import Parts, Runner
 from vlmdata.recipe.select import (
     Balance,
@@ -69,6 +70,7 @@ from vlmdata.recipe.train import (
     ContrastiveJob,
     DrawingJob,
     LiteHeads,
+    Lora,
     MaskedJob,
     Mix,
     ProjectorJob,
@@ -83,6 +85,7 @@ __all__ = [
     "Bytes",
     "CaptioningJob",
     "ClipSignal",
+    "CommandJob",
     "CommonCrawlSource",
     "Consent",
     "ContrastiveJob",
@@ -95,6 +98,7 @@ __all__ = [
     "DatacompTextBasedPreset",
     "DecontaminateDedup",
     "Dedup",
+    "DeploymentPlace",
     "Download",
     "DrawingJob",
     "ExactDedup",
@@ -108,6 +112,8 @@ __all__ = [
     "LaionAestheticsPreset",
     "LanguageSignal",
     "LiteHeads",
+    "LocalPlace",
+    "Lora",
     "MaskedClipSignal",
     "MaskedJob",
     "Mix",
@@ -132,11 +138,13 @@ __all__ = [
     "SemanticDedup",
     "Shards",
     "Signal",
+    "SlurmPlace",
     "Source",
     "SscdSignal",
     "TableSource",
     "TextSignal",
     "Top",
+    "TorchrunPlace",
     "TrainJob",
     "UrlDedup",
     "VideoSource",
@@ -189,6 +197,14 @@ class Recipe(Options):
                     raise ValueError(
                         f"select.sample.weights: no source is called {source!r}{nearest(source, named['sources'])}"
                     )
+        for job in self.jobs:
+            for what, split in job.used() if isinstance(job, CommandJob) else []:
+                if split not in self.shards.splits:
+                    raise ValueError(
+                        f"jobs.{job.name}: no split is called {split!r}{nearest(split, self.shards.splits)}"
+                    )
+                if what != "samples" and what not in self.shards.formats:
+                    raise ValueError(f"jobs.{job.name}: {{{what}}}: shards.formats leaves these shards out")
         for signal in self.signals:
             for trusted in signal.trusted if isinstance(signal, FilterSignal) else []:
                 if trusted not in named["sources"]:

@@ -203,7 +203,8 @@ def stage_seconds(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any
     A stage that a later run found done took no time then; the run that did the work counts.
     """
     return connection.execute(
-        "SELECT job, max(seconds) FROM jobs WHERE snapshot = $number GROUP BY job, kind ORDER BY min(started_at), job",
+        "SELECT job, max(seconds) FROM jobs WHERE snapshot = $number AND seconds IS NOT NULL "
+        "GROUP BY job, kind ORDER BY min(started_at), job",
         {"number": manifest["number"]},
     ).fetchall()
 

@@ -35,7 +35,9 @@ class Job:
 def training_jobs(dataset: Dataset, connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) -> list[Job]:
     """The newest run of each of the snapshot's training jobs, in the order in which they began."""
     rows = connection.execute(
-        """SELECT job, arg_max(state, started_at), arg_max(seconds, started_at), arg_max(output, started_at)
+        """SELECT job, last(state ORDER BY started_at, seconds NULLS FIRST),
+            last(coalesce(seconds, 0) ORDER BY started_at, seconds NULLS FIRST),
+            last(output ORDER BY started_at, seconds NULLS FIRST)
         FROM jobs WHERE snapshot = $number AND kind = 'train' GROUP BY job ORDER BY min(started_at), job""",
         {"number": manifest["number"]},
     ).fetchall()

@@ -6,6 +6,7 @@ as they were judged. Then come the same steps as in `settle`: duplicates, top, s
 
 import copy
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +22,16 @@ from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.recipe import Recipe, signal_name
 from vlmdata.recipe_file import apply_setting
 from vlmdata.rules import Expression, literal, quoted
-from vlmdata.select import top
+from vlmdata.select import duplicates, top
 from vlmdata.select.checked import Checked, check_select, choice
 from vlmdata.select.choice import Choice
 from vlmdata.select.funnel import funnel
 from vlmdata.select.settle import reject
 
 Steps = list[dict[str, Any]]
+_NOT_MEASURED = ": not measured"
+_RULED = "a rule"  # stands for the reason of rows that are counted already
+_PLACE = '"place of the row"'
 
 
 def reconsider(dataset: Dataset, settings: list[str]) -> tuple[Steps, Steps, list[str]]:
@@ -61,7 +65,8 @@ def reconsider(dataset: Dataset, settings: list[str]) -> tuple[Steps, Steps, lis
         if not dataset.local:
             connection.register_filesystem(dataset.fs)
         try:
-            counts = _counts(connection, dataset, snapshot, columns, _first_change(before, after), chosen, after)
+            first, same_order = _first_change(before, after), _order(published, before) == _order(recipe, after)
+            counts = _counts(connection, dataset, snapshot, columns, first, chosen, after, same_order)
         except duckdb.Error as error:
             raise DataError(f"{dataset.url}: {first_line(error)}") from error
         finally:
@@ -82,68 +87,102 @@ def _counts(
     first: int,
     chosen: Choice,
     checked: Checked,
+    same_order: bool,
 ) -> dict[str | None, int]:
-    """How many pairs have each reason."""
-    _view(connection, dataset, "samples", [part["path"] for part in snapshot["samples"]])
+    """How many pairs have each reason. same_order: whether the survivor's order is as it was published."""
+    paths = [part["path"] for part in snapshot["samples"]]
+    connection.execute(
+        f"CREATE VIEW samples AS SELECT *, (file_index::BIGINT << 32) + file_row_number AS {_PLACE} "
+        f"FROM {parquet_sql(dataset, paths)}"
+    )
+    connection.execute(f"CREATE VIEW uids AS SELECT {_PLACE} AS place, uid FROM samples")
     rules = dict(chosen.rules)
     for name, fraction in list(checked.ranked.items()):
         if list(rules).index(name) >= first:
             rules[name] = _ranked(connection, rules[name], fraction, columns)
-    values = {f"term_{place}": order.expression for place, order in enumerate(chosen.survivor)}
-    values |= {name: each for name, each in (("top_by", chosen.top_by), ("weight", chosen.weight)) if each}
-    reason = _reason(rules, first, chosen.unmeasured)
-    steps = bool(chosen.methods or chosen.top or (chosen.sample and not chosen.balanced))
-    if not steps:
-        rows = _judged(dict(list(rules.items())[first:]), {}, columns)
-        return dict(connection.sql(f"SELECT {reason}, count(*) FROM {rows} GROUP BY 1").fetchall())
-    rows = _judged(dict(list(rules.items())[first:]), values, columns)
-    listed = "".join(f", {name}" for name in values)
-    # Ranking the pool needs all rows; else those that a rule rejects are counted and forgotten.
+    again = dict(list(rules.items())[first:])
+    code, reasons = _code(again, chosen.unmeasured)
+    # What the download, consent and the rules before `first` said stands.
+    before = {"forgotten", *(each for name in list(rules)[:first] for each in (name, name + _NOT_MEASURED))}
+    counts: Counter[str | None] = Counter()
+    open_: set[str] = set()  # the stored reasons that say nothing of a changed selection
+    query = f"SELECT reason, {code} AS code, count(*) FROM {_judged(again, {}, columns)} GROUP BY ALL"
+    for stored, place, pairs in connection.sql(query).fetchall():
+        if stored is not None and not (stored in before or stored.startswith(("consent: ", "download: "))):
+            open_.add(stored)
+            stored = None
+        counts[stored if stored is not None or place is None else reasons[place]] += pairs
+    if not (chosen.methods or chosen.top or (chosen.sample and not chosen.balanced)):
+        return dict(counts)
+    # a balancing is not counted again, nor what comes behind it; merged captions count for nothing
+    chosen = replace(chosen, merging=frozenset(), sample=None if chosen.balanced else chosen.sample)
+    values = {name: each for name, each in (("top_by", chosen.top_by), ("weight", chosen.weight)) if each}
+    listed = [f"{_PLACE} AS place"]
+    if chosen.top:
+        listed.append(f"{top.key_sql('top_by')} AS top")
+    grouped = bool(chosen.methods) and same_order and "grouped" in snapshot
+    if chosen.sample or (chosen.methods and not grouped):  # most of what is read
+        listed.append("uid")
+    if chosen.methods and not grouped:
+        values |= {f"term_{place}": order.expression for place, order in enumerate(chosen.survivor)}
+    rows = _judged(again, values, columns)
+    words = f" OR reason IN ({', '.join(map(literal, sorted(open_)))})" if open_ else ""
+    passes = f"{code} IS NULL AND (reason IS NULL{words})"
+    # Ranking the pool needs all rows; of the others those that a rule rejects are forgotten.
     whole = chosen.top is not None and chosen.top.of == "pool"
-    connection.execute(f"CREATE VIEW judged AS SELECT uid, {reason} AS reason{listed} FROM {rows}")
-    counts = {} if whole else dict(connection.sql("SELECT reason, count(*) FROM judged GROUP BY reason").fetchall())
-    counts.pop(None, None)
+    reason = f"CASE WHEN {passes} THEN NULL ELSE {literal(_RULED)} END" if whole else "NULL::VARCHAR"
+    listed += [name for name in values if name != "top_by"]
     connection.execute(
-        "CREATE TABLE verdict AS SELECT row_number() OVER () AS place, *, 1 AS copies FROM judged"
-        + ("" if whole else " WHERE reason IS NULL")
+        f"CREATE TABLE verdict AS SELECT {', '.join(listed)}, {reason} AS reason, 1 AS copies FROM {rows}"
+        + ("" if whole else f" WHERE {passes}")
     )
-    near = []
-    if chosen.methods:
-        parts = snapshot["tables"]["duplicates"]["parts"]
+    near = _groups(connection, dataset, snapshot, chosen, grouped) if chosen.methods else []
+    reject(connection, chosen, [], None, bool(chosen.methods), near)
+    for stored, pairs in connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall():
+        if stored not in (None, _RULED):
+            counts[stored] += pairs
+            counts[None] -= pairs
+    return dict(counts)
+
+
+def _groups(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, snapshot: dict[str, Any], chosen: Choice, grouped: bool
+) -> list[str]:
+    """Make the table `grouped` and the views of near pairs; the methods that have them. See `duplicates.reject`.
+
+    grouped: whether the snapshot's own file of it may be read; snapshots have one since this was asked for.
+    """
+    parts = snapshot["tables"]["duplicates"]["parts"]
+    if grouped:
+        file = parquet_sql(dataset, [snapshot["grouped"]["path"]])
+        connection.execute(
+            "CREATE VIEW grouped AS SELECT (part::BIGINT << 32) + row AS place, uid, dup_method, dup_group, rank "
+            f"FROM {file}"
+        )
+    else:
         _view(connection, dataset, "duplicates", [part["path"] for part in parts])
-        for method, part in zip(snapshot["recipe"]["dedup"], parts, strict=True):
-            if pairs := [file["path"] for file in part["also"] if file["path"].endswith(NEAR_ENDING)]:
-                _view(connection, dataset, f"near_{method['kind']}", pairs)
-                near.append(method["kind"])
-    if chosen.top is not None:
-        ranked = connection.sql("SELECT top_by FROM verdict").to_arrow_table()["top_by"]  # in the order of the table
-        connection.register("keys", pa.table({"top": top.keys(ranked)}))
-        connection.execute("CREATE OR REPLACE TABLE verdict AS SELECT * FROM verdict POSITIONAL JOIN keys")
-    # a balancing is not counted again, nor what comes behind it
-    counted = replace(chosen, sample=None) if chosen.balanced else chosen
-    reject(connection, counted, [], None, bool(chosen.methods), near)
-    return counts | dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
+        duplicates.rank(connection, chosen)
+    near = []
+    for method, part in zip(snapshot["recipe"]["dedup"], parts, strict=True):
+        if pairs := [file["path"] for file in part["also"] if file["path"].endswith(NEAR_ENDING)]:
+            _view(connection, dataset, f"near_{method['kind']}", pairs)
+            near.append(method["kind"])
+    return near
 
 
-def _reason(rules: dict[str, Expression], first: int, unmeasured: frozenset[str]) -> str:
-    """SQL of the reason, as `judge_part` gives it: what the rules before `first` said stands."""
-    names = list(rules)
-    stands = ["reason = 'forgotten'", "starts_with(reason, 'consent: ')", "starts_with(reason, 'download: ')"]
-    kept = [each for name in names[:first] for each in (name, f"{name}: not measured")]
-    if kept:
-        stands.append(f"reason IN ({', '.join(map(literal, kept))})")
-    cases = f"WHEN {' OR '.join(stands)} THEN reason "
-    for name in names[first:]:
-        rule = rules[name]
+def _code(rules: dict[str, Expression], unmeasured: frozenset[str]) -> tuple[str, list[str]]:
+    """SQL of the place of what rejects a row first, NULL where nothing does, and the reasons by place, as `judge_part`
+    has them. Over `_judged`. Numbers, since texts for each of many rows cost more than all that is read."""
+    cases = ""
+    reasons: list[str] = []
+    for name, rule in rules.items():
         gaps = [f"{_gap(column)} IS NULL" for column in rule.columns if column in unmeasured]
-        verdict = literal(name)
         if gaps:
-            verdict = (
-                f"CASE WHEN {_value(name)} IS NULL AND ({' OR '.join(gaps)}) "
-                f"THEN {literal(f'{name}: not measured')} ELSE {verdict} END"
-            )
-        cases += f"WHEN NOT coalesce({_value(name)}, false) THEN {verdict} "
-    return f"CASE {cases}END"
+            cases += f"WHEN {_value(name)} IS NULL AND ({' OR '.join(gaps)}) THEN {len(reasons)} "
+            reasons.append(name + _NOT_MEASURED)
+        cases += f"WHEN NOT coalesce({_value(name)}, false) THEN {len(reasons)} "
+        reasons.append(name)
+    return (f"(CASE {cases}END)" if cases else "NULL::INTEGER"), reasons
 
 
 def _judged(rules: dict[str, Expression], values: dict[str, Expression], columns: pa.Schema) -> str:
@@ -157,7 +196,7 @@ def _judged(rules: dict[str, Expression], values: dict[str, Expression], columns
 def _rows(expressions: list[Expression], columns: pa.Schema) -> str:
     """SQL of the samples' columns that are read, NaN as NULL, and beside each what was stored."""
     read = sorted({column for expression in expressions for column in expression.columns} - {"uid"})
-    listed = ["uid", "reason"]
+    listed = ["uid", "reason", _PLACE]
     for name in read:
         column = quoted(name)
         clean = f"CASE WHEN isnan({column}) THEN NULL ELSE {column} END"
@@ -168,10 +207,12 @@ def _rows(expressions: list[Expression], columns: pa.Schema) -> str:
 
 def _ranked(connection: duckdb.DuckDBPyConnection, by: Expression, fraction: float, columns: pa.Schema) -> Expression:
     """The rule on the exact threshold of DataComp's rank rule."""
-    values = connection.sql(f"SELECT {by.sql} AS ranked FROM {_rows([by], columns)}").to_arrow_table()["ranked"]
-    keys = top.keys(values)
-    place = top.datacomp_place(fraction, len(keys))
-    return top.at_least(by, top.threshold(lambda prefix, known: top.count_keys(keys, prefix, known), place))
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE ranked AS SELECT {top.key_sql('number')} AS top "
+        f"FROM (SELECT {by.sql} AS number FROM {_rows([by], columns)})"
+    )
+    place = top.datacomp_place(fraction, connection.sql("SELECT count(*) FROM ranked").fetchall()[0][0])
+    return top.at_least(by, top.threshold(top.counting(connection, "ranked WHERE true"), place))
 
 
 def _first_change(before: Checked, after: Checked) -> int:
@@ -183,6 +224,11 @@ def _first_change(before: Checked, after: Checked) -> int:
     while same < min(len(old), len(new)) and old[same] == new[same]:
         same += 1
     return same
+
+
+def _order(recipe: Recipe, checked: Checked) -> tuple[Any, ...]:
+    """What the survivors' order hangs on."""
+    return recipe.select.survivor, [(order.expression.sql, order.direction) for order in checked.survivor]
 
 
 def _recipe(dataset: Dataset, snapshot: dict[str, Any], settings: list[str]) -> Recipe:

@@ -37,12 +37,13 @@ def settle(
     spill: Path,
     balancing: Balancing | None = None,
     near: Mapping[str, "pads.Dataset"] | None = None,
+    grouped: Path | None = None,
 ) -> tuple[Iterator[pa.Table], list[dict[str, Any]], dict[str, int]]:
     """What only a look at all pairs decides: survivors of duplicate groups, and the place of each kept pair.
 
     judged: the parts of `judge_part`, in order, of `sizes` rows. spill: a folder that DuckDB may write to.
     balancing: looks at the captions of the pairs that are left, where the choice is to balance. near: see
-    `duplicates.reject`.
+    `duplicates.reject`. grouped: a Parquet file to write to, where there are duplicates: see `duplicates.write`.
     Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
     """
     connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
@@ -52,10 +53,14 @@ def settle(
         + ("EXCLUDE (captions)" if choice.merging else "")
         + ", 1 AS copies FROM judged"
     )
+    connection.execute("CREATE VIEW uids AS SELECT place, uid FROM verdict")
     if duplicates is not None:
         connection.register("duplicates", duplicates)
         for method, pairs in (near or {}).items():
             connection.register(f"near_{method}", pairs)
+        groups.rank(connection, choice)
+        if grouped is not None:
+            groups.write(connection, sizes, grouped)
     reject(connection, choice, sizes, balancing, duplicates is not None, list(near or {}))
     captions.merge(connection, choice)
     splits = places.place(connection, shards, list(near or {}))
@@ -81,8 +86,9 @@ def reject(
     """Give rows of the table `verdict` their reason, one step after the other: duplicate, top, balance, sample.
 
     verdict: place (from 1, the order of the rows), uid, reason (null where nothing rejects the row so far) and what
-    `judge_part` adds for the steps. grouped, near: see `duplicates.reject`. A step is a file of this room
-    with a function `reject`, which looks only at rows without a reason, and needs no more than `choice` and this table.
+    `judge_part` adds for the steps. grouped, near: see `duplicates.reject`; the view `uids`: see `top.reject`. A step
+    is a file of this room with a function `reject`, which looks only at rows without a reason, and needs no more than
+    `choice` and these tables.
     """
     if grouped:
         groups.reject(connection, choice, near)

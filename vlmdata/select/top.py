@@ -31,6 +31,15 @@ def keys(values: pa.ChunkedArray) -> np.ndarray:
     return np.where(np.isnan(numbers), np.uint64(0), ordered)
 
 
+def key_sql(number: str) -> str:
+    """SQL of the key, as `keys` gives it, of a DOUBLE."""
+    bits, sign = f"CAST(CAST({number} AS BIT) AS UBIGINT)", f"{1 << (_BITS - 1)}::UBIGINT"
+    return (
+        f"CASE WHEN {number} IS NULL OR isnan({number}) THEN 0::UBIGINT WHEN {number} = 0 THEN {sign} "
+        f"WHEN {number} > 0 THEN {bits} | {sign} ELSE ~{bits} END"
+    )
+
+
 def value(key: int) -> float:
     """The double that has this key."""
     sign = 1 << (_BITS - 1)
@@ -79,31 +88,40 @@ def at_least(by: Expression, found: tuple[int, int] | None) -> Expression:
     return Expression(f"({by.sql} >= CAST('{smallest!r}' AS DOUBLE))", by.columns)
 
 
-def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> None:
-    """Give the pairs that are left and not in the top the reason `top`.
-
-    connection: has the table `verdict` (see `settle`) with the column top (uint64, see `keys`).
-    """
-    ranked = "true" if top.of == "pool" else "reason IS NULL"
-    pairs = connection.sql(f"SELECT count(*) FROM verdict WHERE {ranked}").fetchall()[0][0]
+def counting(connection: duckdb.DuckDBPyConnection, rows: str) -> Count:
+    """`count_keys` in DuckDB. rows: SQL of a table with the column top (uint64, see `keys`) and a condition."""
 
     def count(prefix: int, known: int) -> np.ndarray:
         begins = f"top >> {_BITS - known} = {prefix}" if known else "true"
-        rows = connection.sql(
-            f"SELECT (top >> {_BITS - DIGIT - known}) & {(1 << DIGIT) - 1} AS digit, count(*) FROM verdict "
-            f"WHERE top > 0 AND {ranked} AND {begins} GROUP BY digit"
+        found = connection.sql(
+            f"SELECT (top >> {_BITS - DIGIT - known}) & {(1 << DIGIT) - 1} AS digit, count(*) FROM {rows} "
+            f"AND top > 0 AND {begins} GROUP BY digit"
         ).fetchnumpy()
-        digit, found = rows.values()
+        digit, pairs = found.values()
         histogram = np.zeros(1 << DIGIT, np.int64)
-        histogram[np.asarray(digit, np.int64)] = found
+        histogram[np.asarray(digit, np.int64)] = pairs
         return histogram
 
+    return count
+
+
+def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> None:
+    """Give the pairs that are left and not in the top the reason `top`.
+
+    connection: has the table `verdict` (see `settle`) with the column top (uint64, see `keys`), and `uids` (place,
+    uid), which is looked at only where not all ties at the threshold are in.
+    """
+    ranked = "true" if top.of == "pool" else "reason IS NULL"
+    pairs = connection.sql(f"SELECT count(*) FROM verdict WHERE {ranked}").fetchall()[0][0]
+    count = counting(connection, f"verdict WHERE {ranked}")
     wanted = how_many(top, pairs)
     key, above = threshold(count, wanted) or (1, 0)  # fewer have a number: all of them
-    connection.execute(
-        f"""
-        UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND (top < $key OR top = $key AND place NOT IN (
-            SELECT place FROM verdict WHERE top = $key AND {ranked} ORDER BY uid LIMIT $ties
-        ))""",
-        {"key": key, "ties": wanted - above},
-    )
+    connection.execute("UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND top < $key", {"key": key})
+    at_key = f"FROM verdict WHERE top = {key} AND {ranked}"
+    if connection.sql(f"SELECT count(*) {at_key}").fetchall()[0][0] > wanted - above:
+        connection.execute(
+            f"""
+            UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND top = {key} AND place NOT IN (
+                SELECT place FROM uids WHERE place IN (SELECT place {at_key}) ORDER BY uid LIMIT {wanted - above}
+            )"""
+        )

@@ -18,7 +18,7 @@ from vlmdata.recipe import AnyTrainJob, TrainJob
 from vlmdata.train import weights
 
 # Keys that may differ between a run and its resumption: they change no number.
-_FREE = {"name", "workers", "save_every", "eval_every", "keep", "best", "peak_tflops"}
+_FREE = {"name", "on", "workers", "save_every", "eval_every", "keep", "best", "peak_tflops"}
 _FORMAT = 1
 
 

@@ -48,10 +48,11 @@ def index(shards: Sequence[str], spool: Path) -> Index:
 
     A sample is the members that share a name up to the first dot of its last part, and follow each other; it needs
     an image (jpg, jpeg, png, webp) and a txt. Others are left out, with a warning that counts and names them.
-    A Parquet shard, of which no single row can be read, is first written as a tar into the folder `spool`.
+    A Parquet shard, of which no single row can be read, is first written as a tar into the folder `spool`; so are the
+    pictures and turns of LLaVA's JSON.
     Raises DataError, naming the shard, for one that is cut off or is none.
     """
-    tars = [parquet.spooled(path, spool) if path.endswith(".parquet") else path for path in shards]
+    tars = [_tar(path, spool) for path in shards]
     uids: list[str] = []
     places: list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]] = []
     partial: list[str] = []
@@ -68,6 +69,14 @@ def index(shards: Sequence[str], spool: Path) -> Index:
     columns: list[Any] = list(zip(*places, strict=True)) or [(), (), (), ()]
     pair = [np.array(column, np.int64).reshape(-1, 2) for column in columns[1:]]
     return Index(tuple(tars), tuple(uids), np.array(columns[0], np.int32), pair[0], pair[1], pair[2])
+
+
+def _tar(path: str, spool: Path) -> str:
+    if path.endswith(".json"):
+        from vlmdata.train.conversations import spooled
+
+        return spooled(path, None, spool)
+    return parquet.spooled(path, spool) if path.endswith(".parquet") else path
 
 
 def _samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
@@ -243,7 +252,11 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
     A JPEG may come at reduced scale, its shorter side no less than `shorter` pixels (0: at full scale).
     """
     offset, size = shards.image[position]
-    data = read(shards.tars[shards.tar[position]], int(offset), int(size))
+    return decode(read(shards.tars[shards.tar[position]], int(offset), int(size)), shorter)
+
+
+def decode(data: bytes, shorter: int = 0) -> np.ndarray | None:
+    """A picture's bytes as `image` gives them."""
     try:
         if data[:2] == b"\xff\xd8":
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)

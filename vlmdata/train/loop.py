@@ -110,7 +110,7 @@ def train(
     torch.manual_seed(job.seed)
     objective = build(job)
     with trained.main_first():  # what an objective caches in `out` is made once
-        samples, places = _mixed(job, objective, shards[job.train_split], folder)
+        samples, places = _mixed(job, objective, source.of_job(job, shards[job.train_split], folder), folder)
         test = objective.samples(data.index(shards.get(job.test_split, []), folder), folder)
     weights = [1.0, *(other.weight for other in job.mix)]
     data.mixed_positions(places, weights, job.batch * trained.world, job.seed, 0)  # raises for too few samples
@@ -143,6 +143,9 @@ def train(
         if main:
             checkpoint.save(folder, step, content, about | {"loss": metrics["loss"]}, job.keep, best.step)
 
+    before = measure() if job.measure_before and not done else {}
+    if journal and before:
+        journal.write(0, before, job.steps)
     skipped = 0
     for step in range(done, job.steps):
         metrics = _step(job, step, trained, batches, samples, speed)
@@ -171,6 +174,8 @@ def train(
         "train/broken": len(samples.broken),
         **measure(),
     }
+    if journal:
+        final |= {f"{name}/before": value for name, value in journal.before.items()}
     with trained.measured() as measured:
         if journal and measured:
             journal.write(job.steps, final, job.steps)

@@ -1,24 +1,27 @@
-"""Which shards a training reads: those of a dataset's newest snapshot, or files."""
+"""Which shards a training reads: those of a dataset's snapshot, or files."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
+from vlmdata.recipe import ProjectorJob, TrainJob
 
-ENDINGS = (".tar", ".parquet")
+ENDINGS = (".tar", ".parquet", ".json")
 
 
 def shards(data: str, train_split: str = "train", test_split: str = "test") -> dict[str, list[str]]:
     """Split -> shards, as paths that fsspec opens.
 
-    data: a dataset's folder or URL, or shards: a path, a glob, a URL. A file's split is its name up to the last hyphen
+    data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a
+    URL; LLaVA's JSON counts as one (see `conversations`). A file's split is its name up to the last hyphen
     (`test-0000000.tar`), where that is one of the two; all others are of the training split.
     Raises InputError where there are none.
     """
+    if (known := snapshot(data)) is not None:
+        return of_snapshot(*known)
     dataset = Dataset(data)
-    manifest = dataset.latest()
-    if manifest is not None:
-        return of_snapshot(dataset, manifest)
     paths = sorted(dataset.fs.glob(dataset.root)) if any(sign in data for sign in "*?[") else [dataset.root]
     files = [_url(dataset, path) for path in paths if path.endswith(ENDINGS) and dataset.fs.exists(path)]
     if not files:
@@ -31,19 +34,49 @@ def shards(data: str, train_split: str = "train", test_split: str = "test") -> d
     return found
 
 
+def of_job(job: TrainJob, shards: list[str], folder: Path) -> list[str]:
+    """The shards of a job's training split, and what else it trains on, made into one in `folder`."""
+    if not isinstance(job, ProjectorJob) or job.conversations is None:
+        return shards
+    from vlmdata.train.conversations import spooled
+
+    return [*shards, spooled(job.conversations, job.images, folder)]
+
+
+def snapshot(data: str) -> tuple[Dataset, dict[str, Any]] | None:
+    """The dataset that `data` names, with the manifest of its newest snapshot or of the one behind the `@`; None where
+    it names none. Raises InputError where the dataset has no such snapshot."""
+    dataset = Dataset(data)
+    if manifest := dataset.latest():
+        return dataset, manifest
+    match = re.fullmatch(r"(.+)@(\d{1,6})", data)
+    newest = Dataset(match[1]).latest() if match else None
+    if match is None or newest is None:
+        return None
+    dataset, number = Dataset(match[1]), int(match[2])
+    if not 1 <= number <= newest["number"]:
+        raise InputError(f"{match[1]}: has no snapshot {number}: the newest one is {newest['number']}")
+    return dataset, dataset.snapshot(number)
+
+
 def of_snapshot(dataset: Dataset, manifest: dict[str, Any]) -> dict[str, list[str]]:
     """Split -> the shards of a snapshot: the WebDataset ones, or where it has none the Parquet ones.
 
     Raises InputError where it has neither.
     """
     for form in ("webdataset", "parquet"):
-        found: dict[str, list[str]] = {}
-        for shard in manifest["shards"]:
-            if shard["format"] == form:
-                found.setdefault(shard["split"], []).append(_url(dataset, dataset.path(shard["path"])))
-        if found:
+        if found := shard_urls(dataset, manifest, form):
             return found
     raise InputError(f"{dataset.url}: no shards to train on: nothing was kept, or shards.formats leaves them out")
+
+
+def shard_urls(dataset: Dataset, manifest: dict[str, Any], form: str) -> dict[str, list[str]]:
+    """Split -> a snapshot's shards of one form, `webdataset` or `parquet`, as paths that fsspec opens."""
+    found: dict[str, list[str]] = {}
+    for shard in manifest["shards"]:
+        if shard["format"] == form:
+            found.setdefault(shard["split"], []).append(_url(dataset, dataset.path(shard["path"])))
+    return found
 
 
 def _url(dataset: Dataset, path: str) -> str:
