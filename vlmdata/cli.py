@@ -298,6 +298,20 @@ def draw(
 
 
 @app.command()
+def locate(
+    checkpoint: Annotated[Path, typer.Argument(help="the folder of a contrastive training", metavar="CHECKPOINT")],
+    image: Annotated[Path, typer.Argument(help="a picture or a video", metavar="IMAGE")],
+    phrase: Annotated[str, typer.Argument(help="what to look for", metavar="PHRASE")],
+    out: Annotated[Path | None, typer.Option(help="the heat map, a PNG; <IMAGE's name>.heat.png otherwise")] = None,
+) -> None:
+    """Where in a picture, or when in a video, a trained model sees a phrase."""
+    from vlmdata import locate as locating
+
+    found = locating.locate(checkpoint, image, phrase, out or Path(f"{image.stem}.heat.png"))
+    print(json.dumps(found, indent=1))
+
+
+@app.command()
 def verify(dataset: DatasetUrl) -> None:
     """Hash every file that a snapshot names; a line `path<TAB>expected<TAB>found` for each difference."""
     from vlmdata import snapshot

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from vlmdata.recipe.options import Name, Options
 from vlmdata.recipe.place import LOCAL, Place
@@ -73,6 +73,20 @@ class ContrastiveJob(TrainJob):
     pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
     heads: LiteHeads = Field(LiteHeads(), description="of the model lite")
     crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    loss: Literal["clip", "siglip"] = Field("clip", description="softmax over the batch, or a sigmoid for each pair")
+    lock: list[Literal["image", "text"]] = Field([], description="towers that are not trained (LiT)")
+    unlocked_groups: int = Field(0, ge=0, description="last groups of layers of a locked tower that are trained")
+    cached: bool = Field(
+        False, description="one loss over all `accumulate` forward passes of a step, each computed twice (GradCache)"
+    )
+    frames: int = Field(1, gt=0, description="of a video in a sample, where the shards' samples are frames of videos")
+
+    @field_validator("loss", "lock", "cached", "frames")
+    @classmethod
+    def _not_of_lite(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("model") == "lite" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("the model lite has no such option: its towers' features are computed once")
+        return value
 
 
 class Mixture(Options):
@@ -197,6 +211,14 @@ class CaptioningJob(TrainJob):
     """CoCa (Yu 2022, arXiv:2205.01917)."""
 
     objective: Literal["captioning"]
+    model: str | dict[str, Any] = Field(
+        "tiny", description="tiny, a CoCa of open_clip (coca_…), its JSON file, or that file's content"
+    )
+    pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
+    crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    contrastive_weight: float = Field(1.0, gt=0, description="of the contrastive loss in the total")
+    caption_weight: float = Field(2.0, gt=0, description="of the caption's loss in the total")
+    beams: int = Field(4, gt=0, description="of the search for a caption; 1 takes the likeliest token each time")
 
 
 class DrawingJob(TrainJob):

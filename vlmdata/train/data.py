@@ -282,12 +282,17 @@ def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> t
         picture = image(shards, place, shorter)
         if picture is not None:
             return place, picture
-        uid = shards.uids[place]
-        if uid not in broken:
-            broken.add(uid)
-            tar = shards.tars[shards.tar[place]]
-            log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
+        tell_broken(shards, place, broken)
     raise DataError(f"{shards.tars[shards.tar[position]]}: no image from {shards.uids[position]} on can be decoded")
+
+
+def tell_broken(shards: Index, position: int, broken: set[str]) -> None:
+    """Note a sample whose picture cannot be decoded in `broken`, with a warning where it is a new one."""
+    uid = shards.uids[position]
+    if uid not in broken:
+        broken.add(uid)
+        tar = shards.tars[shards.tar[position]]
+        log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
 
 
 def square(picture: np.ndarray, size: int, draw: np.ndarray | None = None, least: float = 1.0) -> np.ndarray:

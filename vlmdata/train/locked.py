@@ -16,7 +16,7 @@ from vlmdata import lite, towers
 from vlmdata.errors import InputError
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
-from vlmdata.train import data
+from vlmdata.train import data, openclip
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -76,11 +76,9 @@ class _Paired(nn.Module):
     """From a batch to open_clip's loss."""
 
     def __init__(self, heads: lite.Heads) -> None:
-        from open_clip.loss import ClipLoss
-
         super().__init__()
         self.heads = heads
-        self.criterion = ClipLoss()
+        self.criterion = openclip.criterion("clip")
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images, texts = self.heads.encode_images(batch["image"]), self.heads.encode_texts(batch["text"])

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import TrainJob
-from vlmdata.train import checkpoint, data, source
+from vlmdata.recipe import ContrastiveJob, TrainJob
+from vlmdata.train import cached, checkpoint, data, source
 from vlmdata.train.log import Log, Speed
 from vlmdata.train.weights import Trained
 
@@ -216,24 +216,19 @@ def _step(
     terms = [objective.terms(batch) for _, batch in taken]
     total = trained.summed({name: sum(each.get(name, 0.0) for each in terms) for name in sorted(objective.weights)})
     trained.begin(rate)
-    own, bad = dict.fromkeys(total, 0.0), list[str]()
-    for micro, ((places, batch), of) in enumerate(zip(taken, terms, strict=True)):
-        torch.manual_seed(_seed(job.seed, step, micro, trained.rank))
-        with trained.pass_of(last=micro + 1 == job.accumulate):
-            losses = trained.forward({name: tensor.to(trained.device) for name, tensor in batch.items()})
-            share = {name: of[name] / total[name] for name in losses if of[name]}
-            loss = torch.stack([objective.weights[name] * part * losses[name] for name, part in share.items()]).sum()
-            trained.backward(loss)
-        if not torch.isfinite(loss):
-            bad += [samples.uids[place] for place in places]
-        for name, part in share.items():
-            own[name] += part * losses[name].item()
+    seeds = [_seed(job.seed, step, micro, trained.rank) for micro in range(job.accumulate)]
+    if isinstance(job, ContrastiveJob) and job.cached:
+        own = {"contrastive": cached.gradients(trained, [batch for _, batch in taken], seeds)}
+        bad = [] if math.isfinite(own["contrastive"]) else [place for places, _ in taken for place in places]
+    else:
+        own, bad = _gradients(trained, taken, terms, total, seeds)
     found = trained.summed(own)
     metrics = {"loss": sum(objective.weights[name] * value for name, value in found.items())}
     if math.isfinite(metrics["loss"]):
         metrics["grad_norm"] = trained.update()
     else:
-        what = f"the loss of step {step + 1} is {metrics['loss']}. The batch: {', '.join(bad) or 'of another process'}"
+        batch_of = ", ".join(samples.uids[place] for place in bad) or "of another process"
+        what = f"the loss of step {step + 1} is {metrics['loss']}. The batch: {batch_of}"
         if job.not_finite == "stop":
             raise DataError(f"{what}. Try a smaller `lr`, or `not_finite: skip`")
         log.warning("%s. The step is skipped", what)
@@ -243,6 +238,29 @@ def _step(
     rate_of_samples = job.batch * job.accumulate * trained.world / seconds
     metrics |= {"lr": rate, "samples_per_second": rate_of_samples, "data_wait": waited / seconds}
     return metrics | speed.utilisation(rate_of_samples, taken[0][1])
+
+
+def _gradients(
+    trained: Trained,
+    taken: list[tuple[np.ndarray, dict[str, Tensor]]],
+    terms: list[dict[str, float]],
+    total: dict[str, float],
+    seeds: list[int],
+) -> tuple[dict[str, float], list[int]]:
+    """Add the gradients of each micro-batch's losses; this process's part of each loss, and where one is not finite."""
+    weights, own, bad = trained.objective.weights, dict.fromkeys(total, 0.0), list[int]()
+    for micro, ((places, batch), of) in enumerate(zip(taken, terms, strict=True)):
+        torch.manual_seed(seeds[micro])
+        with trained.pass_of(last=micro + 1 == len(taken)):
+            losses = trained.forward({name: tensor.to(trained.device) for name, tensor in batch.items()})
+            share = {name: of[name] / total[name] for name in losses if of[name]}
+            loss = torch.stack([weights[name] * part * losses[name] for name, part in share.items()]).sum()
+            trained.backward(loss)
+        if not torch.isfinite(loss):
+            bad += list(places)
+        for name, part in share.items():
+            own[name] += part * losses[name].item()
+    return own, bad
 
 
 def _seed(*numbers: int) -> int:
