@@ -47,6 +47,7 @@ def pretraining(job: MaskedJob, words: int, codes: int) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import FlavaConfig, FlavaForPreTraining
 
+    config: Any
     text = {"vocab_size": words}
     image = {"vocab_size": codes, "image_size": job.image_size, "patch_size": job.patch_size}
     # Each head has a second bias, which no forward pass reads: tied to the first, a checkpoint would hold it twice.
