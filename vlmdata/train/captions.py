@@ -56,7 +56,8 @@ class Encoder:
         """Those of all samples, from the file that an earlier attempt finished, if it did."""
         texts = [data.caption(shards, place) for place in range(len(shards))]
         distinct = sorted(set(texts))
-        which = np.searchsorted(np.array(distinct, dtype=object), np.array(texts, dtype=object)) if texts else []
+        numbers = {text: number for number, text in enumerate(distinct)}
+        which = np.array([numbers[text] for text in texts], np.int64)
         key = hashlib.sha256("\0".join([self.identity, str(self.words), *distinct]).encode()).hexdigest()[:16]
         path = folder / f"captions-{key}.npy"
         if not path.exists():
@@ -72,4 +73,4 @@ class Encoder:
             made.flush()
             partial.replace(path)
         features = np.load(path, mmap_mode="r", allow_pickle=False)
-        return Captions(features, np.asarray(which, np.int64), self.encode([""])[0])
+        return Captions(features, which, self.encode([""])[0])
