@@ -36,7 +36,7 @@ SMALL = {
 
 def job(**options: Any) -> CaptioningJob:
     return CaptioningJob(
-        **{"kind": "train", "objective": "captioning", "model": SMALL, "steps": 40, "batch": 16, "lr": 6e-3, **options}
+        **{"kind": "train", "objective": "captioning", "model": SMALL, "steps": 80, "batch": 16, "lr": 6e-3, **options}
     )
 
 

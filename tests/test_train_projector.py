@@ -147,7 +147,7 @@ def test_sixteen_pairs_are_learnt_by_heart_and_the_pictures_matter(models: dict[
     assert final["projector/accuracy/chance"] < 0.5
     assert final["projector/accuracy_shuffled"] < 0.9
     trained = checkpoint.load(tmp_path / "out")
-    pictures = [data.decode(jpeg(number)) for number in range(16)]
+    pictures = [data.decoded(jpeg(number)) for number in range(16)]
     assert trained.caption(pictures[:10]) == [f"a photo of a {w}" for w in WORDS[:10]]
     assert trained.answer(pictures[10], options.prompt) == "a photo of a wolf"
 
@@ -441,7 +441,7 @@ def test_caption_and_ask_answer(
         return code, *capsys.readouterr()
 
     trained = checkpoint.load("out")
-    pictures = [data.decode(Path(name).read_bytes()) for name in ("a.jpg", "b.png")]
+    pictures = [data.decoded(Path(name).read_bytes()) for name in ("a.jpg", "b.png")]
     expected = "".join(clean(" ".join(text.split())) + "\n" for text in trained.caption(pictures))
     assert said("caption", "out", "a.jpg", "b.png") == (0, expected, "")
     answer = trained.answer(pictures[0], "What is it?")

@@ -43,7 +43,7 @@ def picture(path: Path) -> np.ndarray:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    found = data.decode(content)
+    found = data.decoded(content)
     if found is None:
         raise InputError(f"{path}: is no picture (jpg, png, webp), or one of more than {data.MAX_PIXELS:,} pixels")
     return found

@@ -47,7 +47,15 @@ class Contrastive:
 
     def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
         """Recall on all samples of a split; see `vlmdata.evaluate.retrieval`."""
-        return retrieval(*vectors(self.model, samples, batch))
+        return retrieval(*self.vectors(samples, batch))
+
+    def vectors(self, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of a split's images and of their captions, float32 [n, d] each."""
+        return vectors(self.model, samples, batch)
+
+    def encoder(self, batch: int) -> Encoder:
+        """As `load` gives it, of the model as it is now."""
+        return _encoder(self.model, self.tokenizer, batch)
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
@@ -162,9 +170,13 @@ def load(folder: Path, batch: int) -> Encoder:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: holds no trained model: {first_line(error)}") from error
+    return _encoder(_Paired(clip), tokenizer, batch)
+
+
+def _encoder(paired: "_Paired", tokenizer: Any, batch: int) -> Encoder:
     device, _ = torch_device()
-    model = _Paired(clip).eval().to(device)
-    size = openclip.side(clip)
+    model = paired.eval().to(device)
+    size = openclip.side(model.clip)
 
     @torch.inference_mode()
     def images(squares: list[np.ndarray]) -> np.ndarray:

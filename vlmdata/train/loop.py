@@ -11,7 +11,7 @@ import importlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -87,6 +87,9 @@ def train(
     out: str,
     resume: bool = False,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    only: Mapping[str, int] | None = None,
+    cache: str | None = None,
+    finished: Callable[[Objective, Samples], None] | None = None,
 ) -> dict[str, float]:
     """Train on the shards of `shards[job.train_split]` and measure on those of `shards[job.test_split]`, if there are.
 
@@ -95,6 +98,10 @@ def train(
     several processes train together, one that all of them see.
     resume: go on from the newest checkpoint in `out`; where there is none, begin.
     on_step: called after each step with the number of steps done and the step's metrics.
+    only: uid -> copies: of the job's own shards only these samples are trained on, each so many times an epoch.
+    cache: a local folder for what an objective computes once of all samples, such as a frozen tower's features; `out`
+    otherwise. Runs on other selections of the same shards share it.
+    finished: called at the end with the trained objective and the samples of the test split.
 
     Returns the final metrics under flat names. Raises InputError for shards without enough samples, for an `out` that
     holds another run, and for a job or data that differ from the run to be resumed; DataError where the loss is not
@@ -110,8 +117,10 @@ def train(
     torch.manual_seed(job.seed)
     objective = build(job)
     with trained.main_first():  # what an objective caches in `out` is made once
-        samples, places = _mixed(job, objective, source.of_job(job, shards[job.train_split], folder), folder)
-        test = objective.samples(data.index(shards.get(job.test_split, []), folder), folder)
+        kept = Path(cache) if cache else folder
+        own = source.of_job(job, shards[job.train_split], kept)
+        samples, places = _mixed(job, objective, own, kept, only)
+        test = objective.samples(data.index(shards.get(job.test_split, []), kept), kept)
     weights = [1.0, *(other.weight for other in job.mix)]
     data.mixed_positions(places, weights, job.batch * trained.world, job.seed, 0)  # raises for too few samples
     about = {"samples": _sha256(samples.uids), "frozen": checkpoint.frozen_identity(objective.model)}
@@ -181,14 +190,20 @@ def train(
             journal.write(job.steps, final, job.steps)
             journal.close()
             measured.export(folder / "model")
+            if finished and test.uids:
+                finished(measured, test)
     trained.wait()
     return final
 
 
-def _mixed(job: TrainJob, objective: Objective, own: list[str], out: Path) -> tuple[Samples, list[np.ndarray]]:
+def _mixed(
+    job: TrainJob, objective: Objective, own: list[str], out: Path, only: Mapping[str, int] | None
+) -> tuple[Samples, list[np.ndarray]]:
     """The samples of a job's own shards and of those mixed in, and the places of each of these."""
     groups = [own, *(source.shards(other.data, job.train_split)[job.train_split] for other in job.mix)]
     indexes = [data.index(group, out) for group in groups]
+    if only is not None:
+        indexes[0] = data.chosen(indexes[0], only)
     samples = objective.samples(data.joined(indexes), out)
     ends = np.cumsum([len(index) for index in indexes])
     within = [

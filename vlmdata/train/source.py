@@ -14,15 +14,18 @@ ENDINGS = (".tar", ".parquet", ".json")
 def shards(data: str, train_split: str = "train", test_split: str = "test") -> dict[str, list[str]]:
     """Split -> shards, as paths that fsspec opens.
 
-    data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a
-    URL; LLaVA's JSON counts as one (see `conversations`). A file's split is its name up to the last hyphen
-    (`test-0000000.tar`), where that is one of the two; all others are of the training split.
+    data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a URL,
+    a folder with shards; LLaVA's JSON counts as one (see `conversations`). A file's split is its name up to the last
+    hyphen (`test-0000000.tar`), where that is one of the two; all others are of the training split.
     Raises InputError where there are none.
     """
     if (known := snapshot(data)) is not None:
         return of_snapshot(*known)
     dataset = Dataset(data)
-    paths = sorted(dataset.fs.glob(dataset.root)) if any(sign in data for sign in "*?[") else [dataset.root]
+    if any(sign in data for sign in "*?[") and not dataset.exists(""):
+        paths = sorted(dataset.fs.glob(dataset.root))
+    else:
+        paths = sorted(dataset.fs.ls(dataset.root, False)) if dataset.fs.isdir(dataset.root) else [dataset.root]
     files = [_url(dataset, path) for path in paths if path.endswith(ENDINGS) and dataset.fs.exists(path)]
     if not files:
         raise InputError(f"{data}: neither a dataset with a snapshot nor .tar or .parquet shards")
