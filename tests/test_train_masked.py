@@ -284,6 +284,11 @@ def test_a_pretrained_folder_is_gone_on_with(folder: Path, tmp_path: Path) -> No
         build(job(folder, **given, image_size=112, patch_size=16))
 
 
+def test_the_first_gradients_are_of_a_common_length(folder: Path, tmp_path: Path) -> None:
+    train(job(folder), {"train": [str(folder / "some.tar")]}, str(tmp_path))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] < 100
+
+
 def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
     shards = [photo_pairs.shard(tmp_path / "a.tar", 16, broken="brick1")]
     final = train(job(folder, targets="kmeans", codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
