@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 INGESTED = ("pairs", "source_signals")
 DOWNLOADED = ("images", "known")
 # The recipe of `run_here`: what is a parameter of a flow stands in Prefect's database.
-_whole: ContextVar[Recipe | None] = ContextVar("whole", default=None)
+whole: ContextVar[Recipe | None] = ContextVar("whole", default=None)
 
 
 @dataclass
-class _Run:
+class Run:
     """One run: the plan, the dataset, and the tables that are ready so far."""
 
     plan: Plan
@@ -65,11 +65,11 @@ def run_here(
     recipe: Recipe, limit: int | None = None, stages: list[str] | None = None, retry: list[str] | None = None
 ) -> str:
     """The flow `curate` in this process; its parameters are without the secrets of the recipe's URLs."""
-    token = _whole.set(recipe)
+    token = whole.set(recipe)
     try:
         return curate(snapshot.without_secrets(recipe.model_dump(mode="json")), limit, stages, retry)
     finally:
-        _whole.reset(token)
+        whole.reset(token)
 
 
 @flow(name="curate", validate_parameters=False)
@@ -81,9 +81,9 @@ def curate(
     retry: error classes; pairs whose download ended in one of them are tried again, in a new layer.
     Stages that are done are found done; parts that are done are kept. Raises VlmdataError subclasses.
     """
-    parsed = _whole.get() or Recipe.model_validate(recipe)
+    parsed = whole.get() or Recipe.model_validate(recipe)
     dataset = Dataset(parsed.dataset)
-    run = _Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
+    run = Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
     with lock(dataset, "vlmdata run"):
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
@@ -100,7 +100,7 @@ def curate(
             wanted = [stage for stage in ("shards", "jobs", "report") if stage in run.stages]
             if wanted and "select" not in run.stages:
                 raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")
-            latest = _publish(run) if "select" in run.stages else None
+            latest = publish(run) if "select" in run.stages else None
         if latest is None:
             return _unpublished(run)
         shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
@@ -118,7 +118,7 @@ def curate(
         return dataset.path(snapshot_folder(latest["number"]))
 
 
-def _stage(run: _Run, name: str, tables: list[str], work: Callable[[_Run], dict[str, Table]]) -> None:
+def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[str, Table]]) -> None:
     last = max(STAGES.index(stage) for stage in run.stages)
     if not tables or STAGES.index(name) > last:
         return
@@ -129,7 +129,7 @@ def _stage(run: _Run, name: str, tables: list[str], work: Callable[[_Run], dict[
         run.tables |= work(run)
 
 
-def _add_layer(run: _Run, classes: list[str]) -> None:
+def _add_layer(run: Run, classes: list[str]) -> None:
     """Put what is to be tried again into a new layer of `pairs`; the stages that follow do the rest.
 
     Where the run before has not ended it is only continued, so that the same command goes on after a kill.
@@ -143,7 +143,7 @@ def _add_layer(run: _Run, classes: list[str]) -> None:
     run.tables |= {table.table: table for table in grown}
 
 
-def _publish(run: _Run) -> dict[str, Any] | None:
+def publish(run: Run) -> dict[str, Any] | None:
     dataset, plan = run.dataset, run.plan
     number = snapshot.next_number(dataset)
     with _timed(run, "select"):
@@ -160,14 +160,14 @@ def _publish(run: _Run) -> dict[str, Any] | None:
     return manifest
 
 
-def _unpublished(run: _Run) -> str:
+def _unpublished(run: Run) -> str:
     """A run that was asked to stop before the shards publishes nothing."""
     _log_times(run, 0)
     return run.dataset.root
 
 
 @contextmanager
-def _timed(run: _Run, stage: str) -> Iterator[None]:
+def _timed(run: Run, stage: str) -> Iterator[None]:
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     get_run_logger().info("%s: begins", stage)
     yield
@@ -176,7 +176,7 @@ def _timed(run: _Run, stage: str) -> Iterator[None]:
     run.seconds[stage] = (started, seconds)
 
 
-def _log_times(run: _Run, number: int) -> None:
+def _log_times(run: Run, number: int) -> None:
     """Write how long the stages took into `jobs`. Number 0 stands for no snapshot."""
     rows = [
         {"snapshot": number, "job": stage, "key": None, "kind": "stage", "state": "done", "exit_code": 0,
@@ -203,7 +203,7 @@ _retried: dict[str, Any] = {
 
 
 @task(name="ingest", **_retried)
-def ingest_pairs(run: _Run) -> dict[str, Table]:
+def ingest_pairs(run: Run) -> dict[str, Table]:
     """Read the sources that were not read yet, and unite their pairs."""
     dataset, plan = run.dataset, run.plan
     ingest.clean(dataset)
@@ -222,7 +222,7 @@ def ingest_pairs(run: _Run) -> dict[str, Table]:
 
 
 @task(name="download", **_retried)
-def download_images(run: _Run) -> dict[str, Table]:
+def download_images(run: Run) -> dict[str, Table]:
     """Download the images of `pairs`, and hold what is stored against the lists of known images."""
     images = run.current("images") or download_stage.run(run.plan, run.dataset, run.tables["pairs"])
     if "known" not in run.plan.tables:
@@ -231,7 +231,7 @@ def download_images(run: _Run) -> dict[str, Table]:
 
 
 @task(name="signals", **_retried)
-def measure(run: _Run) -> dict[str, Table]:
+def measure(run: Run) -> dict[str, Table]:
     """Measure what is missing of the signals."""
     names = run.plan.signal_tables
     there = {name: run.current(name) for name in names}
@@ -241,7 +241,7 @@ def measure(run: _Run) -> dict[str, Table]:
 
 
 @task(name="dedup", **_retried)
-def group_duplicates(run: _Run) -> dict[str, Table]:
+def group_duplicates(run: Run) -> dict[str, Table]:
     """Group duplicates by every method of the recipe."""
     names = [name for name in run.plan.tables if name in GROUPED]
     if not all(run.current(name) for name in names):
@@ -250,13 +250,13 @@ def group_duplicates(run: _Run) -> dict[str, Table]:
 
 
 @task(name="select", **_retried)
-def select(run: _Run, number: int) -> select_stage.Selection:
+def select(run: Run, number: int) -> select_stage.Selection:
     """Give every pair its verdict."""
     return select_stage.run(run.plan, run.dataset, run.tables, number)
 
 
 @task(name="shards", **_retried)
-def write_shards(run: _Run, selection: select_stage.Selection, number: int) -> list[dict[str, Any]]:
+def write_shards(run: Run, selection: select_stage.Selection, number: int) -> list[dict[str, Any]]:
     """Write the kept pairs into shards."""
     return shards_stage.run(run.plan, run.dataset, run.tables, selection, number)
 

@@ -130,11 +130,57 @@ def choice_of(plan: Plan) -> Choice:
     return checked.choice(plan.recipe, plan.checked, frozenset(unmeasured))
 
 
+@dataclass(frozen=True)
+class _Verdicts:
+    """elements: the parts of all tables with scalars, in the order of `pairs`' parts; parts: the verdict on each.
+    files: what stays beside the samples, by what it is: grouped, balance."""
+
+    elements: list[_Element]
+    parts: list[Part]
+    funnel: list[dict[str, Any]]
+    splits: dict[str, int]
+    in_force: dict[str, pa.BooleanArray]
+    files: dict[str, Any]
+
+
 def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
     """Judge every pair for snapshot `number`.
 
     tables: pairs, images, the signals' tables, and duplicates where the recipe asks for them.
     """
+    found = _judge(plan, dataset, tables, number)
+    pairs = [name for name in tables if has_scalars(name)].index("pairs")
+    elements = list(zip(found.elements, found.parts, strict=True))
+    results = run_parts(dataset, "select", _Write(dataset.absolute, str(number), pairs), elements, plan.recipe.runner)
+    _clean(dataset)
+    about = {"select": plan.select, "funnel": found.funnel, "splits": found.splits, **found.files}
+    samples = Table(
+        "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
+    )
+    dataset.write_table(samples)
+    return Selection(samples, found.funnel, found.splits, found.in_force)
+
+
+def kept(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """What `run` would keep: uid and copies (int32) in the order of `pairs`, and the funnel. Nothing of it stays on
+    the disk. number: of no snapshot that there is."""
+    found = _judge(plan, dataset, tables, number)
+    rows = []
+    for part in found.parts:
+        verdicts = dataset.read_part(part, ["uid", "kept", "copies"])
+        rows.append(verdicts.filter(verdicts["kept"]).drop_columns(["kept"]))
+    _clean(dataset)
+    for file in found.files.values():
+        dataset.remove(file["path"])
+    return pa.concat_tables(rows), found.funnel
+
+
+def _clean(dataset: Dataset) -> None:
+    for name in ("judged", "verdict"):
+        dataset.remove(f"tables/{name}")
+
+
+def _judge(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> _Verdicts:
     choice = choice_of(plan)
     scalar = [name for name in tables if has_scalars(name)]
     in_force = layers.in_force(dataset, tables["pairs"])
@@ -187,19 +233,8 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> 
             dataset.write_part("verdict", plan.select, part_name(number), rows, {})
             for number, rows in enumerate(verdicts)
         ]
-    elements = list(zip(by_part, verdict_parts, strict=True))
-    results = run_parts(
-        dataset, "select", _Write(dataset.absolute, str(number), scalar.index("pairs")), elements, plan.recipe.runner
-    )
-    for name in ("judged", "verdict"):
-        dataset.remove(f"tables/{name}")
     files |= {"balance": recorded} if recorded else {}
-    about = {"select": plan.select, "funnel": funnel, "splits": splits, **files}
-    samples = Table(
-        "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
-    )
-    dataset.write_table(samples)
-    return Selection(samples, funnel, splits, in_force)
+    return _Verdicts(by_part, verdict_parts, funnel, splits, in_force, files)
 
 
 def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:

@@ -17,7 +17,17 @@ from vlmdata.dedup import evaluation
 from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
-from vlmdata.recipe import DecontaminateDedup, FolderSource, Recipe, VideoSource, WebdatasetSource, nearest, signal_name
+from vlmdata.recipe import (
+    DecontaminateDedup,
+    FolderSource,
+    Recipe,
+    Select,
+    Shards,
+    VideoSource,
+    WebdatasetSource,
+    nearest,
+    signal_name,
+)
 from vlmdata.rules import Expression, check_rule
 from vlmdata.schemas import table_schema
 from vlmdata.select import entries, presets
@@ -153,26 +163,7 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         compared = [tables[name] for name in sorted(tables) if name != "known"]
         duplicates = make_key("duplicates", dedup.VERSION, options, compared)
         tables |= dict.fromkeys(GROUPED if evaluated else GROUPED[:1], duplicates)
-    checked = check_select(recipe, columns)
-    shards.check_columns(recipe.shards, columns)
-    chosen = make_key(
-        "select",
-        select.VERSION,
-        [
-            recipe.select.keyed(),
-            [d.kind for d in recipe.dedup],
-            *([merging] if (merging := [d.kind for d in recipe.dedup if getattr(d, "merge", None)]) else []),
-            list(recipe.select.rules),
-            sorted(set(recipe.consent.respect)),
-            *([listed["optout"]] if listed["optout"] else []),
-            *([entries.identity(recipe.select.balance)] if recipe.select.balance else []),
-        ],
-        [tables[name] for name in sorted(tables)],
-    )
-    blurred = [blur.VERSION] if recipe.shards.blur_faces else []
-    written = make_key(
-        "shards", shards.VERSION, [recipe.shards.keyed(), list(recipe.shards.splits), *blurred], [chosen]
-    )
+    checked, chosen, written = _selection(recipe, columns, tables, listed["optout"])
     return Plan(
         recipe,
         limit,
@@ -189,6 +180,38 @@ def make_plan(recipe: Recipe, limit: int | None = None) -> Plan:
         tables,
         **listed,
     )
+
+
+def with_select(plan: Plan, chosen: Select, written: Shards) -> Plan:
+    """The same tables under another selection, whose rules no `after` names. Raises InputError as `make_plan` does."""
+    recipe = plan.recipe.model_copy(update={"select": chosen, "shards": written})
+    checked, select_key, shards_key = _selection(recipe, plan.columns, plan.tables, plan.optout)
+    return replace(plan, recipe=recipe, checked=checked, select=select_key, shards=shards_key)
+
+
+def _selection(recipe: Recipe, columns: pa.Schema, tables: dict[str, str], optout: str) -> tuple[Checked, str, str]:
+    """The selection, checked, its key, and that of its shards. optout: the digest of the opt-out lists, or nothing."""
+    checked = check_select(recipe, columns)
+    shards.check_columns(recipe.shards, columns)
+    chosen = make_key(
+        "select",
+        select.VERSION,
+        [
+            recipe.select.keyed(),
+            [d.kind for d in recipe.dedup],
+            *([merging] if (merging := [d.kind for d in recipe.dedup if getattr(d, "merge", None)]) else []),
+            list(recipe.select.rules),
+            sorted(set(recipe.consent.respect)),
+            *([optout] if optout else []),
+            *([entries.identity(recipe.select.balance)] if recipe.select.balance else []),
+        ],
+        [tables[name] for name in sorted(tables)],
+    )
+    blurred = [blur.VERSION] if recipe.shards.blur_faces else []
+    written = make_key(
+        "shards", shards.VERSION, [recipe.shards.keyed(), list(recipe.shards.splits), *blurred], [chosen]
+    )
+    return checked, chosen, written
 
 
 def _plan_signals(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from vlmdata.recipe.compare import Compare
 from vlmdata.recipe.dedup import (
     DecontaminateDedup,
     Dedup,
@@ -15,6 +16,7 @@ from vlmdata.recipe.dedup import (
     UrlDedup,
 )
 from vlmdata.recipe.download import Consent, Download
+from vlmdata.recipe.evaluate import Evaluation
 from vlmdata.recipe.jobs import CommandJob, Job
 from vlmdata.recipe.options import Bytes, Name, Options, Paths, kind_alone, nearest
 from vlmdata.recipe.place import DeploymentPlace, LocalPlace, SlurmPlace, TorchrunPlace
@@ -70,6 +72,7 @@ from vlmdata.recipe.train import (
     ContrastiveJob,
     DrawingJob,
     LiteHeads,
+    Lora,
     MaskedJob,
     Mix,
     ProjectorJob,
@@ -86,6 +89,7 @@ __all__ = [
     "ClipSignal",
     "CommandJob",
     "CommonCrawlSource",
+    "Compare",
     "Consent",
     "ContrastiveJob",
     "CrawlSource",
@@ -100,6 +104,7 @@ __all__ = [
     "DeploymentPlace",
     "Download",
     "DrawingJob",
+    "Evaluation",
     "ExactDedup",
     "FacesSignal",
     "FilterSignal",
@@ -112,6 +117,7 @@ __all__ = [
     "LanguageSignal",
     "LiteHeads",
     "LocalPlace",
+    "Lora",
     "MaskedClipSignal",
     "MaskedJob",
     "Mix",
@@ -168,6 +174,7 @@ class Recipe(Options):
     runner: Runner = Runner()
     parts: Parts = Parts()
     jobs: list[Job] = []
+    compare: Compare = Compare()
 
     @model_validator(mode="after")
     def _without_images(self) -> "Recipe":
@@ -189,6 +196,9 @@ class Recipe(Options):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: two entries are called {', '.join(twice)}; give one a `name`")
+        for kind in self.select.dedup or []:
+            if kind not in named["dedup"]:
+                raise ValueError(f"select.dedup: `dedup` has no {kind!r}{nearest(kind, named['dedup'])}")
         if self.select.sample and isinstance(self.select.sample.weights, dict):
             for source in self.select.sample.weights:
                 if source not in named["sources"]:

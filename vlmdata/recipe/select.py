@@ -130,6 +130,11 @@ class Select(Options):
         description="which of a group stays: an order in SQL, or `hard`, `easy` (farthest from and nearest to the "
         "centroid of its partition, as SemDeDup has them) or `random`",
     )
+    dedup: list[str] | None = Field(
+        None,
+        description="of the recipe's `dedup` the kinds whose duplicates are rejected; default: all. What stands in an "
+        "evaluation set is rejected in any case",
+    )
     top: Top | None = None
     balance: Balance | None = None
     sample: Sample | None = None

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from vlmdata import catalog, layers
 from vlmdata.dataset import Dataset, snapshot_folder
-from vlmdata.report import charts, facts
+from vlmdata.report import charts, comparison, facts
 from vlmdata.report.contamination import contamination
 from vlmdata.report.histograms import histograms
 from vlmdata.report.sheets import contact_sheets, cut
@@ -29,7 +29,7 @@ def write_report(dataset: Dataset, manifest: dict[str, Any]) -> str:
     """
     connection = catalog.connect(dataset)
     try:
-        page = _environment().get_template("page.html").render(_content(dataset, connection, manifest))
+        page = environment().get_template("page.html").render(_content(dataset, connection, manifest))
     finally:
         connection.close()
     relative = f"{snapshot_folder(manifest['number'])}/report.html"
@@ -65,6 +65,7 @@ def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dic
         "totals": facts.totals(connection),
         "seconds": seconds,
         "jobs": [(job, _curves(job)) for job in jobs],
+        "comparison": comparison.of_snapshot(dataset, manifest),
         "files": manifest["shards"][: facts.FILES],
         "recipe": yaml.safe_dump(manifest["recipe"], sort_keys=False, allow_unicode=True, width=100),
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -85,7 +86,8 @@ def _curves(job: Any) -> dict[str, Markup]:
     return drawn
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Of all pages: texts are escaped, and a name that is not there is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: files(__package__).joinpath(name).read_text("utf-8")),
         autoescape=True,

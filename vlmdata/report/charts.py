@@ -74,7 +74,7 @@ def curve(
     left, right, top, bottom = 40.0, 414.0, 12.0, 168.0
     last = max(x for x, _ in everything) or 1.0
     lows = [y for _, y in everything] + ([floor] if floor is not None else [])
-    ticks = _nice(min(lows), max(lows), 4)
+    ticks = nice(min(lows), max(lows), 4)
     low, high = min(ticks[0], *lows), max(ticks[-1], *lows)
     high = high if high > low else low + 1.0
 
@@ -96,7 +96,7 @@ def curve(
     steps = "".join(
         f'<text class="tick {"end" if x > 0.97 * last else "middle"}" x="{place(x, low).split()[0]}" y="186">'
         f"{number(x)}</text>"
-        for x in _nice(0, last, 5)
+        for x in nice(0, last, 5)
         if 0 < x <= last
     )
     chance = f'<path class="chance" d="M{place(0, floor)}H{right}"/>' if floor is not None else ""
@@ -145,9 +145,9 @@ def _ticks(chart: Histogram) -> str:
     low, high = chart.edges[0], chart.edges[-1]
     if chart.logarithmic:
         values = [0.0] * (low < 0.5) + [10.0**p for p in range(-2, 12) if low <= 10.0**p <= high and p >= 0]
-        values = values if len(values) > 1 else _nice(low, high, 4)
+        values = values if len(values) > 1 else nice(low, high, 4)
     else:
-        values = [value for value in _nice(low, high, 5) if not chart.whole or value == int(value)]
+        values = [value for value in nice(low, high, 5) if not chart.whole or value == int(value)]
     texts = []
     for value in values:
         shown = value + 0.5 * (chart.edges[1] - low) if chart.whole and not chart.logarithmic else value
@@ -158,7 +158,7 @@ def _ticks(chart: Histogram) -> str:
     return "".join(texts)
 
 
-def _nice(low: float, high: float, count: int) -> list[float]:
+def nice(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers that cover low to high (Heckbert 1990, "Nice numbers for graph labels")."""
     if high <= low:
         high = low + 1.0

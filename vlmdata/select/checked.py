@@ -72,11 +72,12 @@ def check_preset(name: str, rule: presets.Rule, columns: pa.Schema) -> Expressio
 def choice(recipe: Recipe, checked: Checked, unmeasured: frozenset[str]) -> Choice:
     """The selection without its tables. unmeasured: the columns that an `after` may have left out."""
     asked = recipe.select
+    methods = [m for m in recipe.dedup if asked.dedup is None or m.kind in (*asked.dedup, "decontaminate")]
     return Choice(
         checked.rules,
         unmeasured,
         # first what has no survivor, so that it neither stands for others nor gives them its captions
-        tuple(sorted((method.kind for method in recipe.dedup), key=lambda kind: kind != "decontaminate")),
+        tuple(sorted((method.kind for method in methods), key=lambda kind: kind != "decontaminate")),
         checked.survivor,
         asked.balance is not None,
         asked.sample,
@@ -84,7 +85,7 @@ def choice(recipe: Recipe, checked: Checked, unmeasured: frozenset[str]) -> Choi
         asked.top,
         checked.top_by,
         asked.survivor if asked.survivor in SURVIVORS else None,
-        frozenset(m.kind for m in recipe.dedup if not isinstance(m, DecontaminateDedup) and m.merge),
+        frozenset(m.kind for m in methods if not isinstance(m, DecontaminateDedup) and m.merge),
     )
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -38,6 +38,8 @@ class Index:
     image: np.ndarray  # int64 [n, 2]: offset and size, bytes
     text: np.ndarray  # int64 [n, 2]
     meta: np.ndarray  # int64 [n, 2]; offset -1 where there is no .json
+    # Where these samples were chosen from others: the others, and the place of each among them, int64 [n].
+    of: "tuple[Index, np.ndarray] | None" = None
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -48,15 +50,16 @@ def index(shards: Sequence[str], spool: Path) -> Index:
 
     A sample is the members that share a name up to the first dot of its last part, and follow each other; it needs
     an image (jpg, jpeg, png, webp) and a txt. Others are left out, with a warning that counts and names them.
-    A Parquet shard, of which no single row can be read, is first written as a tar into the folder `spool`.
+    A Parquet shard, of which no single row can be read, is first written as a tar into the folder `spool`; so are the
+    pictures and turns of LLaVA's JSON.
     Raises DataError, naming the shard, for one that is cut off or is none.
     """
-    tars = [parquet.spooled(path, spool) if path.endswith(".parquet") else path for path in shards]
+    tars = [_tar(path, spool) for path in shards]
     uids: list[str] = []
     places: list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]] = []
     partial: list[str] = []
     for number, path in enumerate(tars):
-        for uid, members in _samples(path):
+        for uid, members in samples(path):
             image = next((members[e] for e in IMAGES if e in members), None)
             if image is None or "txt" not in members:
                 partial.append(f"{path}: {uid}")
@@ -70,8 +73,16 @@ def index(shards: Sequence[str], spool: Path) -> Index:
     return Index(tuple(tars), tuple(uids), np.array(columns[0], np.int32), pair[0], pair[1], pair[2])
 
 
-def _samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """(name, {extension: (offset, size)}) of a tar's samples, in order."""
+def _tar(path: str, spool: Path) -> str:
+    if path.endswith(".json"):
+        from vlmdata.train.conversations import spooled
+
+        return spooled(path, None, spool)
+    return parquet.spooled(path, spool) if path.endswith(".parquet") else path
+
+
+def samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """(name, {extension: (offset, size)}) of a tar's samples, in order. Raises DataError, naming the shard."""
     try:
         with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             name, members = "", dict[str, tuple[int, int]]()
@@ -101,8 +112,33 @@ def joined(indexes: Sequence[Index]) -> Index:
         tuple(tar for each in indexes for tar in each.tars),
         tuple(uid for each in indexes for uid in each.uids),
         np.concatenate([each.tar + np.int32(start) for each, start in zip(indexes, before, strict=False)]),
-        *(np.concatenate([getattr(each, name) for each in indexes]) for name in ("image", "text", "meta")),
+        np.concatenate([each.image for each in indexes]),
+        np.concatenate([each.text for each in indexes]),
+        np.concatenate([each.meta for each in indexes]),
     )
+
+
+def taken(shards: Index, places: np.ndarray) -> Index:
+    """The samples at `places` alone."""
+    return Index(
+        shards.tars,
+        tuple(shards.uids[place] for place in places),
+        *(getattr(shards, name)[places] for name in ("tar", "image", "text", "meta")),
+    )
+
+
+def chosen(whole: Index, copies: Mapping[str, int]) -> Index:
+    """The samples of an index that are named: uid -> how often each stands in the result, in the order of the index.
+
+    Nothing is copied, since a sample is read by its place. Raises InputError for a uid that the index has not.
+    """
+    missing = copies.keys() - set(whole.uids)
+    if missing:
+        raise InputError(f"{len(missing)} of the chosen samples are not in the shards, the first {min(missing)}")
+    places = np.repeat(np.arange(len(whole)), [copies.get(uid, 0) for uid in whole.uids])
+    uids = tuple(whole.uids[place] for place in places)
+    tar, image, text, meta = (getattr(whole, name)[places] for name in ("tar", "image", "text", "meta"))
+    return Index(whole.tars, uids, tar, image, text, meta, (whole, places))
 
 
 def positions(n: int, batch: int, seed: int, number: int) -> np.ndarray:
@@ -243,7 +279,11 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
     A JPEG may come at reduced scale, its shorter side no less than `shorter` pixels (0: at full scale).
     """
     offset, size = shards.image[position]
-    data = read(shards.tars[shards.tar[position]], int(offset), int(size))
+    return decoded(read(shards.tars[shards.tar[position]], int(offset), int(size)), shorter)
+
+
+def decoded(data: bytes, shorter: int = 0) -> np.ndarray | None:
+    """A picture's bytes as `image` gives them."""
     try:
         if data[:2] == b"\xff\xd8":
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
@@ -252,10 +292,10 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
             scale = shorter / min(height, width) if shorter else 1.0
             least = {"min_height": round(height * scale), "min_width": round(width * scale)} if scale < 1 else {}
             return simplejpeg.decode_jpeg(data, "RGB", **least)
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except (ValueError, cv2.error):
         return None
-    return None if decoded is None or decoded.size > 3 * MAX_PIXELS else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return None if picture is None or picture.size > 3 * MAX_PIXELS else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> tuple[int, np.ndarray]:
@@ -269,12 +309,17 @@ def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> t
         picture = image(shards, place, shorter)
         if picture is not None:
             return place, picture
-        uid = shards.uids[place]
-        if uid not in broken:
-            broken.add(uid)
-            tar = shards.tars[shards.tar[place]]
-            log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
+        tell_broken(shards, place, broken)
     raise DataError(f"{shards.tars[shards.tar[position]]}: no image from {shards.uids[position]} on can be decoded")
+
+
+def tell_broken(shards: Index, position: int, broken: set[str]) -> None:
+    """Note a sample whose picture cannot be decoded in `broken`, with a warning where it is a new one."""
+    uid = shards.uids[position]
+    if uid not in broken:
+        broken.add(uid)
+        tar = shards.tars[shards.tar[position]]
+        log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
 
 
 def square(picture: np.ndarray, size: int, draw: np.ndarray | None = None, least: float = 1.0) -> np.ndarray:

@@ -16,7 +16,9 @@ from vlmdata import lite, towers
 from vlmdata.errors import InputError
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
-from vlmdata.train import data
+from vlmdata.signals.models import file_sha256
+from vlmdata.signals.openclip import Encoder
+from vlmdata.train import data, openclip
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -41,7 +43,7 @@ class Locked:
             if not found.uids:
                 raise InputError("the shards hold no sample to train on")
             pooled = found.images[:, : lite.POOLED]
-            classes = lite.class_vectors()
+            classes = _class_vectors(out / "features")
             deviation = pooled.std(0)
             statistics = {
                 "image_mean": pooled.mean(0),
@@ -62,10 +64,23 @@ class Locked:
         image, text = (rows[name].to(self.heads.centre.device) for name in ("image", "text"))
         start = nn.functional.normalize(text - self.heads.centre, dim=-1)
         baseline = retrieval(lite.conse(image, self.heads).cpu().numpy(), start.cpu().numpy())
-        images, texts = self.heads.encode_images(image), self.heads.encode_texts(text)
-        return retrieval(images.cpu().numpy(), texts.cpu().numpy()) | {
+        return retrieval(*self.vectors(samples, batch)) | {
             f"conse/{name}": value for name, value in baseline.items() if "R@" in name and not name.endswith("chance")
         }
+
+    def encoder(self, batch: int) -> Encoder:
+        """Of pictures and captions, with the towers, in batches of `lite`'s own."""
+        scorer = lite.Lite(self.heads.cpu())
+        return Encoder(scorer.encode_images, scorer.encode_texts)
+
+    @torch.inference_mode()
+    def vectors(self, samples: "Features", batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of a split's distinct captions and of the first image of each, float32 [n, 384] each: images,
+        captions."""
+        self.model.eval()
+        rows = samples.batch(np.arange(len(samples.uids)), None)
+        image, text = (rows[name].to(self.heads.centre.device) for name in ("image", "text"))
+        return self.heads.encode_images(image).cpu().numpy(), self.heads.encode_texts(text).cpu().numpy()
 
     def export(self, folder: Path) -> None:
         """As `vlmdata.lite.load` reads it; these two files are what stands under models/lite."""
@@ -76,11 +91,9 @@ class _Paired(nn.Module):
     """From a batch to open_clip's loss."""
 
     def __init__(self, heads: lite.Heads) -> None:
-        from open_clip.loss import ClipLoss
-
         super().__init__()
         self.heads = heads
-        self.criterion = ClipLoss()
+        self.criterion = openclip.criterion("clip")
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images, texts = self.heads.encode_images(batch["image"]), self.heads.encode_texts(batch["text"])
@@ -93,9 +106,12 @@ class Features:
 
     def __init__(self, shards: data.Index, folder: Path, context: float) -> None:
         self.context = context
-        captions = [data.caption(shards, place) for place in range(len(shards))]
-        contexts = [str(data.meta(shards, place).get("context") or "") for place in range(len(shards))]
-        kept = _cached(shards, captions, contexts, folder)
+        # Where these are some of a pool's samples the features are those of the whole pool, computed once for all.
+        whole, places = shards.of or (shards, np.arange(len(shards)))
+        every = [data.caption(whole, place) for place in range(len(whole))]
+        beside = [str(data.meta(whole, place).get("context") or "") for place in range(len(whole))]
+        kept = {name: values[places] for name, values in _cached(whole, every, beside, folder).items()}
+        captions, contexts = ([texts[place] for place in places] for texts in (every, beside))
         self.broken = {shards.uids[place] for place in np.flatnonzero(~kept["decoded"])}
         self.images, self.texts, self.contexts = kept["images"], kept["texts"], kept["contexts"]
         groups: dict[str, list[int]] = {}
@@ -118,6 +134,19 @@ class Features:
         ]
         texts = np.where(np.array(other)[:, None], self.contexts[chosen], self.texts[chosen])
         return {"image": torch.from_numpy(self.images[chosen]), "text": torch.from_numpy(texts)}
+
+
+def _class_vectors(folder: Path) -> np.ndarray:
+    """`lite.class_vectors`, kept beside the features."""
+    from safetensors.numpy import load_file, save_file
+
+    what = [*map(file_sha256, towers.weights().values()), *lite.PROMPTS, towers.PREPROCESSING]
+    path = folder / f"classes-{hashlib.sha256(chr(0).join(what).encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        save_file({"classes": lite.class_vectors()}, partial)
+        partial.replace(path)
+    return load_file(path)["classes"]
 
 
 def _cached(shards: data.Index, captions: list[str], contexts: list[str], folder: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import importlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import TrainJob
-from vlmdata.train import checkpoint, data, source
+from vlmdata.recipe import ContrastiveJob, TrainJob
+from vlmdata.train import cached, checkpoint, data, source
 from vlmdata.train.log import Log, Speed
 from vlmdata.train.weights import Trained
 
@@ -87,6 +87,9 @@ def train(
     out: str,
     resume: bool = False,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    only: Mapping[str, int] | None = None,
+    cache: str | None = None,
+    finished: Callable[[Objective, Samples], None] | None = None,
 ) -> dict[str, float]:
     """Train on the shards of `shards[job.train_split]` and measure on those of `shards[job.test_split]`, if there are.
 
@@ -95,6 +98,10 @@ def train(
     several processes train together, one that all of them see.
     resume: go on from the newest checkpoint in `out`; where there is none, begin.
     on_step: called after each step with the number of steps done and the step's metrics.
+    only: uid -> copies: of the job's own shards only these samples are trained on, each so many times an epoch.
+    cache: a local folder for what an objective computes once of all samples, such as a frozen tower's features; `out`
+    otherwise. Runs on other selections of the same shards share it.
+    finished: called at the end with the trained objective and the samples of the test split.
 
     Returns the final metrics under flat names. Raises InputError for shards without enough samples, for an `out` that
     holds another run, and for a job or data that differ from the run to be resumed; DataError where the loss is not
@@ -110,8 +117,10 @@ def train(
     torch.manual_seed(job.seed)
     objective = build(job)
     with trained.main_first():  # what an objective caches in `out` is made once
-        samples, places = _mixed(job, objective, shards[job.train_split], folder)
-        test = objective.samples(data.index(shards.get(job.test_split, []), folder), folder)
+        kept = Path(cache) if cache else folder
+        own = source.of_job(job, shards[job.train_split], kept)
+        samples, places = _mixed(job, objective, own, kept, only)
+        test = objective.samples(data.index(shards.get(job.test_split, []), kept), kept)
     weights = [1.0, *(other.weight for other in job.mix)]
     data.mixed_positions(places, weights, job.batch * trained.world, job.seed, 0)  # raises for too few samples
     about = {"samples": _sha256(samples.uids), "frozen": checkpoint.frozen_identity(objective.model)}
@@ -143,6 +152,9 @@ def train(
         if main:
             checkpoint.save(folder, step, content, about | {"loss": metrics["loss"]}, job.keep, best.step)
 
+    before = measure() if job.measure_before and not done else {}
+    if journal and before:
+        journal.write(0, before, job.steps)
     skipped = 0
     for step in range(done, job.steps):
         metrics = _step(job, step, trained, batches, samples, speed)
@@ -171,19 +183,27 @@ def train(
         "train/broken": len(samples.broken),
         **measure(),
     }
+    if journal:
+        final |= {f"{name}/before": value for name, value in journal.before.items()}
     with trained.measured() as measured:
         if journal and measured:
             journal.write(job.steps, final, job.steps)
             journal.close()
             measured.export(folder / "model")
+            if finished and test.uids:
+                finished(measured, test)
     trained.wait()
     return final
 
 
-def _mixed(job: TrainJob, objective: Objective, own: list[str], out: Path) -> tuple[Samples, list[np.ndarray]]:
+def _mixed(
+    job: TrainJob, objective: Objective, own: list[str], out: Path, only: Mapping[str, int] | None
+) -> tuple[Samples, list[np.ndarray]]:
     """The samples of a job's own shards and of those mixed in, and the places of each of these."""
     groups = [own, *(source.shards(other.data, job.train_split)[job.train_split] for other in job.mix)]
     indexes = [data.index(group, out) for group in groups]
+    if only is not None:
+        indexes[0] = data.chosen(indexes[0], only)
     samples = objective.samples(data.joined(indexes), out)
     ends = np.cumsum([len(index) for index in indexes])
     within = [
@@ -211,24 +231,19 @@ def _step(
     terms = [objective.terms(batch) for _, batch in taken]
     total = trained.summed({name: sum(each.get(name, 0.0) for each in terms) for name in sorted(objective.weights)})
     trained.begin(rate)
-    own, bad = dict.fromkeys(total, 0.0), list[str]()
-    for micro, ((places, batch), of) in enumerate(zip(taken, terms, strict=True)):
-        torch.manual_seed(_seed(job.seed, step, micro, trained.rank))
-        with trained.pass_of(last=micro + 1 == job.accumulate):
-            losses = trained.forward({name: tensor.to(trained.device) for name, tensor in batch.items()})
-            share = {name: of[name] / total[name] for name in losses if of[name]}
-            loss = torch.stack([objective.weights[name] * part * losses[name] for name, part in share.items()]).sum()
-            trained.backward(loss)
-        if not torch.isfinite(loss):
-            bad += [samples.uids[place] for place in places]
-        for name, part in share.items():
-            own[name] += part * losses[name].item()
+    seeds = [_seed(job.seed, step, micro, trained.rank) for micro in range(job.accumulate)]
+    if isinstance(job, ContrastiveJob) and job.cached:
+        own = {"contrastive": cached.gradients(trained, [batch for _, batch in taken], seeds)}
+        bad = [] if math.isfinite(own["contrastive"]) else [place for places, _ in taken for place in places]
+    else:
+        own, bad = _gradients(trained, taken, terms, total, seeds)
     found = trained.summed(own)
     metrics = {"loss": sum(objective.weights[name] * value for name, value in found.items())}
     if math.isfinite(metrics["loss"]):
         metrics["grad_norm"] = trained.update()
     else:
-        what = f"the loss of step {step + 1} is {metrics['loss']}. The batch: {', '.join(bad) or 'of another process'}"
+        batch_of = ", ".join(samples.uids[place] for place in bad) or "of another process"
+        what = f"the loss of step {step + 1} is {metrics['loss']}. The batch: {batch_of}"
         if job.not_finite == "stop":
             raise DataError(f"{what}. Try a smaller `lr`, or `not_finite: skip`")
         log.warning("%s. The step is skipped", what)
@@ -238,6 +253,29 @@ def _step(
     rate_of_samples = job.batch * job.accumulate * trained.world / seconds
     metrics |= {"lr": rate, "samples_per_second": rate_of_samples, "data_wait": waited / seconds}
     return metrics | speed.utilisation(rate_of_samples, taken[0][1])
+
+
+def _gradients(
+    trained: Trained,
+    taken: list[tuple[np.ndarray, dict[str, Tensor]]],
+    terms: list[dict[str, float]],
+    total: dict[str, float],
+    seeds: list[int],
+) -> tuple[dict[str, float], list[int]]:
+    """Add the gradients of each micro-batch's losses; this process's part of each loss, and where one is not finite."""
+    weights, own, bad = trained.objective.weights, dict.fromkeys(total, 0.0), list[int]()
+    for micro, ((places, batch), of) in enumerate(zip(taken, terms, strict=True)):
+        torch.manual_seed(seeds[micro])
+        with trained.pass_of(last=micro + 1 == len(taken)):
+            losses = trained.forward({name: tensor.to(trained.device) for name, tensor in batch.items()})
+            share = {name: of[name] / total[name] for name in losses if of[name]}
+            loss = torch.stack([weights[name] * part * losses[name] for name, part in share.items()]).sum()
+            trained.backward(loss)
+        if not torch.isfinite(loss):
+            bad += list(places)
+        for name, part in share.items():
+            own[name] += part * losses[name].item()
+    return own, bad
 
 
 def _seed(*numbers: int) -> int:
