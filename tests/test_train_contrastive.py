@@ -17,11 +17,12 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from vlmdata import lite
+from vlmdata import lite, recipe
 from vlmdata.errors import InputError
 from vlmdata.recipe import ContrastiveJob
+from vlmdata.signals import openclip
 from vlmdata.train import checkpoint, data
-from vlmdata.train.contrastive import build
+from vlmdata.train.contrastive import build, load
 from vlmdata.train.locked import Features
 from vlmdata.train.loop import train
 
@@ -218,3 +219,14 @@ def test_a_batch_of_heads_holds_a_caption_once_and_draws_one_of_its_images(tmp_p
 def test_a_model_that_open_clip_does_not_know_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match=r"ViT-Z-99|open_clip makes no model|missing.json"):
         build(job(model=model))
+
+
+def test_a_model_whose_tokenizer_would_run_code_is_refused(tmp_path: Path) -> None:
+    hostile = {**SMALL, "text_cfg": {**SMALL["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}}
+    with pytest.raises(InputError, match="trust_remote_code"):
+        build(job(model=hostile))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": hostile}))
+    with pytest.raises(InputError, match="trust_remote_code"):
+        load(tmp_path, 8)
+    with pytest.raises(InputError, match="trust_remote_code"):
+        openclip.config(recipe.ClipSignal(kind="clip", model=str(tmp_path)))

@@ -231,7 +231,7 @@ def export(
 
 @app.command()
 def train(
-    objective: Annotated[str, typer.Argument(help="contrastive")],
+    objective: Annotated[str, typer.Argument(help="contrastive, masked, projector, captioning or drawing")],
     data: Annotated[str, typer.Option(help="a dataset (or DATASET@000002), or shards (a path or a glob)")],
     out: Annotated[Path, typer.Option(help="the folder for checkpoints and logs")],
     config: Annotated[Path | None, typer.Option(help="a YAML file with the trainer's options")] = None,

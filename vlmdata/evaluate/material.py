@@ -10,7 +10,7 @@ import numpy as np
 from vlmdata.errors import InputError
 from vlmdata.evaluate.labelled import IMAGES, Labelled, from_folder, from_huggingface, from_shards
 from vlmdata.recipe import Evaluation, nearest
-from vlmdata.train import data, parquet, source
+from vlmdata.train import data, source
 
 HUB = "hf:"
 
@@ -66,7 +66,7 @@ class Material:
         return f"the samples of {self.url} have no .cls; name the key of their JSON that holds the class by --label"
 
     def _tar(self, path: str) -> str:
-        return parquet.spooled(path, self.spool) if path.endswith(".parquet") else path
+        return data.tar_of(path, self.spool)
 
 
 def find(url: str, options: Evaluation, spool: Path) -> Material:
@@ -84,7 +84,7 @@ def find(url: str, options: Evaluation, spool: Path) -> Material:
             return Material(url, "huggingface", options.split, [], options, spool)
         if "latest.json" not in there:  # that of a dataset
             inside = path / options.split if options.split and (path / options.split).is_dir() else path
-            tars = any(name.endswith(source.ENDINGS) for name in there)
+            tars = any(name.endswith(source.SHARDS) for name in there)
             if not tars and any(folder.is_dir() and _has_image(folder) for folder in inside.iterdir()):
                 return Material(str(inside), "folder", None, [], options, spool)
     found = source.shards(url, "train", "test" if options.split in (None, "train") else options.split)

@@ -62,6 +62,12 @@ class TrainJob(Options):
     test_split: Name = "test"
     measure_before: bool = Field(False, description="measure before the first step too: <metric>/before")
 
+    @model_validator(mode="after")
+    def _whole_or_half(self) -> "TrainJob":
+        if self.precision == "fp16" and self.parallel == "fsdp":
+            raise ValueError("`precision: fp16` does not go with `parallel: fsdp`: take bf16")
+        return self
+
 
 class ContrastiveJob(TrainJob):
     """CLIP (Radford 2021, arXiv:2103.00020)."""

@@ -44,7 +44,7 @@ class Answers:
         labels, mask = np.full_like(ids, IGNORED), np.zeros_like(ids)
         for row, each in enumerate(written):
             ids[row, : len(each.ids)], labels[row, : len(each.ids)], mask[row, : len(each.ids)] = *each, 1
-        if (labels == IGNORED).all():
+        if seeds is not None and (labels == IGNORED).all():  # a measure adds up what there is
             uids = ", ".join(self.uids[place] for place in places)
             raise DataError(f"a batch holds no answer to learn, all are blank or beyond `length`: {uids}")
         rows = {"ids": ids, "labels": labels, "mask": mask}

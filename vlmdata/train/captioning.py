@@ -49,13 +49,14 @@ class Captioning:
         self.model.eval()
         device = next(self.model.parameters()).device
         own, shuffled, tokens = 0.0, 0.0, 0.0
+        other = data.derangement(len(samples.uids), self.job.seed)
         for start in range(0, len(samples.uids), batch):
             places = np.arange(start, min(start + batch, len(samples.uids)))
             rows = {name: value.to(device) for name, value in samples.batch(places, None).items()}
             count = self.terms(rows)["caption"]
             own += count * self.model(rows)["caption"].item()
-            other = samples.batch((places + 1) % len(samples.uids), None)["image"].to(device)
-            shuffled += count * self.model(rows | {"image": other})["caption"].item()
+            image = samples.batch(other[places], None)["image"].to(device)
+            shuffled += count * self.model(rows | {"image": image})["caption"].item()
             tokens += count
         found = {"caption/loss": own / tokens, "caption/loss/shuffled": shuffled / tokens}
         return retrieval(*vectors(self.model, samples, batch)) | found
@@ -120,5 +121,8 @@ class _Described(nn.Module):
         found = self.clip(openclip.pixels(self.clip, batch["image"]), batch["text"])
         found["logit_scale"] = self.clip.logit_scale.clamp(max=np.log(100)).exp()
         found.pop("logit_bias", None)
+        if not self.training:  # one process measures alone: it gathers nothing
+            logits, labels = found["logits"].flatten(0, 1), found["labels"].flatten()
+            return {"caption": nn.functional.cross_entropy(logits, labels, ignore_index=self.clip.pad_id)}
         losses = self.criterion(**found, output_dict=True)
         return {"contrastive": losses["contrastive_loss"], "caption": losses["caption_loss"]}

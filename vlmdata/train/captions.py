@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vlmdata.signals.models import in_batches
+from vlmdata.signals.models import in_batches, torch_device
 from vlmdata.train import checkpoint, data, language_models
 
 progress = logging.getLogger("vlmdata.progress")
@@ -30,13 +30,15 @@ class Encoder:
 
     def __init__(self, name: str, words: int) -> None:
         causal, self.tokenizer = language_models.load(name)
-        self.model: Any = causal.base_model.eval().requires_grad_(False)
+        self.model: Any = causal.base_model.eval().requires_grad_(False).to(torch_device()[0])
         self.identity, self.words = checkpoint.frozen_identity(self.model), words
         self.width: int = causal.config.hidden_size
 
     @torch.inference_mode()
     def encode(self, texts: list[str]) -> np.ndarray:
         """float32 [n, words, width]; 0 behind a text's end. An empty text is one token, that which ends texts."""
+
+        place = self.model.device
 
         def run(batch: list[str]) -> np.ndarray:
             end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -47,8 +49,8 @@ class Encoder:
             ids = torch.full_like(mask, pad)
             for row, each in enumerate(tokens):
                 ids[row, : len(each)], mask[row, : len(each)] = torch.tensor(each), 1
-            hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-            return (hidden.float() * mask[..., None]).numpy()
+            hidden = self.model(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False)[0]
+            return (hidden.float().cpu() * mask[..., None]).numpy()
 
         return in_batches(run, texts, BATCH)
 

@@ -150,7 +150,7 @@ def _decoded(shards: data.Index, places: np.ndarray, what: str) -> Iterator[tupl
 
 
 def _digest(shards: data.Index, identity: str) -> str:
-    what = [*shards.uids, towers.PREPROCESSING, str(towers.weights()["efficientnet-lite0"]), identity]
+    what = [data.identity(shards), towers.PREPROCESSING, str(towers.weights()["efficientnet-lite0"]), identity]
     return hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
 
 

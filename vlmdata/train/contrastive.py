@@ -1,5 +1,6 @@
 """The contrastive objective: CLIP (Radford 2021, arXiv:2103.00020), models and loss from open_clip."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vlmdata.errors import InputError, first_line
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.models import in_batches, torch_device
-from vlmdata.signals.openclip import Encoder
+from vlmdata.signals.openclip import Encoder, refuse_code
 from vlmdata.train import data, openclip, videos
 
 
@@ -166,6 +167,8 @@ def load(folder: Path, batch: int) -> Encoder:
 
     torch.set_num_threads(1)  # parts are spread over the cores
     try:
+        about = json.loads((folder / "open_clip_config.json").read_text("utf-8"))
+        refuse_code(about["model_cfg"], str(folder))
         clip = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:

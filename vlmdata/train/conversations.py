@@ -1,5 +1,6 @@
 """Texts as a language model reads them beside a picture, with labels on the answers alone; LLaVA's JSON of turns."""
 
+import hashlib
 import io
 import json
 import logging
@@ -139,7 +140,6 @@ def spooled(path: str, images: str | None, spool: Path) -> str:
     """
     file = Path(path)
     root = Path(images) if images else file.parent
-    made = spool / "spool" / f"{file.stem}-conversations.tar"
     try:
         state = file.stat()
         entries = json.loads(file.read_text("utf-8"))
@@ -147,9 +147,9 @@ def spooled(path: str, images: str | None, spool: Path) -> str:
         raise InputError(f"conversations: {path} cannot be read: {error}") from error
     if not isinstance(entries, list):
         raise InputError(f"conversations: {path} is no list of objects with `image` and `conversations`")
-    mark = made.with_suffix(".json")
     identity = json.dumps([str(file.resolve()), str(root.resolve()), state.st_size, state.st_mtime_ns])
-    if made.exists() and mark.exists() and mark.read_text() == identity:
+    made = spool / "spool" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}-conversations.tar"
+    if made.exists():
         return str(made)
     made.parent.mkdir(parents=True, exist_ok=True)
     partial = made.with_suffix(".partial")
@@ -164,7 +164,6 @@ def spooled(path: str, images: str | None, spool: Path) -> str:
     if len(left_out) == len(entries):
         raise DataError(f"conversations: {path} holds nothing to train on: the first {(left_out or ['empty'])[0]}")
     os.replace(partial, made)
-    mark.write_text(identity)
     return str(made)
 
 

@@ -1,8 +1,11 @@
 """WebDataset shards as a map: a sample is read by its position, so that a step's number alone determines its batch."""
 
+import hashlib
 import json
 import logging
+import math
 import os
+import struct
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +20,8 @@ import fsspec
 import numpy as np
 import simplejpeg
 
-from vlmdata.errors import DataError, InputError
+from vlmdata.download.header import ImageError, sniff, webp_size
+from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.train import parquet
 
 log = logging.getLogger(__name__)
@@ -54,7 +58,7 @@ def index(shards: Sequence[str], spool: Path) -> Index:
     pictures and turns of LLaVA's JSON.
     Raises DataError, naming the shard, for one that is cut off or is none.
     """
-    tars = [_tar(path, spool) for path in shards]
+    tars = [tar_of(path, spool) for path in shards]
     uids: list[str] = []
     places: list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]] = []
     partial: list[str] = []
@@ -73,7 +77,7 @@ def index(shards: Sequence[str], spool: Path) -> Index:
     return Index(tuple(tars), tuple(uids), np.array(columns[0], np.int32), pair[0], pair[1], pair[2])
 
 
-def _tar(path: str, spool: Path) -> str:
+def tar_of(path: str, spool: Path) -> str:
     if path.endswith(".json"):
         from vlmdata.train.conversations import spooled
 
@@ -116,6 +120,17 @@ def joined(indexes: Sequence[Index]) -> Index:
         np.concatenate([each.text for each in indexes]),
         np.concatenate([each.meta for each in indexes]),
     )
+
+
+def identity(shards: Index) -> str:
+    """Hex sha256 of where the samples are and in which state their files: what is computed of them is kept under it."""
+    digest = hashlib.sha256("\0".join(shards.uids).encode())
+    for path in shards.tars:
+        fs, inside = _filesystem(path)
+        digest.update(f"{path}\0{fs.size(inside)}\0{fs.ukey(inside)}\0".encode())
+    for places in (shards.tar, shards.image, shards.text, shards.meta):
+        digest.update(np.ascontiguousarray(places).data)
+    return digest.hexdigest()
 
 
 def taken(shards: Index, places: np.ndarray) -> Index:
@@ -183,6 +198,15 @@ def mixed_positions(
             order = _permutation(n, seed + place * 1_000_003, int(epoch))
             chosen.append(sources[place][order[rest[epochs == epoch]]])
     return np.concatenate(chosen)
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A random cycle through n places, int64 [n]: none stays where it is (Sattolo 1986), but for one alone."""
+    order, draw = np.arange(n), np.random.default_rng(seed)
+    for last in range(n - 1, 0, -1):
+        chosen = int(draw.integers(last))
+        order[[last, chosen]] = order[[chosen, last]]
+    return order
 
 
 def seeds(seed: int, number: int, slots: range) -> np.ndarray:
@@ -259,18 +283,24 @@ def caption(shards: Index, position: int) -> str:
 
 
 def meta(shards: Index, position: int) -> dict[str, Any]:
-    """The .json of a sample; empty where there is none. Raises DataError, naming the sample, where it is no object."""
+    """The .json of a sample; empty where there is none, and, with a warning that names it, where it is no object."""
     offset, size = shards.meta[position]
     if offset < 0:
         return {}
     path = shards.tars[shards.tar[position]]
     try:
         values = json.loads(read(path, int(offset), int(size)))
-    except ValueError as error:
-        raise DataError(f"{path}: {shards.uids[position]}.json is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        values = first_line(error)
     if not isinstance(values, dict):
-        raise DataError(f"{path}: {shards.uids[position]}.json is not an object")
+        _warn_once(f"{path}: {shards.uids[position]}.json is no JSON object and is skipped")
+        return {}
     return values
+
+
+@lru_cache(maxsize=100_000)
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
@@ -292,10 +322,21 @@ def decoded(data: bytes, shorter: int = 0) -> np.ndarray | None:
             scale = shorter / min(height, width) if shorter else 1.0
             least = {"min_height": round(height * scale), "min_width": round(width * scale)} if scale < 1 else {}
             return simplejpeg.decode_jpeg(data, "RGB", **least)
+        if _stated_pixels(data) > MAX_PIXELS:
+            return None
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (ValueError, cv2.error):
+    except (ValueError, cv2.error, ImageError):
         return None
-    return None if picture is None or picture.size > 3 * MAX_PIXELS else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return None if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _stated_pixels(data: bytes) -> float:
+    """What the header says, before any memory is taken: a small file may be a huge picture. inf for other kinds."""
+    kind = sniff(data)
+    if kind == "image/png" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return width * height
+    return math.prod(webp_size(data)) if kind == "image/webp" else math.inf
 
 
 def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> tuple[int, np.ndarray]:

@@ -72,11 +72,12 @@ class Drawing:
         `zero`, a model that says nothing, has, and `shuffled`: the loss with another sample's caption."""
         n, device = len(samples.uids), next(self.model.parameters()).device
         sums = dict.fromkeys(("loss", "loss/zero", "loss/shuffled"), 0.0)
+        others = data.derangement(n, self.job.seed)
         for start in range(0, n, batch):
             places = np.arange(start, min(start + batch, n))
             rows = samples.batch(places, data.seeds(0, 0, range(places[0], places[-1] + 1)), plain=True)
             rows = {name: value.to(device) for name, value in rows.items()}
-            other = {name: value.to(device) for name, value in samples.text((places + 1) % n).items()}
+            other = {name: value.to(device) for name, value in samples.text(others[places]).items()}
             for time in MEASURED:
                 rows["time"] = torch.full((len(places),), time, device=device)
                 right, target = self.model.velocity(rows)

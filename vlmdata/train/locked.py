@@ -153,7 +153,7 @@ def _cached(shards: data.Index, captions: list[str], contexts: list[str], folder
     """The towers' features of all samples, from the file that an earlier attempt wrote, if it did."""
     from safetensors.numpy import load_file, save_file
 
-    what = [*shards.uids, *captions, *contexts, *map(str, towers.weights().values()), towers.PREPROCESSING]
+    what = [data.identity(shards), *captions, *contexts, *map(str, towers.weights().values()), towers.PREPROCESSING]
     path = folder / f"{hashlib.sha256(chr(0).join(what).encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         return load_file(path)

@@ -116,6 +116,7 @@ def train(
 
     torch.manual_seed(job.seed)
     objective = build(job)
+    objective.model.to(trained.device)  # what is computed once of locked towers is computed there too
     with trained.main_first():  # what an objective caches in `out` is made once
         kept = Path(cache) if cache else folder
         own = source.of_job(job, shards[job.train_split], kept)
@@ -158,7 +159,7 @@ def train(
     skipped = 0
     for step in range(done, job.steps):
         metrics = _step(job, step, trained, batches, samples, speed)
-        skipped = 0 if math.isfinite(metrics["loss"]) else skipped + 1
+        skipped = 0 if "grad_norm" in metrics else skipped + 1
         if skipped == SKIPPED_IN_A_ROW:
             raise DataError(
                 f"the losses of {skipped} steps in a row, up to {step + 1}, are not finite: make `lr` smaller"
@@ -200,7 +201,7 @@ def _mixed(
     job: TrainJob, objective: Objective, own: list[str], out: Path, only: Mapping[str, int] | None
 ) -> tuple[Samples, list[np.ndarray]]:
     """The samples of a job's own shards and of those mixed in, and the places of each of these."""
-    groups = [own, *(source.shards(other.data, job.train_split)[job.train_split] for other in job.mix)]
+    groups = [own, *(_of_split(other.data, job) for other in job.mix)]
     indexes = [data.index(group, out) for group in groups]
     if only is not None:
         indexes[0] = data.chosen(indexes[0], only)
@@ -210,6 +211,13 @@ def _mixed(
         (samples.first >= end - len(index)) & (samples.first < end) for end, index in zip(ends, indexes, strict=True)
     ]
     return samples, [np.flatnonzero(chosen) for chosen in within]
+
+
+def _of_split(url: str, job: TrainJob) -> list[str]:
+    found = source.shards(url, job.train_split, job.test_split)
+    if job.train_split not in found:
+        raise InputError(f"mix: {url} has no shards of the split {job.train_split!r}; it has {', '.join(found)}")
+    return found[job.train_split]
 
 
 def _step(
@@ -239,11 +247,15 @@ def _step(
         own, bad = _gradients(trained, taken, terms, total, seeds)
     found = trained.summed(own)
     metrics = {"loss": sum(objective.weights[name] * value for name, value in found.items())}
-    if math.isfinite(metrics["loss"]):
-        metrics["grad_norm"] = trained.update()
+    norm = trained.update() if math.isfinite(metrics["loss"]) else math.nan
+    if math.isfinite(norm) or (job.precision == "fp16" and math.isfinite(metrics["loss"])):
+        metrics["grad_norm"] = norm
     else:
+        of = "loss" if not math.isfinite(metrics["loss"]) else "gradient's norm"
+        bad = bad or ([place for places, _ in taken for place in places] if of != "loss" else [])
         batch_of = ", ".join(samples.uids[place] for place in bad) or "of another process"
-        what = f"the loss of step {step + 1} is {metrics['loss']}. The batch: {batch_of}"
+        value = metrics["loss"] if of == "loss" else norm
+        what = f"the {of} of step {step + 1} is {value}. The batch: {batch_of}"
         if job.not_finite == "stop":
             raise DataError(f"{what}. Try a smaller `lr`, or `not_finite: skip`")
         log.warning("%s. The step is skipped", what)

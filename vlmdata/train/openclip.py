@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vlmdata.errors import InputError
 from vlmdata.recipe import ContrastiveJob
+from vlmdata.signals.openclip import refuse_code
 
 # Where SigLIP's training starts from (Zhai 2023, arXiv:2303.15343, section 3.2).
 SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
@@ -59,6 +60,7 @@ def _create(
     if isinstance(model, dict):
         config = model if "model_cfg" in model else {"model_cfg": model, "preprocess_cfg": {}}
         config = config | {"model_cfg": starts | config["model_cfg"]}
+        refuse_code(config["model_cfg"], "jobs.train.model")
         with tempfile.TemporaryDirectory() as made:  # open_clip takes a configuration from a file alone
             (Path(made) / _CONFIG).write_text(json.dumps(config))
             clip = _begun(open_clip.create_model(f"{_FOLDER}{made}", load_weights=False))

@@ -75,7 +75,7 @@ class Projector:
         """
         self.model.eval()
         n, device = len(samples.uids), next(self.model.parameters()).device
-        other = _derangement(n, self.job.seed) if n > 1 else np.arange(n)
+        other = data.derangement(n, self.job.seed)
         loss, right, counts = np.zeros((2, n)), np.zeros((2, n)), np.zeros(n)
         commonest: dict[int, int] = {}
         for start in range(0, n, batch):
@@ -231,12 +231,3 @@ def _earlier(job: ProjectorJob) -> Projector:
         if mine != theirs:
             raise InputError(f"start: {job.start} has {key}: {theirs!r}, this run {mine!r}")
     return found
-
-
-def _derangement(n: int, seed: int) -> np.ndarray:
-    """A random cycle through n places, int64 [n]: none stays where it is (Sattolo 1986)."""
-    order, draw = np.arange(n), np.random.default_rng(seed)
-    for last in range(n - 1, 0, -1):
-        chosen = int(draw.integers(last))
-        order[[last, chosen]] = order[[chosen, last]]
-    return order

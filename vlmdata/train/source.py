@@ -8,7 +8,8 @@ from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.recipe import ProjectorJob, TrainJob
 
-ENDINGS = (".tar", ".parquet", ".json")
+SHARDS = (".tar", ".parquet")
+ENDINGS = (*SHARDS, ".json")  # LLaVA's conversations, where the file itself is named
 
 
 def shards(data: str, train_split: str = "train", test_split: str = "test") -> dict[str, list[str]]:
@@ -26,7 +27,10 @@ def shards(data: str, train_split: str = "train", test_split: str = "test") -> d
         paths = sorted(dataset.fs.glob(dataset.root))
     else:
         paths = sorted(dataset.fs.ls(dataset.root, False)) if dataset.fs.isdir(dataset.root) else [dataset.root]
-    files = [_url(dataset, path) for path in paths if path.endswith(ENDINGS) and dataset.fs.exists(path)]
+    endings = ENDINGS if paths == [dataset.root] else SHARDS  # what else lies in a folder is not meant
+    tars = {path.removesuffix(".tar") for path in paths if path.endswith(".tar")}
+    paths = [path for path in paths if path.removesuffix(".parquet") not in tars]  # beside a tar: of its samples
+    files = [_url(dataset, path) for path in paths if path.endswith(endings) and dataset.fs.exists(path)]
     if not files:
         raise InputError(f"{data}: neither a dataset with a snapshot nor .tar or .parquet shards")
     found: dict[str, list[str]] = {}
