@@ -1,4 +1,4 @@
-"""64 pairs of real pictures: the corners of scikit-image's photos, each with a caption that says which of what it is."""
+"""64 pairs of real pictures: the corners of scikit-image's photos, each with a caption that says which it is."""
 
 import io
 import tarfile

@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -272,6 +273,29 @@ def test_llavas_data_is_written_once_and_its_command_takes_over(published):
     run_job(job, dataset, manifest)
     last = Attempt(job, dataset, manifest).last_lines()[-1]
     assert last.startswith(f"{manifest['splits']['train']} a house number ")
+
+
+def test_the_queries_of_the_docs_are_answered(published):
+    dataset, manifest = published
+    code = "import json, sys; json.dump({'retrieval/image_to_text/R@10': 0.5}, open(sys.argv[1], 'w'))"
+    run_job(python(code, "{out}/metrics.json", name="mine"), dataset, manifest)
+    queries = re.findall(r'vlmdata sql DATASET "\n(.*?)"\n', Path("docs/jobs.md").read_text(), re.DOTALL)
+    assert [rows(dataset, query) for query in queries] == [[(1, "mine", 0.5)], [(1, "mine", "done", 0)]]
+
+
+def test_a_job_on_an_object_store_leaves_its_small_files_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dataset = Dataset("memory://jobs-of-a-test/data")
+    code = "import json, sys; print('hello'); json.dump({'acc': 0.5}, open(sys.argv[1], 'w'))"
+    job = python(code, "{out}/metrics.json", name="far")
+    manifest = {"number": 1, "splits": {"train": 3}, "shards": []}
+    assert run_job(job, dataset, manifest) == {"acc": 0.5}
+    folder = Attempt(job, dataset, manifest).output
+    assert dataset.read_bytes(f"{folder}/log.txt").endswith(b"hello\n")
+    assert (tmp_path / "vlmdata").is_dir()
+    fails = python("print('no'); raise SystemExit(4)", name="fails")
+    with pytest.raises(Ended, match=r"exit code 4.*\n  no$"):
+        run_job(fails, dataset, manifest)
 
 
 def test_where_a_job_runs_is_no_part_of_its_key_but_the_number_of_processes_is():

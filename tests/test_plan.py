@@ -124,6 +124,8 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
     for name in {"kind", "objective"} & kind.model_fields.keys():
         required[name] = get_args(kind.model_fields[name].annotation)[0]
     given = {name: value for name, value in required.items() if name in kind.model_fields}
+    if issubclass(kind, recipe.TrainJob):  # its `targets` and `start` are other things than a signal's and a crawl's
+        given = {name: value for name, value in given.items() if name in ("kind", "objective")}
     if kind is recipe.DeploymentPlace:
         given["name"] = "flow/deployment"
     assert grown.model_validate(given).keyed() == kind.model_validate(given).keyed()

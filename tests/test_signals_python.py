@@ -135,6 +135,7 @@ def test_pixels_that_others_read_too_cannot_be_changed(own: Any) -> None:
         ("def f(rows):\n    pass\n", r"has 0 functions under `@vlmdata.signal"),
         ("import vlmdata\n@vlmdata.signal(columns={'A b': 'int32'})\ndef f(rows): pass\n", r"line 2: 'A b': 'int32'"),
         ("import vlmdata\n@vlmdata.signal(columns={'a': 'int'})\ndef f(rows): pass\n", r"a type one of bool, int32"),
+        ("import vlmdata\n@vlmdata.signal(columns={'file_index': 'int32'})\ndef f(rows): pass\n", r"DuckDB's name"),
         ("import vlmdata\n@vlmdata.signal(columns={})\ndef f(rows): pass\n", r"line 2: `columns` is empty"),
     ],
 )

@@ -10,15 +10,19 @@ from typing import Any
 import cv2
 import numpy as np
 import open_clip
+import photo_pairs
 import pytest
 import torch
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
+from pydantic import ValidationError
+from safetensors.torch import load_file
 
-from vlmdata import lite
+from vlmdata import lite, recipe
 from vlmdata.errors import InputError
 from vlmdata.recipe import ContrastiveJob
-from vlmdata.train import data
-from vlmdata.train.contrastive import build
+from vlmdata.signals import openclip
+from vlmdata.train import checkpoint, data
+from vlmdata.train.contrastive import build, load
 from vlmdata.train.locked import Features
 from vlmdata.train.loop import train
 
@@ -27,6 +31,7 @@ SMALL = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+CNN = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
 WORDS = ["cat", "house", "river", "lamp", "stone", "cloud", "bread", "ship"]
 WORDS += ["tree", "ring", "wolf", "desk", "coal", "leaf", "sand", "moon"]
 
@@ -60,19 +65,86 @@ def test_sixteen_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
     assert final["train/loss"] < 0.5 < np.log(16)
 
 
-def test_the_loss_is_that_of_open_clip(tmp_path: Path) -> None:
-    objective = build(job())
+def test_64_real_pairs_are_learnt_by_heart(tmp_path: Path) -> None:
+    shards = [photo_pairs.shard(tmp_path / "a.tar")]
+    final = train(job(batch=64, steps=120, lr=5e-3), {"train": shards, "test": shards}, str(tmp_path / "out"))
+    assert final["retrieval/n"] == 64
+    assert min(final["retrieval/image_to_text/R@1"], final["retrieval/text_to_image/R@1"]) >= 0.95
+    assert final["train/loss"] < 0.4 < np.log(64)
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_the_loss_is_that_of_open_clip(tmp_path: Path, loss: str) -> None:
+    objective = build(job(loss=loss))
     batch = objective.samples(data.index([shard(tmp_path / "a.tar")], tmp_path), tmp_path).batch(np.arange(16), None)
     objective.model.eval()
     with torch.no_grad():
-        loss = objective.model(batch)["contrastive"]
+        found = objective.model(batch)["contrastive"]
         preprocess = open_clip.image_transform(32, is_train=False)
         mean, std = preprocess.transforms[-1].mean, preprocess.transforms[-1].std
         pixels = (batch["image"].permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
             3, 1, 1
         )
-        expected = ClipLoss()(*objective.clip(pixels, batch["text"]))
-    torch.testing.assert_close(loss, expected)
+        expected = {"clip": ClipLoss, "siglip": SigLipLoss}[loss]()(*objective.clip(pixels, batch["text"]))
+    torch.testing.assert_close(found, expected)
+    assert loss == "clip" or objective.clip.logit_bias.item() == -10
+
+
+def test_siglip_learns_pairs_and_its_export_knows_the_bias(tmp_path: Path) -> None:
+    shards = [shard(tmp_path / "a.tar")]
+    model = SMALL | {"init_logit_bias": -2.7}  # 1 pair of 16 belongs together: log(1/15); -10 is for large batches
+    options = {"model": model, "loss": "siglip", "steps": 80}
+    final = train(job(**options), {"train": shards, "test": shards}, str(tmp_path / "out"))
+    assert final["retrieval/image_to_text/R@1"] == final["retrieval/text_to_image/R@1"] == 1
+    loaded = open_clip.create_model(f"local-dir:{tmp_path / 'out' / 'model'}")
+    trained = checkpoint.load(tmp_path / "out").clip
+    assert loaded.logit_bias.item() == trained.logit_bias.item() != pytest.approx(-2.7)
+
+
+@pytest.mark.parametrize("vision", [SMALL["vision_cfg"], CNN])
+def test_a_locked_tower_stays_as_it_was_and_is_in_no_checkpoint(tmp_path: Path, vision: Any) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")]}
+    model = SMALL | {"vision_cfg": vision}
+    train(job(model=model, steps=2), shards, str(tmp_path / "first"))
+    first = f"local-dir:{tmp_path / 'first' / 'model'}"
+    train(job(model=first, lock=["image"], steps=3), shards, str(tmp_path / "second"))
+    before, after = (load_file(tmp_path / run / "model" / "open_clip_model.safetensors") for run in ("first", "second"))
+    same = {name for name in after if torch.equal(before[name], after[name])}
+    assert same == {name for name in after if name.startswith("visual.")}
+    kept = load_file(tmp_path / "second" / "checkpoints" / "3" / "model.safetensors")
+    parameters = {f"clip.{name}" for name, _ in open_clip.create_model(first).visual.named_parameters(prefix="visual")}
+    norms = {name for name in parameters if ".bn" in name or "downsample.1" in name}  # frozen, they count as statistics
+    assert not kept.keys() & (parameters - norms)
+    reloaded = checkpoint.load(tmp_path / "second").clip
+    exported = open_clip.create_model(f"local-dir:{tmp_path / 'second' / 'model'}").eval()
+    noise = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(reloaded.encode_image(noise), exported.encode_image(noise))
+
+
+def test_the_last_groups_of_a_locked_tower_can_be_trained() -> None:
+    clip = build(job(lock=["image", "text"], unlocked_groups=1)).clip
+    trained = {name for name, p in clip.named_parameters() if p.requires_grad}
+    assert trained == {"visual.proj", "text_projection", "logit_scale"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lock": ["image", "text"]}, "nothing is left to train"),
+        ({"model": SMALL | {"vision_cfg": CNN}, "lock": ["image"], "unlocked_groups": 1}, "not lock this tower so"),
+        ({"pretrained": "openai"}, "goes with an architecture's name"),
+        ({"model": "local-dir:nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_locked_or_loaded_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        build(job(**options))
+
+
+@pytest.mark.parametrize("option", [{"cached": True}, {"loss": "siglip"}, {"lock": ["text"]}, {"frames": 2}])
+def test_heads_on_locked_towers_refuse_what_they_do_not_know(option: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="the model lite has no such option"):
+        job(model="lite", **option)
 
 
 def test_the_export_is_loaded_by_open_clip_with_the_same_vectors(tmp_path: Path) -> None:
@@ -80,8 +152,6 @@ def test_the_export_is_loaded_by_open_clip_with_the_same_vectors(tmp_path: Path)
     train(job(steps=3), {"train": shards}, str(tmp_path / "out"))
     loaded = open_clip.create_model(f"local-dir:{tmp_path / 'out' / 'model'}").eval()
     objective = build(job())
-    from safetensors.torch import load_file
-
     objective.model.load_state_dict(load_file(tmp_path / "out" / "checkpoints" / "3" / "model.safetensors"))
     text = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out' / 'model'}")(["a cat"])
     with torch.no_grad():
@@ -149,3 +219,14 @@ def test_a_batch_of_heads_holds_a_caption_once_and_draws_one_of_its_images(tmp_p
 def test_a_model_that_open_clip_does_not_know_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match=r"ViT-Z-99|open_clip makes no model|missing.json"):
         build(job(model=model))
+
+
+def test_a_model_whose_tokenizer_would_run_code_is_refused(tmp_path: Path) -> None:
+    hostile = {**SMALL, "text_cfg": {**SMALL["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}}
+    with pytest.raises(InputError, match="trust_remote_code"):
+        build(job(model=hostile))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": hostile}))
+    with pytest.raises(InputError, match="trust_remote_code"):
+        load(tmp_path, 8)
+    with pytest.raises(InputError, match="trust_remote_code"):
+        openclip.config(recipe.ClipSignal(kind="clip", model=str(tmp_path)))

@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import os
+import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.train import data
+from vlmdata.train import data, source
 
 
 def jpeg(colour: tuple[int, int, int], height: int = 60, width: int = 80) -> bytes:
@@ -226,3 +229,47 @@ def test_a_jpeg_comes_at_reduced_scale_but_never_below_what_is_asked(tmp_path: P
     picture = data.image(shards, 0, shorter=96)
     assert picture is not None
     assert 96 <= picture.shape[0] < 256
+
+
+def test_a_small_file_that_says_it_is_a_huge_picture_takes_no_memory(tmp_path: Path) -> None:
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 20_000, 20_000, 8, 2, 0, 0, 0)
+    tracemalloc.start()
+    assert data.decoded(huge + b"\0" * 1000) is None
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+    assert data.decoded(b"BM" + b"\0" * 1000) is None, "no kind of picture that shards hold"
+
+
+def test_json_that_cannot_be_read_is_skipped_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"a.jpg": jpeg((1, 2, 3)), "a.txt": b"a", "a.json": b"[" * 100_000}
+    members |= {"b.jpg": jpeg((1, 2, 3)), "b.txt": b"b", "b.json": b"[1]"}
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar(members))
+    shards = data.index([str(path)], tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert [data.meta(shards, place) for place in (0, 1, 0)] == [{}, {}, {}]
+    assert caplog.text.count("a.json is no JSON object") == 1
+    assert "a.tar" in caplog.text
+
+
+def test_of_a_folder_only_shards_are_taken_and_a_tar_before_its_parquet(tmp_path: Path) -> None:
+    for name in ("00000.tar", "00000.parquet", "00000_stats.json", "00001.parquet"):
+        (tmp_path / name).write_bytes(b"")
+    found = source.shards(str(tmp_path))
+    assert [Path(path).name for path in found["train"]] == ["00000.tar", "00001.parquet"]
+
+
+def test_files_that_changed_have_another_identity(tmp_path: Path) -> None:
+    one = data.index([write(tmp_path)], tmp_path)
+    first = data.identity(one)
+    assert data.identity(data.index(one.tars, tmp_path)) == first
+    os.utime(one.tars[0], (1, 1))
+    assert data.identity(data.index(one.tars, tmp_path)) != first
+
+
+def test_none_is_paired_with_itself() -> None:
+    for n in (2, 3, 50):
+        other = data.derangement(n, 7)
+        assert sorted(other) == list(range(n))
+        assert (other != np.arange(n)).all()
+    assert list(data.derangement(1, 0)) == [0]

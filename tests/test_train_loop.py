@@ -163,6 +163,9 @@ def test_what_is_trained_on_can_be_mixed_and_parquet(tmp_path: Path) -> None:
         finals[name] = train(mixed, {"train": [own]}, str(tmp_path / f"out-{name}"))
     assert finals["other.tar"] == finals["other.parquet"]
     assert finals["other.tar"]["train/samples"] == 16
+    shard(tmp_path / "test-0.tar", "t")
+    with pytest.raises(InputError, match=r"test-0\.tar has no shards of the split 'train'; it has test"):
+        train(job(mix=[{"data": str(tmp_path / "test-0.tar")}]), {"train": [own]}, str(tmp_path / "refused"))
     with pytest.raises(InputError, match="neither a dataset"):
         train(job(mix=[{"data": str(tmp_path / "nothing")}]), {"train": [own]}, str(tmp_path / "refused"))
 
@@ -250,3 +253,31 @@ def test_progress_and_metrics_are_reported(tmp_path: Path, caplog: pytest.LogCap
     assert {"loss", "lr", "grad_norm", "samples_per_second", "data_wait"} <= rows[0].keys()
     assert list((tmp_path / "out").glob("events.out.tfevents.*"))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["steps"] == 4
+
+
+def test_a_step_whose_gradient_is_not_finite_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Root(torch.autograd.Function):
+        """1, with an infinite gradient."""
+
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(x)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * torch.inf
+
+    forward = ContrastiveModel.forward
+
+    def steep(self: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = forward(self, batch)
+        return {name: loss * Root.apply(self.clip.logit_scale) for name, loss in losses.items()}
+
+    monkeypatch.setattr(ContrastiveModel, "forward", steep)
+    shards = {"train": [shard(tmp_path / "a.tar")]}
+    with pytest.raises(DataError, match=r"gradient's norm of step 1 is (inf|nan)\. The batch: u"):
+        train(job(), shards, str(tmp_path / "stopped"))
+    train(job(steps=2, not_finite="skip"), shards, str(tmp_path / "skipped"))
+    torch.manual_seed(0)
+    begun = build(job()).model.state_dict()
+    assert all((value == begun[name].numpy()).all() for name, value in weights(tmp_path / "skipped", 2).items())

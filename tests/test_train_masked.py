@@ -142,7 +142,7 @@ def test_masks_are_functions_of_the_seeds(folder: Path, tmp_path: Path) -> None:
 def test_the_stated_share_of_patches_is_hidden(blocks: bool) -> None:
     masks = np.stack([masked_patches(np.random.default_rng(seed), 7, 0.4, blocks) for seed in range(300)])
     assert (masks.sum(1) == 20).all()
-    assert masks.mean(0).min() > 0.15  # every patch has its turn
+    assert masks.mean(0).min() > 0.05  # every patch has its turn; blocks seldom reach the corners
     side_by_side = (masks.reshape(-1, 7, 7)[:, :, 1:] == masks.reshape(-1, 7, 7)[:, :, :-1]).mean()
     assert side_by_side > 0.6 if blocks else 0.45 < side_by_side < 0.55
 
@@ -284,6 +284,11 @@ def test_a_pretrained_folder_is_gone_on_with(folder: Path, tmp_path: Path) -> No
         build(job(folder, **given, image_size=112, patch_size=16))
 
 
+def test_the_first_gradients_are_of_a_common_length(folder: Path, tmp_path: Path) -> None:
+    train(job(folder), {"train": [str(folder / "some.tar")]}, str(tmp_path))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] < 100
+
+
 def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
     shards = [photo_pairs.shard(tmp_path / "a.tar", 16, broken="brick1")]
     final = train(job(folder, targets="kmeans", codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
@@ -340,16 +345,13 @@ def test_options_that_cannot_be_are_refused(folder: Path, options: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model": "missing"}, "makes no FLAVA"),
+        ({"model": "/missing/model"}, "makes no FLAVA"),
         ({"model": {"text_config": {"hidden_size": 30, "num_attention_heads": 4}}}, "makes no FLAVA"),
         ({"model": {"image_config": {"hidden_size": "wide"}}}, "makes no FLAVA"),
-        ({"tokenizer": "missing"}, "tokenizer: missing"),
+        ({"tokenizer": "/missing/tokenizer"}, "tokenizer: /missing"),
         ({"targets": "kmeans", "image_size": 32}, "8 x 8"),
     ],
 )
-def test_a_model_that_cannot_be_made_is_refused(
-    folder: Path, options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_model_that_cannot_be_made_is_refused(folder: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         build(job(folder, **options))

@@ -49,24 +49,10 @@ class Vision:
 
     def __init__(self) -> None:
         from efficientnet_lite_pytorch import EfficientNet
-        from torch.nn.utils.fusion import fuse_conv_bn_eval
 
         net: Any = EfficientNet.from_name("efficientnet-lite0")
         net.load_state_dict(torch.load(weights()["efficientnet-lite0"], weights_only=True, map_location="cpu"))
-        net.eval()
-
-        def fold(module: Any, convolution: str, norm: str) -> None:
-            if hasattr(module, convolution):
-                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
-                setattr(module, norm, nn.Identity())
-
-        fold(net, "_conv_stem", "_bn0")
-        fold(net, "_conv_head", "_bn1")
-        for block in net._blocks:
-            fold(block, "_expand_conv", "_bn0")
-            fold(block, "_depthwise_conv", "_bn1")
-            fold(block, "_project_conv", "_bn2")
-        self.net = net.to(memory_format=torch.channels_last).requires_grad_(False)
+        self.net = fold(net).to(memory_format=torch.channels_last).requires_grad_(False)
 
     @torch.inference_mode()
     def cells(self, pictures: list[np.ndarray]) -> np.ndarray:
@@ -76,11 +62,9 @@ class Vision:
         """
         result = np.empty((len(pictures), 49, 1280), np.float32)
         for rows in _blocks(len(pictures), self.batch):
-            pixels = np.zeros((self.batch, SIDE, SIDE, 3), np.float32)
-            for place, picture in enumerate(pictures[rows]):
-                np.subtract(_squeeze(picture), MEAN, out=pixels[place])
-                pixels[place] /= STD
-            hidden = self.net.extract_features(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            block = np.zeros((self.batch, SIDE, SIDE, 3), np.float32)
+            block[: rows.stop - rows.start] = pixels(pictures[rows])
+            hidden = self.net.extract_features(torch.from_numpy(block).permute(0, 3, 1, 2))
             result[rows] = hidden.flatten(2).transpose(1, 2)[: rows.stop - rows.start].numpy()
         return result
 
@@ -93,6 +77,34 @@ class Vision:
             block[: rows.stop - rows.start] = torch.from_numpy(pooled[rows])
             result[rows] = self.net._fc(block)[: rows.stop - rows.start].numpy()
         return result
+
+
+def fold(net: Any) -> Any:
+    """An EfficientNet-Lite with its batch norms folded into the convolutions, for evaluation alone."""
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    def pair(module: Any, convolution: str, norm: str) -> None:
+        if hasattr(module, convolution):
+            setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+            setattr(module, norm, nn.Identity())
+
+    net.eval()
+    pair(net, "_conv_stem", "_bn0")
+    pair(net, "_conv_head", "_bn1")
+    for block in net._blocks:
+        pair(block, "_expand_conv", "_bn0")
+        pair(block, "_depthwise_conv", "_bn1")
+        pair(block, "_project_conv", "_bn2")
+    return net
+
+
+def pixels(pictures: list[np.ndarray]) -> np.ndarray:
+    """What the vision tower reads: float32 [n, 224, 224, 3], of uint8 RGB pictures [height, width, 3] of any size."""
+    result = np.empty((len(pictures), SIDE, SIDE, 3), np.float32)
+    for place, picture in enumerate(pictures):
+        np.subtract(_squeeze(picture), MEAN, out=result[place])
+        result[place] /= STD
+    return result
 
 
 def _squeeze(picture: np.ndarray) -> np.ndarray:

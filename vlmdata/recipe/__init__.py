@@ -16,6 +16,7 @@ from vlmdata.recipe.dedup import (
     UrlDedup,
 )
 from vlmdata.recipe.download import Consent, Download
+from vlmdata.recipe.evaluate import Evaluation
 from vlmdata.recipe.jobs import CommandJob, Job
 from vlmdata.recipe.options import Bytes, Name, Options, Paths, kind_alone, nearest
 from vlmdata.recipe.place import DeploymentPlace, LocalPlace, SlurmPlace, TorchrunPlace
@@ -71,6 +72,7 @@ from vlmdata.recipe.train import (
     ContrastiveJob,
     DrawingJob,
     LiteHeads,
+    Lora,
     MaskedJob,
     Mix,
     ProjectorJob,
@@ -102,6 +104,7 @@ __all__ = [
     "DeploymentPlace",
     "Download",
     "DrawingJob",
+    "Evaluation",
     "ExactDedup",
     "FacesSignal",
     "FilterSignal",
@@ -114,6 +117,7 @@ __all__ = [
     "LanguageSignal",
     "LiteHeads",
     "LocalPlace",
+    "Lora",
     "MaskedClipSignal",
     "MaskedJob",
     "Mix",

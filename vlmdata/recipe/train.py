@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from vlmdata.recipe.options import Name, Options
 from vlmdata.recipe.place import LOCAL, Place
@@ -60,6 +60,13 @@ class TrainJob(Options):
     eval_every: int = Field(100, gt=0)
     train_split: Name = "train"
     test_split: Name = "test"
+    measure_before: bool = Field(False, description="measure before the first step too: <metric>/before")
+
+    @model_validator(mode="after")
+    def _whole_or_half(self) -> "TrainJob":
+        if self.precision == "fp16" and self.parallel == "fsdp":
+            raise ValueError("`precision: fp16` does not go with `parallel: fsdp`: take bf16")
+        return self
 
 
 class ContrastiveJob(TrainJob):
@@ -72,6 +79,20 @@ class ContrastiveJob(TrainJob):
     pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
     heads: LiteHeads = Field(LiteHeads(), description="of the model lite")
     crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    loss: Literal["clip", "siglip"] = Field("clip", description="softmax over the batch, or a sigmoid for each pair")
+    lock: list[Literal["image", "text"]] = Field([], description="towers that are not trained (LiT)")
+    unlocked_groups: int = Field(0, ge=0, description="last groups of layers of a locked tower that are trained")
+    cached: bool = Field(
+        False, description="one loss over all `accumulate` forward passes of a step, each computed twice (GradCache)"
+    )
+    frames: int = Field(1, gt=0, description="of a video in a sample, where the shards' samples are frames of videos")
+
+    @field_validator("loss", "lock", "cached", "frames")
+    @classmethod
+    def _not_of_lite(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("model") == "lite" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("the model lite has no such option: its towers' features are computed once")
+        return value
 
 
 class Mixture(Options):
@@ -144,22 +165,89 @@ class MaskedJob(TrainJob):
         return {name: weight for name, weight in weights.items() if weight and on.get(name, self.mixture.pairs)}
 
 
+class Lora(Options):
+    """Low-rank adapters (Hu 2021, arXiv:2106.09685) in every linear layer of the language model."""
+
+    rank: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0, description="the adapters' output counts alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1)
+
+
 class ProjectorJob(TrainJob):
     """LLaVA (Liu 2023, arXiv:2304.08485)."""
 
     objective: Literal["projector"]
+    stage: Literal[1, 2] = Field(1, description="1: the projector alone, on captions; 2: conversations")
+    vision: str = Field(
+        "lite",
+        min_length=1,
+        description="lite, or a CLIP or SigLIP tower of transformers or open_clip: docs/projector.md",
+    )
+    tokens: Literal[49, 16, 9] | None = Field(None, description="visual tokens of a picture by the tower lite; 49")
+    vision_layer: int = Field(-2, description="of the other towers, whose output is read; -1 is the last")
+    language_model: str = Field(
+        "smollm2", min_length=1, description="smollm2, or a causal one: a folder, or of the hub"
+    )
+    projector: Literal["linear", "mlp"] = Field("mlp", description="one layer, or LLaVA-1.5's two with GELU")
+    language: Literal["frozen", "lora", "full"] = Field(
+        "frozen", description="what of the language model stage 2 trains: nothing, adapters, or all"
+    )
+    lora: Lora = Field(Lora(), description="of `language: lora`")
+    start: str | None = Field(None, description="the --out of an earlier run, such as stage 1's, to go on from")
+    conversations: str | None = Field(None, description="LLaVA's JSON: pictures with turns, trained on beside the data")
+    images: str | None = Field(None, description="the folder that its pictures lie in; its own otherwise")
+    prompt: str = Field("Describe the picture.", min_length=1, description="what stage 2 asks where there is a caption")
+    length: int = Field(512, ge=8, description="tokens of a sample, the visual ones too; what is beyond is cut off")
+    answer: int = Field(48, gt=0, description="the most tokens of a generated caption or answer")
+
+    @model_validator(mode="after")
+    def _of_a_stage(self) -> "ProjectorJob":
+        if self.stage == 1 and (self.language != "frozen" or self.conversations):
+            raise ValueError(
+                "stage 1 trains the projector alone, on captions: `language`, `conversations` need stage: 2"
+            )
+        if self.tokens and self.vision != "lite":
+            raise ValueError("`tokens` is of the tower lite: another one gives what it gives")
+        if self.images and not self.conversations:
+            raise ValueError("`images` is the folder of the pictures of `conversations`, which is not given")
+        return self
 
 
 class CaptioningJob(TrainJob):
     """CoCa (Yu 2022, arXiv:2205.01917)."""
 
     objective: Literal["captioning"]
+    model: str | dict[str, Any] = Field(
+        "tiny", description="tiny, a CoCa of open_clip (coca_…), its JSON file, or that file's content"
+    )
+    pretrained: str | None = Field(None, description="a tag or checkpoint of the open_clip architecture to begin from")
+    crop: float = Field(1.0, gt=0, le=1, description="the smallest side of a random training crop, of the shorter side")
+    contrastive_weight: float = Field(1.0, gt=0, description="of the contrastive loss in the total")
+    caption_weight: float = Field(2.0, gt=0, description="of the caption's loss in the total")
+    beams: int = Field(4, gt=0, description="of the search for a caption; 1 takes the likeliest token each time")
 
 
 class DrawingJob(TrainJob):
-    """Text to image: a diffusion transformer (Peebles 2023, arXiv:2212.09748) with flow matching."""
+    """Text to image: a multimodal diffusion transformer with flow matching (Esser 2024, arXiv:2403.03206)."""
 
     objective: Literal["drawing"]
+    size: int = Field(32, ge=8, description="side of the square pictures, pixels")
+    vae: str | None = Field(None, description="a folder, or of the hub, with an AutoencoderKL: latents, not pixels")
+    patch: int = Field(2, gt=0, description="side of a patch, pixels or latents")
+    layers: int = Field(6, gt=0)
+    heads: int = Field(6, gt=0)
+    head_width: int = Field(32, gt=0)
+    language_model: str = Field(
+        "smollm2", min_length=1, description="that encodes the text: smollm2, or a causal one: a folder, or of the hub"
+    )
+    words: int = Field(24, gt=0, description="tokens of a caption; what is beyond is cut off")
+    unconditional: float = Field(0.1, ge=0, lt=1, description="how often a picture is drawn without its caption")
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> "DrawingJob":
+        if self.size % self.patch:
+            raise ValueError(f"`size` {self.size} is no multiple of `patch` {self.patch}")
+        return self
 
 
 OBJECTIVES: dict[str, type[TrainJob]] = {

@@ -111,7 +111,7 @@ def _load(name: str, revision: str | None, _identity: str) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)  # parts are spread over the cores
-    place = converted(package_file(*_GGUF)) if name == "smollm2" else name
+    place = smollm2() if name == "smollm2" else name
     device, half = torch_device()
     dtype = torch.bfloat16 if half else torch.float32
     try:
@@ -144,6 +144,11 @@ def _load(name: str, revision: str | None, _identity: str) -> LanguageModel:
         return ((each * mask[:, 1:]).sum(1) / counts[:, 0]).cpu().numpy()
 
     return LanguageModel(encode, loss)
+
+
+def smollm2() -> Path:
+    """The folder of the embedded model; see `converted`. Raises MachineError where the package is missing."""
+    return converted(package_file(*_GGUF))
 
 
 def converted(gguf: Path) -> Path:

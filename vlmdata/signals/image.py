@@ -1,7 +1,7 @@
 """What an image's pixels say of it: shape, hashes, sharpness, entropy, colour."""
 
 import hashlib
-from functools import cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ from vlmdata import recipe
 from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.pictures import Pictures
 
-VERSION = 2
+VERSION = 3
 IMAGES = True
 
 _HASHED = 32  # pixels a side of what is hashed
@@ -50,7 +50,7 @@ def measure(rows: pa.Table, images: Pictures | None, options: recipe.ImageSignal
     digests = np.empty(len(images.pixels), object)
     for place, pixels in enumerate(map(np.ascontiguousarray, images.pixels)):
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-        small[place] = _resized(grey, _HASHED, _HASHED)
+        small[place] = _averaged(grey)
         sharp[place] = _sharpness(grey)
         entropy[place] = _entropy(grey)
         colourful[place] = _colourfulness(pixels)
@@ -90,7 +90,23 @@ def perceptual_hash(pixels: np.ndarray) -> int:
 def small_grey(pixels: np.ndarray) -> np.ndarray:
     """What of an image is hashed: grey values [32, 32]."""
     grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-    return _resized(grey, _HASHED, _HASHED)
+    return _averaged(grey)
+
+
+def _averaged(grey: np.ndarray) -> np.ndarray:
+    """Area averages, whole numbers, float32 [32, 32], as OpenCV's INTER_AREA gives them at twice its time."""
+    height, width = grey.shape
+    if min(height, width) <= _HASHED:
+        return _resized(grey, _HASHED, _HASHED).astype(np.float32)
+    return np.rint(_shares(height) @ (grey.astype(np.float32) @ _shares(width).T))
+
+
+@lru_cache(maxsize=256)
+def _shares(n: int) -> np.ndarray:
+    """How much of each of 32 cells over n pixels a pixel is, float32 [32, n]; rows sum to 1."""
+    edges, pixel = np.arange(_HASHED + 1) * n / _HASHED, np.arange(n)
+    shared = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (shared.clip(0) * _HASHED / n).astype(np.float32)
 
 
 def perceptual_hashes(small: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ def config(options: recipe.ClipSignal) -> dict[str, Any]:
         file = inside / "open_clip_config.json"
         try:
             found = json.loads(file.read_text("utf-8"))
+            refuse_code(found["model_cfg"], str(file))
             return {"model_cfg": dict(found["model_cfg"]), "preprocess_cfg": dict(found.get("preprocess_cfg", {}))}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"signals.clip.model: {file} is no open_clip configuration: {error!r}") from error
@@ -59,6 +60,12 @@ def config(options: recipe.ClipSignal) -> dict[str, Any]:
     if looks_like_path and not Path(options.pretrained).is_file():
         raise InputError(f"signals.clip.pretrained: there is no file {options.pretrained}")
     return {"model_cfg": json.loads((folder / f"{name}.json").read_text("utf-8")), "preprocess_cfg": {}}
+
+
+def refuse_code(model: dict[str, Any], where: str) -> None:
+    """Raise InputError for a configuration whose tokenizer would run Python of its folder."""
+    if ((model.get("text_cfg") or {}).get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise InputError(f"{where}: its tokenizer asks to run code of its own (trust_remote_code), which is never done")
 
 
 def directory(options: recipe.ClipSignal) -> Path | None:

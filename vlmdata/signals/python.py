@@ -22,6 +22,7 @@ from vlmdata.schemas import conform, table_schema
 from vlmdata.signals.models import file_sha256, loaded_once
 from vlmdata.signals.pictures import Pictures
 
+_DUCKDBS = ("file_index", "file_row_number", "filename")  # what `read_parquet` adds to the columns of a file
 VERSION = 2  # rows have the declared columns alone
 TYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
 
@@ -221,6 +222,8 @@ def _load(path: str, sha256: str) -> _Own:
                 f"signals.python: {path}, line {line}: {column!r}: {kind!r} is no column: a name is lower-case "
                 f"letters, digits and _, a type one of {', '.join(TYPES)}"
             )
+        if column in _DUCKDBS:
+            raise InputError(f"signals.python: {path}, line {line}: {column!r} is DuckDB's name: choose another")
     if not columns:
         raise InputError(f"signals.python: {path}, line {line}: `columns` is empty")
     types = {column: pa.type_for_alias(kind) for column, kind in columns.items()}

@@ -98,10 +98,21 @@ def load(path: str | Path) -> Any:
     """
     from vlmdata.train.loop import build
 
+    folder, step, job = run_of(path)
+    found = restored(folder, step)
+    objective = build(job)
+    if _read(folder / "checkpoints" / str(step) / "state.json")["frozen"] != frozen_identity(objective.model):
+        raise InputError(f"{path}: the locked part of the model is not the one it was trained with")
+    weights.load(objective.model, found["model"] | found.get("average", {}))
+    objective.model.eval()
+    return objective
+
+
+def run_of(path: str | Path) -> tuple[Path, int, TrainJob]:
+    """The --out of the training that `load` would take, the step, and the job. Raises InputError as `load` does."""
     given = Path(path)
-    folder, steps = (
-        (given.parent.parent, [int(given.name)]) if given.parent.name == "checkpoints" else (given, _steps(given))
-    )
+    one = given.parent.name == "checkpoints" and given.name.isdigit() and given.is_dir()
+    folder, steps = (given.parent.parent, [int(given.name)]) if one else (given, _steps(given))
     if not steps or not (folder / "config.json").is_file():
         raise InputError(f"{path}: holds no checkpoint; name the --out of a training, or one of its checkpoints/<step>")
     config = _read(folder / "config.json")
@@ -110,13 +121,7 @@ def load(path: str | Path) -> Any:
         job: TrainJob = TypeAdapter[TrainJob](AnyTrainJob).validate_python(config)
     except ValidationError as error:
         raise InputError(f"{folder / 'config.json'}: not this version's: {error.errors()[0]['msg']}") from error
-    found = restored(folder, steps[-1])
-    objective = build(job)
-    if _read(folder / "checkpoints" / str(steps[-1]) / "state.json")["frozen"] != frozen_identity(objective.model):
-        raise InputError(f"{path}: the locked part of the model is not the one it was trained with")
-    weights.load(objective.model, found["model"] | found.get("average", {}))
-    objective.model.eval()
-    return objective
+    return folder, steps[-1], job
 
 
 def frozen_identity(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def kmeans(vectors: np.ndarray, codes: int, seed: int) -> np.ndarray:
         max_points_per_centroid=10**6,
     )
     learner.train(np.ascontiguousarray(vectors, np.float32))
-    return learner.centroids
+    return np.array(learner.centroids, np.float32)
 
 
 def learn(shards: data.Index, codes: int, seed: int, folder: Path) -> np.ndarray:
@@ -114,10 +115,12 @@ def flava_codebook(name: str, grid: int) -> tuple[Encode, int]:
     """
     from transformers import FlavaImageCodebook
 
+    loaded: Any
     try:
-        model, info = FlavaImageCodebook.from_pretrained(name, output_loading_info=True, use_safetensors=True)
+        loaded = FlavaImageCodebook.from_pretrained(name, output_loading_info=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"codebook: {name} holds no image codebook of FLAVA: {first_line(error)}") from error
+    model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         raise InputError(f"codebook: {name} lacks weights of the image codebook, which would be random: no targets")
     model.eval().requires_grad_(False)
@@ -147,7 +150,7 @@ def _decoded(shards: data.Index, places: np.ndarray, what: str) -> Iterator[tupl
 
 
 def _digest(shards: data.Index, identity: str) -> str:
-    what = [*shards.uids, towers.PREPROCESSING, str(towers.weights()["efficientnet-lite0"]), identity]
+    what = [data.identity(shards), towers.PREPROCESSING, str(towers.weights()["efficientnet-lite0"]), identity]
     return hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
 
 

@@ -1,26 +1,20 @@
 """The contrastive objective: CLIP (Radford 2021, arXiv:2103.00020), models and loss from open_clip."""
 
-import importlib.resources
 import json
-import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmdata.errors import InputError, first_line
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.models import in_batches, torch_device
-from vlmdata.signals.openclip import Encoder
-from vlmdata.train import data
-
-log = logging.getLogger(__name__)
+from vlmdata.signals.openclip import Encoder, refuse_code
+from vlmdata.train import data, openclip, videos
 
 
 def build(job: ContrastiveJob) -> Any:
@@ -38,42 +32,49 @@ class Contrastive:
     def __init__(self, job: ContrastiveJob) -> None:
         self.job = job
         self.clip: Any
-        self.clip, self.tokenizer, self.config = _open_clip(job.model, job.pretrained)
-        self.model = _Paired(self.clip)
+        starts = openclip.SIGLIP if job.loss == "siglip" else {}
+        self.clip, self.tokenizer, self.config = openclip.make(job.model, job.pretrained, starts)
+        openclip.lock(self.clip, job)
+        self.model = _Paired(self.clip, job.loss)
         self.weights = {"contrastive": 1.0}
-        self.size = _side(self.clip)
+        self.size = openclip.side(self.clip)
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, float]:
         return {"contrastive": 1.0}
 
     def samples(self, shards: data.Index, out: Path) -> "Pictures":
-        return Pictures(shards, self.size, self.job.crop, self.tokenizer)
+        options = (shards, self.size, self.job.crop, self.tokenizer)
+        return Clips(*options, self.job.frames) if self.job.frames > 1 else Pictures(*options)
 
     def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
         """Recall on all samples of a split; see `vlmdata.evaluate.retrieval`."""
         return retrieval(*self.vectors(samples, batch))
 
-    @torch.inference_mode()
     def vectors(self, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors of a split's images and of their captions, float32 [n, d] each."""
-        self.model.eval()
-        device = next(self.model.parameters()).device
-        images, texts = [], []
-        for start in range(0, len(samples.uids), batch):
-            rows = samples.batch(np.arange(start, min(start + batch, len(samples.uids))), None)
-            image, text = self.model.encode(rows["image"].to(device), rows["text"].to(device))
-            images.append(image.float().cpu().numpy())
-            texts.append(text.float().cpu().numpy())
-        return np.concatenate(images), np.concatenate(texts)
+        return vectors(self.model, samples, batch)
+
+    def encoder(self, batch: int) -> Encoder:
+        """As `load` gives it, of the model as it is now."""
+        return _encoder(self.model, self.tokenizer, batch)
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
-        from safetensors.torch import save_file
+        openclip.save(self.clip, self.config, folder)
 
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
-        save_file(weights, folder / "open_clip_model.safetensors")
-        (folder / "open_clip_config.json").write_text(json.dumps(self.config, indent=1) + "\n")
+
+@torch.inference_mode()
+def vectors(model: Any, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of all samples the images' and texts' vectors, float32 [n, d], by a model's `encode(image, text)`."""
+    model.eval()
+    device = next(model.parameters()).device
+    images, texts = [], []
+    for start in range(0, len(samples.uids), batch):
+        rows = samples.batch(np.arange(start, min(start + batch, len(samples.uids))), None)
+        image, text = model.encode(rows["image"].to(device), rows["text"].to(device))
+        images.append(image.float().cpu().numpy())
+        texts.append(text.float().cpu().numpy())
+    return np.concatenate(images), np.concatenate(texts)
 
 
 class Pictures:
@@ -94,35 +95,67 @@ class Pictures:
         return {"image": torch.from_numpy(np.stack(images)), "text": self.tokenizer(captions)}
 
 
+class Clips(Pictures):
+    """Pairs of a few frames of a video and its caption; a picture that is no frame counts as a video of its own."""
+
+    def __init__(self, shards: data.Index, size: int, crop: float, tokenizer: Any, frames: int) -> None:
+        super().__init__(shards, size, crop, tokenizer)
+        self.frames, self.clips = frames, videos.clips(shards)
+        self.first = np.array([clip[0] for clip in self.clips], np.int64)
+        self.uids = tuple("+".join(shards.uids[place] for place in clip) for clip in self.clips)
+
+    def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
+        """image: uint8 RGB [b, frames, size, size, 3], all frames of a video cut alike; text: int64 [b, context].
+
+        With seeds each of `frames` equal parts of a video gives a frame that is drawn; without, its middle one.
+        """
+        draws = [None] * len(places) if seeds is None else list(data.uniform(seeds, 3 + self.frames))
+        images, captions = [], []
+        for wanted, draw in zip(places, draws, strict=True):
+            place, pictures = videos.decoded(
+                self.shards, self.clips, int(wanted), self.frames, None if draw is None else draw[3:],
+                round(1.5 * self.size), self.broken,
+            )  # fmt: skip
+            cut = None if draw is None or self.crop == 1 else draw[:3]
+            images.append(np.stack([data.square(picture, self.size, cut, self.crop) for picture in pictures]))
+            captions.append(data.caption(self.shards, place))
+        return {"image": torch.from_numpy(np.stack(images)), "text": self.tokenizer(captions)}
+
+
 class _Paired(nn.Module):
     """From a batch to open_clip's loss, in one forward pass, so that a wrapper sees all of it."""
 
     clip: Any
 
-    def __init__(self, clip: nn.Module) -> None:
-        from open_clip.loss import ClipLoss
-
+    def __init__(self, clip: nn.Module, loss: str = "clip") -> None:
         super().__init__()
         self.clip = clip
-        # All ranks' features are gathered with their gradients: without, the towers' gradients are halved.
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        rank = torch.distributed.get_rank() if world > 1 else 0
-        self.criterion = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+        self.criterion = openclip.criterion(loss)
 
     def encode(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 RGB [b, size, size, 3] and int64 [b, context] as unit vectors [b, d]."""
+        """Pictures (see `encode_image`) and int64 [b, context] as unit vectors [b, d]."""
         return self.encode_image(image), self.clip.encode_text(text, normalize=True)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        visual = self.clip.visual
-        mean, std = (torch.tensor(v, device=image.device) for v in (visual.image_mean, visual.image_std))
-        pixels = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
-        return self.clip.encode_image(pixels, normalize=True)
+        """uint8 RGB [b, size, size, 3] as unit vectors [b, d], or the frames of videos, uint8 [b, n, size, size, 3].
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        The frames' unit vectors are averaged, then normalised: CLIP4Clip's parameter-free pooling (Luo 2021,
+        arXiv:2104.08860).
+        """
+        vectors = self.clip.encode_image(openclip.pixels(self.clip, image.flatten(0, -4)), normalize=True)
+        return vectors if image.ndim == 4 else F.normalize(vectors.unflatten(0, image.shape[:2]).mean(1), dim=-1)
+
+    def forward(self, batch: dict[str, Tensor], of: str = "losses") -> dict[str, Tensor]:
+        """The loss, or with `of="features"` what `loss` makes it from: image, text [b, d], scale, bias if there is."""
         image, text = self.encode(batch["image"], batch["text"])
         # At most 100, as in the paper; the clamp stands here and not after the step, so that the loss knows of it.
-        return {"contrastive": self.criterion(image, text, self.clip.logit_scale.clamp(max=np.log(100)).exp())}
+        features = {"image": image, "text": text, "scale": self.clip.logit_scale.clamp(max=np.log(100)).exp()}
+        if self.clip.logit_bias is not None:
+            features["bias"] = self.clip.logit_bias
+        return features if of == "features" else {"contrastive": self.loss(features)}
+
+    def loss(self, features: dict[str, Tensor]) -> Tensor:
+        return self.criterion(features["image"], features["text"], features["scale"], features.get("bias"))
 
 
 def load(folder: Path, batch: int) -> Encoder:
@@ -134,13 +167,19 @@ def load(folder: Path, batch: int) -> Encoder:
 
     torch.set_num_threads(1)  # parts are spread over the cores
     try:
+        about = json.loads((folder / "open_clip_config.json").read_text("utf-8"))
+        refuse_code(about["model_cfg"], str(folder))
         clip = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: holds no trained model: {first_line(error)}") from error
+    return _encoder(_Paired(clip), tokenizer, batch)
+
+
+def _encoder(paired: "_Paired", tokenizer: Any, batch: int) -> Encoder:
     device, _ = torch_device()
-    model = _Paired(clip).eval().to(device)
-    size = _side(clip)
+    model = paired.eval().to(device)
+    size = openclip.side(model.clip)
 
     @torch.inference_mode()
     def images(squares: list[np.ndarray]) -> np.ndarray:
@@ -153,59 +192,4 @@ def load(folder: Path, batch: int) -> Encoder:
     return Encoder(
         lambda pixels: in_batches(images, pixels, batch, lambda picture: data.square(picture, size)),
         lambda captions: in_batches(texts, captions, batch),
-    )
-
-
-def _side(clip: Any) -> int:
-    """Of the square pictures that a model reads, pixels."""
-    size = clip.visual.image_size
-    return size if isinstance(size, int) else size[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip tells the root logger, as a warning, that a model to be trained has no weights yet."""
-
-    def foreign(record: logging.LogRecord) -> bool:
-        return "open_clip" not in record.pathname
-
-    root = logging.getLogger()
-    root.addFilter(foreign)
-    try:
-        yield
-    finally:
-        root.removeFilter(foreign)
-
-
-def _open_clip(model: str | dict[str, Any], pretrained: str | None) -> tuple[nn.Module, Any, dict[str, Any]]:
-    """The model, its tokenizer, and its configuration in the form of `open_clip_config.json`."""
-    if model == "tiny":
-        model = str(importlib.resources.files("vlmdata.train") / "tiny.json")
-    if isinstance(model, str) and model.endswith(".json"):
-        try:
-            model = json.loads(Path(model).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{model}: not a model's JSON configuration: {error}") from error
-    try:
-        with _quiet():
-            return _create(model, pretrained)
-    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"jobs.train.model: open_clip makes no model of it: {error}") from error
-
-
-def _create(model: str | dict[str, Any], pretrained: str | None) -> tuple[nn.Module, Any, dict[str, Any]]:
-    import open_clip
-
-    if isinstance(model, dict):
-        config = model if "model_cfg" in model else {"model_cfg": model, "preprocess_cfg": {}}
-        with tempfile.TemporaryDirectory() as folder:  # open_clip takes a configuration from a file alone
-            (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
-            clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-            return clip, open_clip.get_tokenizer(f"local-dir:{folder}"), config
-    clip = open_clip.create_model(model, pretrained=pretrained)
-    preprocess = open_clip.get_model_preprocess_cfg(clip)
-    return (
-        clip,
-        open_clip.get_tokenizer(model),
-        {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": preprocess},
     )

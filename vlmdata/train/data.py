@@ -1,8 +1,11 @@
 """WebDataset shards as a map: a sample is read by its position, so that a step's number alone determines its batch."""
 
+import hashlib
 import json
 import logging
+import math
 import os
+import struct
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +20,8 @@ import fsspec
 import numpy as np
 import simplejpeg
 
-from vlmdata.errors import DataError, InputError
+from vlmdata.download.header import ImageError, sniff, webp_size
+from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.train import parquet
 
 log = logging.getLogger(__name__)
@@ -50,15 +54,16 @@ def index(shards: Sequence[str], spool: Path) -> Index:
 
     A sample is the members that share a name up to the first dot of its last part, and follow each other; it needs
     an image (jpg, jpeg, png, webp) and a txt. Others are left out, with a warning that counts and names them.
-    A Parquet shard, of which no single row can be read, is first written as a tar into the folder `spool`.
+    A Parquet shard, of which no single row can be read, is first written as a tar into the folder `spool`; so are the
+    pictures and turns of LLaVA's JSON.
     Raises DataError, naming the shard, for one that is cut off or is none.
     """
-    tars = [parquet.spooled(path, spool) if path.endswith(".parquet") else path for path in shards]
+    tars = [tar_of(path, spool) for path in shards]
     uids: list[str] = []
     places: list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int]]] = []
     partial: list[str] = []
     for number, path in enumerate(tars):
-        for uid, members in _samples(path):
+        for uid, members in samples(path):
             image = next((members[e] for e in IMAGES if e in members), None)
             if image is None or "txt" not in members:
                 partial.append(f"{path}: {uid}")
@@ -72,8 +77,16 @@ def index(shards: Sequence[str], spool: Path) -> Index:
     return Index(tuple(tars), tuple(uids), np.array(columns[0], np.int32), pair[0], pair[1], pair[2])
 
 
-def _samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """(name, {extension: (offset, size)}) of a tar's samples, in order."""
+def tar_of(path: str, spool: Path) -> str:
+    if path.endswith(".json"):
+        from vlmdata.train.conversations import spooled
+
+        return spooled(path, None, spool)
+    return parquet.spooled(path, spool) if path.endswith(".parquet") else path
+
+
+def samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """(name, {extension: (offset, size)}) of a tar's samples, in order. Raises DataError, naming the shard."""
     try:
         with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             name, members = "", dict[str, tuple[int, int]]()
@@ -106,6 +119,26 @@ def joined(indexes: Sequence[Index]) -> Index:
         np.concatenate([each.image for each in indexes]),
         np.concatenate([each.text for each in indexes]),
         np.concatenate([each.meta for each in indexes]),
+    )
+
+
+def identity(shards: Index) -> str:
+    """Hex sha256 of where the samples are and in which state their files: what is computed of them is kept under it."""
+    digest = hashlib.sha256("\0".join(shards.uids).encode())
+    for path in shards.tars:
+        fs, inside = _filesystem(path)
+        digest.update(f"{path}\0{fs.size(inside)}\0{fs.ukey(inside)}\0".encode())
+    for places in (shards.tar, shards.image, shards.text, shards.meta):
+        digest.update(np.ascontiguousarray(places).data)
+    return digest.hexdigest()
+
+
+def taken(shards: Index, places: np.ndarray) -> Index:
+    """The samples at `places` alone."""
+    return Index(
+        shards.tars,
+        tuple(shards.uids[place] for place in places),
+        *(getattr(shards, name)[places] for name in ("tar", "image", "text", "meta")),
     )
 
 
@@ -165,6 +198,15 @@ def mixed_positions(
             order = _permutation(n, seed + place * 1_000_003, int(epoch))
             chosen.append(sources[place][order[rest[epochs == epoch]]])
     return np.concatenate(chosen)
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A random cycle through n places, int64 [n]: none stays where it is (Sattolo 1986), but for one alone."""
+    order, draw = np.arange(n), np.random.default_rng(seed)
+    for last in range(n - 1, 0, -1):
+        chosen = int(draw.integers(last))
+        order[[last, chosen]] = order[[chosen, last]]
+    return order
 
 
 def seeds(seed: int, number: int, slots: range) -> np.ndarray:
@@ -241,18 +283,24 @@ def caption(shards: Index, position: int) -> str:
 
 
 def meta(shards: Index, position: int) -> dict[str, Any]:
-    """The .json of a sample; empty where there is none. Raises DataError, naming the sample, where it is no object."""
+    """The .json of a sample; empty where there is none, and, with a warning that names it, where it is no object."""
     offset, size = shards.meta[position]
     if offset < 0:
         return {}
     path = shards.tars[shards.tar[position]]
     try:
         values = json.loads(read(path, int(offset), int(size)))
-    except ValueError as error:
-        raise DataError(f"{path}: {shards.uids[position]}.json is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        values = first_line(error)
     if not isinstance(values, dict):
-        raise DataError(f"{path}: {shards.uids[position]}.json is not an object")
+        _warn_once(f"{path}: {shards.uids[position]}.json is no JSON object and is skipped")
+        return {}
     return values
+
+
+@lru_cache(maxsize=100_000)
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
@@ -261,7 +309,11 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
     A JPEG may come at reduced scale, its shorter side no less than `shorter` pixels (0: at full scale).
     """
     offset, size = shards.image[position]
-    data = read(shards.tars[shards.tar[position]], int(offset), int(size))
+    return decoded(read(shards.tars[shards.tar[position]], int(offset), int(size)), shorter)
+
+
+def decoded(data: bytes, shorter: int = 0) -> np.ndarray | None:
+    """A picture's bytes as `image` gives them."""
     try:
         if data[:2] == b"\xff\xd8":
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
@@ -270,10 +322,21 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
             scale = shorter / min(height, width) if shorter else 1.0
             least = {"min_height": round(height * scale), "min_width": round(width * scale)} if scale < 1 else {}
             return simplejpeg.decode_jpeg(data, "RGB", **least)
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (ValueError, cv2.error):
+        if _stated_pixels(data) > MAX_PIXELS:
+            return None
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (ValueError, cv2.error, ImageError):
         return None
-    return None if decoded is None or decoded.size > 3 * MAX_PIXELS else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return None if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _stated_pixels(data: bytes) -> float:
+    """What the header says, before any memory is taken: a small file may be a huge picture. inf for other kinds."""
+    kind = sniff(data)
+    if kind == "image/png" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return width * height
+    return math.prod(webp_size(data)) if kind == "image/webp" else math.inf
 
 
 def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> tuple[int, np.ndarray]:
@@ -287,12 +350,17 @@ def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> t
         picture = image(shards, place, shorter)
         if picture is not None:
             return place, picture
-        uid = shards.uids[place]
-        if uid not in broken:
-            broken.add(uid)
-            tar = shards.tars[shards.tar[place]]
-            log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
+        tell_broken(shards, place, broken)
     raise DataError(f"{shards.tars[shards.tar[position]]}: no image from {shards.uids[position]} on can be decoded")
+
+
+def tell_broken(shards: Index, position: int, broken: set[str]) -> None:
+    """Note a sample whose picture cannot be decoded in `broken`, with a warning where it is a new one."""
+    uid = shards.uids[position]
+    if uid not in broken:
+        broken.add(uid)
+        tar = shards.tars[shards.tar[position]]
+        log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
 
 
 def square(picture: np.ndarray, size: int, draw: np.ndarray | None = None, least: float = 1.0) -> np.ndarray:

@@ -17,7 +17,8 @@ from vlmdata.errors import InputError
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.models import file_sha256
-from vlmdata.train import data
+from vlmdata.signals.openclip import Encoder
+from vlmdata.train import data, openclip
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -67,6 +68,11 @@ class Locked:
             f"conse/{name}": value for name, value in baseline.items() if "R@" in name and not name.endswith("chance")
         }
 
+    def encoder(self, batch: int) -> Encoder:
+        """Of pictures and captions, with the towers, in batches of `lite`'s own."""
+        scorer = lite.Lite(self.heads.cpu())
+        return Encoder(scorer.encode_images, scorer.encode_texts)
+
     @torch.inference_mode()
     def vectors(self, samples: "Features", batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors of a split's distinct captions and of the first image of each, float32 [n, 384] each: images,
@@ -85,11 +91,9 @@ class _Paired(nn.Module):
     """From a batch to open_clip's loss."""
 
     def __init__(self, heads: lite.Heads) -> None:
-        from open_clip.loss import ClipLoss
-
         super().__init__()
         self.heads = heads
-        self.criterion = ClipLoss()
+        self.criterion = openclip.criterion("clip")
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images, texts = self.heads.encode_images(batch["image"]), self.heads.encode_texts(batch["text"])
@@ -149,7 +153,7 @@ def _cached(shards: data.Index, captions: list[str], contexts: list[str], folder
     """The towers' features of all samples, from the file that an earlier attempt wrote, if it did."""
     from safetensors.numpy import load_file, save_file
 
-    what = [*shards.uids, *captions, *contexts, *map(str, towers.weights().values()), towers.PREPROCESSING]
+    what = [data.identity(shards), *captions, *contexts, *map(str, towers.weights().values()), towers.PREPROCESSING]
     path = folder / f"{hashlib.sha256(chr(0).join(what).encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         return load_file(path)

@@ -41,13 +41,18 @@ class Log:
 
         path = folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        replace(path, "".join(s for s in lines if s.endswith("\n") and json.loads(s)["step"] <= done))
+        kept = [s for s in lines if done and s.endswith("\n") and json.loads(s)["step"] <= done]
+        replace(path, "".join(kept))
+        first = json.loads(kept[0]) if kept else {"step": 1}
+        self.before: dict[str, float] = {} if first.pop("step") else first  # measured before the first step
         self.lines = path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder), purge_step=done + 1)
         self.every = 0.0
 
     def write(self, step: int, metrics: dict[str, float], steps: int) -> None:
         """Metrics of a step, of an evaluation, or of the end; a line on the terminal every few seconds."""
+        if not step:
+            self.before = metrics
         self.lines.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)

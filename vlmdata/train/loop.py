@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.recipe import TrainJob
-from vlmdata.train import checkpoint, data, source
+from vlmdata.recipe import ContrastiveJob, TrainJob
+from vlmdata.train import cached, checkpoint, data, source
 from vlmdata.train.log import Log, Speed
 from vlmdata.train.weights import Trained
 
@@ -116,9 +116,11 @@ def train(
 
     torch.manual_seed(job.seed)
     objective = build(job)
+    objective.model.to(trained.device)  # what is computed once of locked towers is computed there too
     with trained.main_first():  # what an objective caches in `out` is made once
         kept = Path(cache) if cache else folder
-        samples, places = _mixed(job, objective, shards[job.train_split], kept, only)
+        own = source.of_job(job, shards[job.train_split], kept)
+        samples, places = _mixed(job, objective, own, kept, only)
         test = objective.samples(data.index(shards.get(job.test_split, []), kept), kept)
     weights = [1.0, *(other.weight for other in job.mix)]
     data.mixed_positions(places, weights, job.batch * trained.world, job.seed, 0)  # raises for too few samples
@@ -151,10 +153,13 @@ def train(
         if main:
             checkpoint.save(folder, step, content, about | {"loss": metrics["loss"]}, job.keep, best.step)
 
+    before = measure() if job.measure_before and not done else {}
+    if journal and before:
+        journal.write(0, before, job.steps)
     skipped = 0
     for step in range(done, job.steps):
         metrics = _step(job, step, trained, batches, samples, speed)
-        skipped = 0 if math.isfinite(metrics["loss"]) else skipped + 1
+        skipped = 0 if "grad_norm" in metrics else skipped + 1
         if skipped == SKIPPED_IN_A_ROW:
             raise DataError(
                 f"the losses of {skipped} steps in a row, up to {step + 1}, are not finite: make `lr` smaller"
@@ -179,6 +184,8 @@ def train(
         "train/broken": len(samples.broken),
         **measure(),
     }
+    if journal:
+        final |= {f"{name}/before": value for name, value in journal.before.items()}
     with trained.measured() as measured:
         if journal and measured:
             journal.write(job.steps, final, job.steps)
@@ -194,7 +201,7 @@ def _mixed(
     job: TrainJob, objective: Objective, own: list[str], out: Path, only: Mapping[str, int] | None
 ) -> tuple[Samples, list[np.ndarray]]:
     """The samples of a job's own shards and of those mixed in, and the places of each of these."""
-    groups = [own, *(source.shards(other.data, job.train_split)[job.train_split] for other in job.mix)]
+    groups = [own, *(_of_split(other.data, job) for other in job.mix)]
     indexes = [data.index(group, out) for group in groups]
     if only is not None:
         indexes[0] = data.chosen(indexes[0], only)
@@ -204,6 +211,13 @@ def _mixed(
         (samples.first >= end - len(index)) & (samples.first < end) for end, index in zip(ends, indexes, strict=True)
     ]
     return samples, [np.flatnonzero(chosen) for chosen in within]
+
+
+def _of_split(url: str, job: TrainJob) -> list[str]:
+    found = source.shards(url, job.train_split, job.test_split)
+    if job.train_split not in found:
+        raise InputError(f"mix: {url} has no shards of the split {job.train_split!r}; it has {', '.join(found)}")
+    return found[job.train_split]
 
 
 def _step(
@@ -225,24 +239,23 @@ def _step(
     terms = [objective.terms(batch) for _, batch in taken]
     total = trained.summed({name: sum(each.get(name, 0.0) for each in terms) for name in sorted(objective.weights)})
     trained.begin(rate)
-    own, bad = dict.fromkeys(total, 0.0), list[str]()
-    for micro, ((places, batch), of) in enumerate(zip(taken, terms, strict=True)):
-        torch.manual_seed(_seed(job.seed, step, micro, trained.rank))
-        with trained.pass_of(last=micro + 1 == job.accumulate):
-            losses = trained.forward({name: tensor.to(trained.device) for name, tensor in batch.items()})
-            share = {name: of[name] / total[name] for name in losses if of[name]}
-            loss = torch.stack([objective.weights[name] * part * losses[name] for name, part in share.items()]).sum()
-            trained.backward(loss)
-        if not torch.isfinite(loss):
-            bad += [samples.uids[place] for place in places]
-        for name, part in share.items():
-            own[name] += part * losses[name].item()
+    seeds = [_seed(job.seed, step, micro, trained.rank) for micro in range(job.accumulate)]
+    if isinstance(job, ContrastiveJob) and job.cached:
+        own = {"contrastive": cached.gradients(trained, [batch for _, batch in taken], seeds)}
+        bad = [] if math.isfinite(own["contrastive"]) else [place for places, _ in taken for place in places]
+    else:
+        own, bad = _gradients(trained, taken, terms, total, seeds)
     found = trained.summed(own)
     metrics = {"loss": sum(objective.weights[name] * value for name, value in found.items())}
-    if math.isfinite(metrics["loss"]):
-        metrics["grad_norm"] = trained.update()
+    norm = trained.update() if math.isfinite(metrics["loss"]) else math.nan
+    if math.isfinite(norm) or (job.precision == "fp16" and math.isfinite(metrics["loss"])):
+        metrics["grad_norm"] = norm
     else:
-        what = f"the loss of step {step + 1} is {metrics['loss']}. The batch: {', '.join(bad) or 'of another process'}"
+        of = "loss" if not math.isfinite(metrics["loss"]) else "gradient's norm"
+        bad = bad or ([place for places, _ in taken for place in places] if of != "loss" else [])
+        batch_of = ", ".join(samples.uids[place] for place in bad) or "of another process"
+        value = metrics["loss"] if of == "loss" else norm
+        what = f"the {of} of step {step + 1} is {value}. The batch: {batch_of}"
         if job.not_finite == "stop":
             raise DataError(f"{what}. Try a smaller `lr`, or `not_finite: skip`")
         log.warning("%s. The step is skipped", what)
@@ -252,6 +265,29 @@ def _step(
     rate_of_samples = job.batch * job.accumulate * trained.world / seconds
     metrics |= {"lr": rate, "samples_per_second": rate_of_samples, "data_wait": waited / seconds}
     return metrics | speed.utilisation(rate_of_samples, taken[0][1])
+
+
+def _gradients(
+    trained: Trained,
+    taken: list[tuple[np.ndarray, dict[str, Tensor]]],
+    terms: list[dict[str, float]],
+    total: dict[str, float],
+    seeds: list[int],
+) -> tuple[dict[str, float], list[int]]:
+    """Add the gradients of each micro-batch's losses; this process's part of each loss, and where one is not finite."""
+    weights, own, bad = trained.objective.weights, dict.fromkeys(total, 0.0), list[int]()
+    for micro, ((places, batch), of) in enumerate(zip(taken, terms, strict=True)):
+        torch.manual_seed(seeds[micro])
+        with trained.pass_of(last=micro + 1 == len(taken)):
+            losses = trained.forward({name: tensor.to(trained.device) for name, tensor in batch.items()})
+            share = {name: of[name] / total[name] for name in losses if of[name]}
+            loss = torch.stack([weights[name] * part * losses[name] for name, part in share.items()]).sum()
+            trained.backward(loss)
+        if not torch.isfinite(loss):
+            bad += list(places)
+        for name, part in share.items():
+            own[name] += part * losses[name].item()
+    return own, bad
 
 
 def _seed(*numbers: int) -> int:

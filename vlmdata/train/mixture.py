@@ -174,4 +174,4 @@ class Mixed:
         ids, labels = self.masked(rng, whole)
         made = {"image": picture, "codes": codes.astype(np.int64), "hidden": self.hidden(rng)}
         made |= {"text": whole, "masked": ids, "text_labels": labels}
-        return {f"pair_{name}": value for name, value in made.items()} | {"match": np.int64(kind == "pairs")}
+        return {f"pair_{name}": value for name, value in made.items()} | {"match": np.array(kind == "pairs", np.int64)}

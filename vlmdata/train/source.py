@@ -1,27 +1,36 @@
 """Which shards a training reads: those of a dataset's snapshot, or files."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
+from vlmdata.recipe import ProjectorJob, TrainJob
 
-ENDINGS = (".tar", ".parquet")
+SHARDS = (".tar", ".parquet")
+ENDINGS = (*SHARDS, ".json")  # LLaVA's conversations, where the file itself is named
 
 
 def shards(data: str, train_split: str = "train", test_split: str = "test") -> dict[str, list[str]]:
     """Split -> shards, as paths that fsspec opens.
 
-    data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a
-    URL. A file's split is its name up to the last hyphen (`test-0000000.tar`), where that is one of the two; all
-    others are of the training split.
+    data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a URL,
+    a folder with shards; LLaVA's JSON counts as one (see `conversations`). A file's split is its name up to the last
+    hyphen (`test-0000000.tar`), where that is one of the two; all others are of the training split.
     Raises InputError where there are none.
     """
     if (known := snapshot(data)) is not None:
         return of_snapshot(*known)
     dataset = Dataset(data)
-    paths = sorted(dataset.fs.glob(dataset.root)) if any(sign in data for sign in "*?[") else [dataset.root]
-    files = [_url(dataset, path) for path in paths if path.endswith(ENDINGS) and dataset.fs.exists(path)]
+    if any(sign in data for sign in "*?[") and not dataset.exists(""):
+        paths = sorted(dataset.fs.glob(dataset.root))
+    else:
+        paths = sorted(dataset.fs.ls(dataset.root, False)) if dataset.fs.isdir(dataset.root) else [dataset.root]
+    endings = ENDINGS if paths == [dataset.root] else SHARDS  # what else lies in a folder is not meant
+    tars = {path.removesuffix(".tar") for path in paths if path.endswith(".tar")}
+    paths = [path for path in paths if path.removesuffix(".parquet") not in tars]  # beside a tar: of its samples
+    files = [_url(dataset, path) for path in paths if path.endswith(endings) and dataset.fs.exists(path)]
     if not files:
         raise InputError(f"{data}: neither a dataset with a snapshot nor .tar or .parquet shards")
     found: dict[str, list[str]] = {}
@@ -30,6 +39,15 @@ def shards(data: str, train_split: str = "train", test_split: str = "test") -> d
         split = name.rsplit("-", 1)[0]
         found.setdefault(split if split in (train_split, test_split) else train_split, []).append(path)
     return found
+
+
+def of_job(job: TrainJob, shards: list[str], folder: Path) -> list[str]:
+    """The shards of a job's training split, and what else it trains on, made into one in `folder`."""
+    if not isinstance(job, ProjectorJob) or job.conversations is None:
+        return shards
+    from vlmdata.train.conversations import spooled
+
+    return [*shards, spooled(job.conversations, job.images, folder)]
 
 
 def snapshot(data: str) -> tuple[Dataset, dict[str, Any]] | None:

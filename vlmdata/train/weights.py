@@ -94,13 +94,16 @@ class Trained:
         self.accelerator.backward(loss * self.world)
 
     def update(self) -> float:
-        """Clip the gradients and take the step; the gradients' norm before clipping."""
+        """Clip the gradients and take the step; the gradients' norm before clipping. No step where it is not finite."""
         if self.sharded:
             norm = self._clip_sharded()
         else:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.job.clip_norm)
+        if not torch.isfinite(norm) and self.accelerator.scaler is None:  # fp16's scaler deals with its own overflows
+            return float(norm)
         self.optimizer.step()
-        for name, parameter in self._trainable() if self.average else ():
+        stepped = not self.optimizer.step_was_skipped
+        for name, parameter in self._trainable() if self.average and stepped else ():
             self.average[name].lerp_(parameter.detach(), 1 - self.job.ema)
         return float(norm)
 

@@ -1,0 +1,154 @@
+"""open_clip's models as the trainer uses them: made from a name or a configuration, locked, read and written."""
+
+import importlib.resources
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmdata.errors import InputError
+from vlmdata.recipe import ContrastiveJob
+from vlmdata.signals.openclip import refuse_code
+
+# Where SigLIP's training starts from (Zhai 2023, arXiv:2303.15343, section 3.2).
+SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
+_FOLDER = "local-dir:"  # open_clip's word for a folder with a model
+_CONFIG = "open_clip_config.json"
+_REFUSALS = (RuntimeError, TypeError, KeyError, ValueError, AttributeError)
+
+
+def make(
+    model: str | dict[str, Any], pretrained: str | None, starts: dict[str, float], tiny: str = "tiny.json"
+) -> tuple[Any, Any, dict[str, Any]]:
+    """A model in fp32, its tokenizer, and its configuration in the form of `open_clip_config.json`.
+
+    model: `tiny` (the file `tiny` beside this one), an architecture of open_clip, `local-dir:` and a folder with a
+    model in open_clip's form, a configuration's JSON file, or its content. starts: of the logits' scale and bias, where
+    the configuration says nothing of them. Raises InputError where open_clip makes no model of it.
+    """
+    if model == "tiny":
+        model = str(importlib.resources.files("vlmdata.train") / tiny)
+    folder = model.removeprefix(_FOLDER) if isinstance(model, str) and model.startswith(_FOLDER) else None
+    if folder is not None:
+        model = str(Path(folder) / _CONFIG)
+    if isinstance(model, str) and model.endswith(".json"):
+        try:
+            model = json.loads(Path(model).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{model}: not a model's JSON configuration: {error}") from error
+    if pretrained and not isinstance(model, str):
+        raise InputError("jobs.train.pretrained: goes with an architecture's name; a configuration has no such weights")
+    try:
+        with _quiet():
+            return _create(model, pretrained, folder, starts)
+    except _REFUSALS as error:
+        raise InputError(f"jobs.train.model: open_clip makes no model of it: {error}") from error
+
+
+def _create(
+    model: str | dict[str, Any], pretrained: str | None, folder: str | None, starts: dict[str, float]
+) -> tuple[Any, Any, dict[str, Any]]:
+    import open_clip
+
+    if isinstance(model, dict):
+        config = model if "model_cfg" in model else {"model_cfg": model, "preprocess_cfg": {}}
+        config = config | {"model_cfg": starts | config["model_cfg"]}
+        refuse_code(config["model_cfg"], "jobs.train.model")
+        with tempfile.TemporaryDirectory() as made:  # open_clip takes a configuration from a file alone
+            (Path(made) / _CONFIG).write_text(json.dumps(config))
+            clip = _begun(open_clip.create_model(f"{_FOLDER}{made}", load_weights=False))
+            if folder is not None:
+                open_clip.load_checkpoint(clip, str(Path(folder) / "open_clip_model.safetensors"))
+            return clip, open_clip.get_tokenizer(f"{_FOLDER}{made}"), config
+    known = open_clip.get_model_config(model) or {}
+    starts = {name: value for name, value in starts.items() if name not in known}
+    clip = open_clip.create_model(model, pretrained=pretrained, **starts)
+    clip = clip if pretrained else _begun(clip)
+    preprocess = open_clip.get_model_preprocess_cfg(clip)
+    return clip, open_clip.get_tokenizer(model), {"model_cfg": known | starts, "preprocess_cfg": preprocess}
+
+
+def _begun(clip: Any) -> Any:
+    """open_clip leaves the projection of a CoCa's decoder as it finds the memory, NaN too: here it is drawn."""
+    if hasattr(clip, "text_decoder"):
+        projection = clip.text_decoder.text_projection
+        nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+    return clip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip tells the root logger, as a warning, that a model to be trained has no weights yet."""
+
+    def foreign(record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname
+
+    root = logging.getLogger()
+    root.addFilter(foreign)
+    try:
+        yield
+    finally:
+        root.removeFilter(foreign)
+
+
+def lock(clip: Any, job: ContrastiveJob) -> None:
+    """Lock towers (LiT, Zhai 2022, arXiv:2111.07991), all but their last `unlocked_groups` groups of layers.
+
+    A locked tower's batch norms keep their statistics. Raises InputError for a tower that cannot be locked so, and
+    where nothing is left to train.
+    """
+    try:
+        if "image" in job.lock:
+            clip.lock_image_tower(unlocked_groups=job.unlocked_groups, freeze_bn_stats=True)
+        if "text" in job.lock:
+            clip.lock_text_tower(unlocked_layers=job.unlocked_groups)
+    except (*_REFUSALS, AssertionError) as error:
+        raise InputError(f"jobs.train.lock: open_clip does not lock this tower so: {error}") from error
+    if not any(p.requires_grad and p.ndim for p in clip.parameters()):
+        raise InputError("jobs.train.lock: both towers are locked and nothing is left to train; raise unlocked_groups")
+
+
+def criterion(loss: str, pad_id: int = 0) -> nn.Module:
+    """open_clip's loss: `clip` or `siglip`, of image and text features [b, d], scale and bias; or `coca`.
+
+    All ranks' features count, and their gradients come back: without, the towers' gradients would be halved or worse.
+    pad_id: the token that no caption's loss counts.
+    """
+    from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
+
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    rank = torch.distributed.get_rank() if world > 1 else 0
+    ranks = {"rank": rank, "world_size": world}
+    if loss == "siglip":
+        return SigLipLoss(**ranks)
+    gathered = {"local_loss": True, "gather_with_grad": True, **ranks}
+    return CoCaLoss(1.0, 1.0, pad_id, **gathered) if loss == "coca" else ClipLoss(**gathered)
+
+
+def side(clip: Any) -> int:
+    """Of the square pictures that a model reads, pixels."""
+    size = clip.visual.image_size
+    return size if isinstance(size, int) else size[0]
+
+
+def pixels(clip: Any, image: Tensor) -> Tensor:
+    """uint8 RGB [b, size, size, 3] as a model reads it: float32 [b, 3, size, size]."""
+    mean, std = (torch.tensor(v, device=image.device) for v in (clip.visual.image_mean, clip.visual.image_std))
+    return ((image / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def save(clip: Any, config: dict[str, Any], folder: Path) -> None:
+    """Write a model as open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in clip.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    (folder / _CONFIG).write_text(json.dumps(config, indent=1) + "\n")
