@@ -170,8 +170,7 @@ def kept(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) ->
         verdicts = dataset.read_part(part, ["uid", "kept", "copies"])
         rows.append(verdicts.filter(verdicts["kept"]).drop_columns(["kept"]))
     _clean(dataset)
-    for file in found.files.values():
-        dataset.remove(file["path"])
+    dataset.remove(snapshot_folder(number))  # where a run would leave what it found of groups and entries
     return pa.concat_tables(rows), found.funnel
 
 

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import vlmdata
 
 from vlmdata import lite, recipe_file
 from vlmdata.compare import measures, selections, trial
@@ -31,6 +33,21 @@ MODEL = {
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 KINDS = [(colour, place) for colour in COLOURS for place in PLACES]
+
+
+# Several commands in one process, which imports everything once; what each said, and the trainings that are kept then.
+COMMANDS = """
+import contextlib, io, json, pathlib, sys
+from vlmdata import cli
+told = []
+for command in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.guarded(lambda: cli.app(command, standalone_mode=False))
+    trials = {path.name: path.stat().st_mtime_ns for path in pathlib.Path("runs/pool/compare/trials").glob("*")}
+    told.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "trials": trials})
+print(json.dumps(told))
+"""
 
 
 def picture(kind: int, seed: int) -> bytes:
@@ -91,43 +108,55 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(made: Path) -> dict[str, Any]:
-    run = vlmdata(made, "compare", "recipe.yaml", "--select", "raw", "clean.yaml", "--seeds", "1")
-    assert run.returncode == 0, run.stderr
-    return {"result": json.loads(run.stdout), "said": run.stderr}
+def runs(made: Path) -> list[dict[str, Any]]:
+    """A compare with one seed, then one with two."""
+    commands = [
+        ["compare", "recipe.yaml", "--select", "raw", "clean.yaml", "--seeds", "1"],
+        ["compare", "recipe.yaml", "--select", "raw", "--select", "clean.yaml", "--seeds", "2"],
+    ]
+    told = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        cwd=made,
+        env={**os.environ, "PREFECT_HOME": str(made / ".prefect")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found = json.loads(told.stdout)
+    for one in found:
+        assert one["code"] == 0, one["err"]
+    return [{**one, "result": json.loads(one["out"])} for one in found]
 
 
-def test_what_drops_the_shuffled_pairs_beats_raw(made: Path, first: dict[str, Any]) -> None:
-    result = first["result"]
+def test_what_drops_the_shuffled_pairs_beats_raw(made: Path, runs: list[dict[str, Any]]) -> None:
+    result = runs[0]["result"]
     clean, raw = (result["metrics"][name]["mean"] for name in ("clean", "raw"))
     assert clean["value"] > 0.7 > 0.6 > raw["value"]
     assert result["candidate"] == "clean"
     assert result["better_than"] == ["raw"]
-    assert "clean - raw: +" in first["said"]
+    assert "clean - raw: +" in runs[0]["err"]
     assert result["samples_seen"] == 50 * 32
     assert result["queries"] == 16
 
 
-def test_every_selection_is_of_the_pool_without_the_tests_images(made: Path, first: dict[str, Any]) -> None:
-    kept = {name: first["result"]["selections"][name]["pairs"] for name in ("raw", "clean")}
+def test_every_selection_is_of_the_pool_without_the_tests_images(made: Path, runs: list[dict[str, Any]]) -> None:
+    kept = {name: runs[0]["result"]["selections"][name]["pairs"] for name in ("raw", "clean")}
     assert kept == {"raw": 144, "clean": 48}  # the test's own 16 pictures stand in `right`, and go
     manifest = json.loads((made / "runs/pool/snapshots/000001/manifest.json").read_text())
     assert manifest["splits"] == {"train": 144}
 
 
-def test_more_seeds_train_only_what_is_missing_and_publish_nothing_again(made: Path, first: dict[str, Any]) -> None:
-    trials = made / "runs/pool/compare/trials"
-    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in trials.iterdir()}
-    run = vlmdata(made, "compare", "recipe.yaml", "--select", "raw", "--select", "clean.yaml", "--seeds", "2")
-    assert run.returncode == 0, run.stderr
-    after = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in trials.iterdir()}
+def test_more_seeds_train_only_what_is_missing_and_publish_nothing_again(
+    made: Path, runs: list[dict[str, Any]]
+) -> None:
+    before, after = (one["trials"] for one in runs)
     assert len(before) == 2
     assert len(after) == 4
     assert before.items() <= after.items()
     assert [path.name for path in sorted((made / "runs/pool/snapshots").iterdir())] == ["000001"]
     assert not list((made / "runs/pool/compare/running").glob("*"))
-    mean = json.loads(run.stdout)["metrics"]["clean"]["mean"]
-    assert mean["by_seed"][0] == first["result"]["metrics"]["clean"]["mean"]["by_seed"][0]
+    mean = runs[1]["result"]["metrics"]["clean"]["mean"]
+    assert mean["by_seed"][0] == runs[0]["result"]["metrics"]["clean"]["mean"]["by_seed"][0]
     report = (made / "runs/pool/snapshots/000001/report.html").read_text()
     assert 'id="comparison"' in report
 

@@ -29,6 +29,11 @@ def content(result: dict[str, Any]) -> dict[str, Any]:
         **result,
         "chart": intervals(rows, f"Mean recall of {len(rows)} selections with 95 % intervals; {best}"),
         "ahead": intervals(ahead, f"Mean recall of {result['candidate']} less that of each other", zero=True),
+        "not_told": [
+            other
+            for other, found in result["differences"].items()
+            if found["mean"]["low"] <= 0 <= found["mean"]["high"]
+        ],
         "columns": [metric for metric in next(iter(named.values())) if metric != "mean"],
     }
 
@@ -76,6 +81,6 @@ def intervals(rows: list[tuple[str, dict[str, Any]]], label: str, zero: bool = F
             f'<text class="tick" x="{_RIGHT + 10}" y="{y + 4:.1f}">{says}</text>'
         )
     return Markup(  # noqa: S704 - numbers, and text that is escaped
-        f'<svg class="chart intervals" viewBox="0 0 860 {bottom + 24:.0f}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="chart intervals" viewBox="0 0 890 {bottom + 24:.0f}" role="img" aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg>"
     )
