@@ -26,7 +26,21 @@ RECIPE = {
     "parts": {"rows": 10},
     "jobs": [{"kind": "train", "steps": 4, "batch": 8, "save_every": 2}],
 }
+# The files that take longest: begun first, so that no worker has one alone at the end.
+LONG = (
+    "test_flow",
+    "test_compare",
+    "test_train_masked",
+    "test_adopt",
+    "test_retry",
+    "test_consent_run",
+    "test_signals_filter",
+)
 HOSTILE = "<script>alert(1)</script> a 'quoted' \"caption\" & more; drop table pairs"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def make_photos(folder: Path) -> None:
