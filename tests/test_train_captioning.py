@@ -83,14 +83,16 @@ def test_a_search_by_beams_finds_no_less_likely_a_text_than_one_by_single_tokens
 def test_the_losses_are_those_of_open_clip(tmp_path: Path) -> None:
     objective = build(job())
     batch = objective.samples(data.index([shard(tmp_path / "a.tar")], tmp_path), tmp_path).batch(np.arange(16), None)
-    objective.model.eval()
     with torch.no_grad():
-        found = objective.model(batch)
+        found = objective.model.train()(batch)
+        measured = objective.model.eval()(batch)
         contrastive, caption = CoCaLoss(2.0, 1.0)(
             **objective.clip(openclip.pixels(objective.clip, batch["image"]), batch["text"])
         )
     torch.testing.assert_close(found["contrastive"], contrastive)
     torch.testing.assert_close(2 * found["caption"], caption)
+    assert measured.keys() == {"caption"}, "one process measures alone and gathers nothing"
+    torch.testing.assert_close(measured["caption"], found["caption"])
     assert objective.weights == {"contrastive": 1.0, "caption": 2.0}
     assert objective.terms(batch)["caption"] == 16 * 3  # a, the word, the end
 

@@ -36,7 +36,7 @@ from vlmdata.recipe import ContrastiveJob, ProjectorJob
 from vlmdata.train import checkpoint, contrastive, conversations, data, source, vision_towers
 from vlmdata.train.conversations import IGNORED
 from vlmdata.train.loop import train
-from vlmdata.train.projector import _derangement, build
+from vlmdata.train.projector import build
 
 WORDS = ["cat", "house", "river", "lamp", "stone", "cloud", "bread", "ship"]
 WORDS += ["tree", "ring", "wolf", "desk", "coal", "leaf", "sand", "moon"]
@@ -408,10 +408,10 @@ def test_conversations_of_a_file_are_trained_on_and_never_leave_the_folder(
 
 def test_a_wrong_picture_is_never_the_right_one() -> None:
     for n in (2, 3, 10, 100):
-        order = _derangement(n, seed=n)
+        order = data.derangement(n, seed=n)
         assert sorted(order) == list(range(n))
         assert (order != np.arange(n)).all()
-    assert (_derangement(50, 0) != _derangement(50, 1)).any()
+    assert (data.derangement(50, 0) != data.derangement(50, 1)).any()
 
 
 def test_models_that_cannot_be_had_are_said(models: dict[str, str], tmp_path: Path) -> None:
