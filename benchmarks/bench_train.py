@@ -28,7 +28,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from vlmdata.recipe import ContrastiveJob
-from vlmdata.train import contrastive, data, loop
+from vlmdata.train import contrastive, data, loop, order
 
 SIDE = 224
 MODEL = {
@@ -136,7 +136,7 @@ def ours(tar: str) -> tuple[int, float]:
     """As the trainer reads: in the order of an epoch, a batch at once."""
     start = time.process_time()
     shards = data.index([tar], Path())
-    places = data.positions(len(shards), len(shards), 0, 0)
+    places = order.positions(len(shards), len(shards), 0, 0)
     for place in places:
         _, picture = data.decodable(shards, int(place), round(1.5 * SIDE), set())
         data.square(picture, SIDE)

@@ -21,7 +21,7 @@ from vlmdata import lite, recipe
 from vlmdata.errors import InputError
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals import openclip
-from vlmdata.train import checkpoint, data
+from vlmdata.train import checkpoint, data, order
 from vlmdata.train.contrastive import build, load
 from vlmdata.train.locked import Features
 from vlmdata.train.loop import train
@@ -204,11 +204,11 @@ def test_a_batch_of_heads_holds_a_caption_once_and_draws_one_of_its_images(tmp_p
                 out.addfile(info, io.BytesIO(member))
     samples = Features(data.index([str(path)], tmp_path), tmp_path / "features", context=0.5)
     assert samples.uids == ("0+1+2", "3+4+5")
-    batches = [samples.batch(np.array([0, 1]), data.seeds(0, number, range(2))) for number in range(40)]
+    batches = [samples.batch(np.array([0, 1]), order.seeds(0, number, range(2))) for number in range(40)]
     assert len({batch["image"][0].numpy().tobytes() for batch in batches}) == 3
     assert len({batch["text"][0].numpy().tobytes() for batch in batches}) == 2
     assert len({batch["text"][1].numpy().tobytes() for batch in batches}) == 1
-    again = samples.batch(np.array([0, 1]), data.seeds(0, 7, range(2)))
+    again = samples.batch(np.array([0, 1]), order.seeds(0, 7, range(2)))
     assert (again["image"] == batches[7]["image"]).all()
     plain = samples.batch(np.array([0]), None)
     assert (plain["image"][0].numpy() == samples.images[0]).all()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmdata.errors import DataError, InputError
-from vlmdata.train import data, source
+from vlmdata.train import data, order, source
 
 
 def jpeg(colour: tuple[int, int, int], height: int = 60, width: int = 80) -> bytes:
@@ -90,21 +90,21 @@ def test_a_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
 
 
 def test_every_epoch_holds_every_sample_once_in_another_order() -> None:
-    epochs = [np.concatenate([data.positions(20, 5, 3, epoch * 4 + i) for i in range(4)]) for epoch in range(3)]
+    epochs = [np.concatenate([order.positions(20, 5, 3, epoch * 4 + i) for i in range(4)]) for epoch in range(3)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert not (epochs[0] == epochs[1]).all()
-    assert (data.positions(20, 5, 3, 6) == epochs[1][10:15]).all()
-    assert not (data.positions(20, 5, 4, 6) == epochs[1][10:15]).all()
+    assert (order.positions(20, 5, 3, 6) == epochs[1][10:15]).all()
+    assert not (order.positions(20, 5, 4, 6) == epochs[1][10:15]).all()
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(InputError, match="smaller"):
-        data.positions(4, 5, 0, 0)
+        order.positions(4, 5, 0, 0)
 
 
 def test_sources_that_are_mixed_share_every_batch_by_weight_and_run_through_epochs_of_their_own() -> None:
     own, other = np.arange(10), np.arange(10, 14)
-    batches = [data.mixed_positions([own, other], [1.0, 0.5], 6, 7, number) for number in range(10)]
+    batches = [order.mixed_positions([own, other], [1.0, 0.5], 6, 7, number) for number in range(10)]
     assert all((batch < 10).sum() == 4 for batch in batches)
     drawn = np.concatenate(batches)
     for places, n in ((own, 10), (other, 4)):
@@ -112,13 +112,13 @@ def test_sources_that_are_mixed_share_every_batch_by_weight_and_run_through_epoc
         epochs = [mine[start : start + n] for start in range(0, len(mine) - n + 1, n)]
         assert all(sorted(epoch) == list(places) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert (data.mixed_positions([own, other], [1.0, 0.5], 6, 7, 3) == batches[3]).all(), "by number alone"
-    assert (data.mixed_positions([own], [1.0], 5, 7, 1) == data.positions(10, 5, 7, 1)).all()
+    assert (order.mixed_positions([own, other], [1.0, 0.5], 6, 7, 3) == batches[3]).all(), "by number alone"
+    assert (order.mixed_positions([own], [1.0], 5, 7, 1) == order.positions(10, 5, 7, 1)).all()
 
 
 def test_shares_that_are_no_whole_numbers_are_kept_over_the_batches() -> None:
     sources = [np.arange(50), np.arange(50, 90), np.arange(90, 100)]
-    drawn = np.concatenate([data.mixed_positions(sources, [3, 2, 0.9], 8, 0, number) for number in range(40)])
+    drawn = np.concatenate([order.mixed_positions(sources, [3, 2, 0.9], 8, 0, number) for number in range(40)])
     assert len(drawn) == 320
     for places, weight in zip(sources, [3, 2, 0.9], strict=True):
         assert np.isin(drawn, places).sum() == pytest.approx(320 * weight / 5.9, abs=1)
@@ -127,20 +127,20 @@ def test_shares_that_are_no_whole_numbers_are_kept_over_the_batches() -> None:
 @pytest.mark.parametrize("weights", [[1.0, 0.01], [0.01, 1.0]])
 def test_a_source_too_small_for_its_share_of_a_batch_is_refused(weights: list[float]) -> None:
     with pytest.raises(InputError, match="mix: of a batch of 8"):
-        data.mixed_positions([np.arange(100), np.arange(100, 104)], weights, 8, 0, 0)
+        order.mixed_positions([np.arange(100), np.arange(100, 104)], weights, 8, 0, 0)
 
 
 def test_a_sample_has_its_seed_whichever_process_draws_it() -> None:
-    whole = data.seeds(3, 11, range(8))
+    whole = order.seeds(3, 11, range(8))
     assert len(set(whole.tolist())) == 8
-    assert (np.concatenate([data.seeds(3, 11, range(4)), data.seeds(3, 11, range(4, 8))]) == whole).all()
-    assert not np.isin(data.seeds(3, 12, range(8)), whole).any()
-    numbers = data.uniform(np.concatenate([data.seeds(0, number, range(64)) for number in range(200)]), 2)
+    assert (np.concatenate([order.seeds(3, 11, range(4)), order.seeds(3, 11, range(4, 8))]) == whole).all()
+    assert not np.isin(order.seeds(3, 12, range(8)), whole).any()
+    numbers = order.uniform(np.concatenate([order.seeds(0, number, range(64)) for number in range(200)]), 2)
     assert numbers.min() >= 0
     assert numbers.max() < 1
     np.testing.assert_allclose(np.histogram(numbers, 10, (0, 1))[0], 2560, rtol=0.1)
     assert abs(np.corrcoef(numbers.T)[0, 1]) < 0.03
-    assert (data.uniform(whole, 3)[:, :2] == data.uniform(whole, 2)).all()
+    assert (order.uniform(whole, 3)[:, :2] == order.uniform(whole, 2)).all()
 
 
 def test_a_parquet_shard_is_read_as_its_samples_are(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_files_that_changed_have_another_identity(tmp_path: Path) -> None:
 
 def test_none_is_paired_with_itself() -> None:
     for n in (2, 3, 50):
-        other = data.derangement(n, 7)
+        other = order.derangement(n, 7)
         assert sorted(other) == list(range(n))
         assert (other != np.arange(n)).all()
-    assert list(data.derangement(1, 0)) == [0]
+    assert list(order.derangement(1, 0)) == [0]

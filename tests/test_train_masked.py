@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, FlavaForPreTraining, FlavaModel
 from vlmdata.errors import DataError, InputError
 from vlmdata.evaluate.masked import masked_accuracy
 from vlmdata.recipe import MaskedJob
-from vlmdata.train import checkpoint, data, mixture
+from vlmdata.train import checkpoint, data, mixture, order
 from vlmdata.train.loop import build, train
 from vlmdata.train.masking import IGNORED, masked_patches, masked_tokens
 
@@ -68,7 +68,7 @@ def test_losses_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
         folder, targets="kmeans", codes=16, mixture={"pairs": 5, "mismatched": 3, "images": 4, "texts": 4}, batch=16
     )
     objective, samples = samples_of(made, folder / "some.tar", tmp_path)
-    batch = samples.batch(np.arange(16), data.seeds(0, 0, range(16)))
+    batch = samples.batch(np.arange(16), order.seeds(0, 0, range(16)))
     model = objective.model.train()
     found = model(batch)
     net, ids = model.net, batch["pair_text"]
@@ -102,7 +102,7 @@ def test_losses_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
 
 def test_pixels_are_compared_patch_by_patch(folder: Path, tmp_path: Path) -> None:
     objective, samples = samples_of(job(folder), folder / "some.tar", tmp_path)
-    image = samples.batch(np.arange(8), data.seeds(0, 0, range(8)))["image"]
+    image = samples.batch(np.arange(8), order.seeds(0, 0, range(8)))["image"]
     targets = objective.model.targets(image)
     patch = objective.model.normalised(image)[0, :, 4:8, 8:12].reshape(-1)  # row 1, column 2 of 7 x 7
     torch.testing.assert_close(targets[0, 7 + 2], (patch - patch.mean()) / (patch.var() + 1e-6).sqrt())
@@ -114,8 +114,8 @@ def test_a_batch_holds_every_kind_in_the_stated_share(folder: Path, tmp_path: Pa
     objective, samples = samples_of(made, folder / "some.tar", tmp_path)
     captions = {samples.ids(caption).tobytes(): uid for uid, _, caption in photo_pairs.pairs()}
     for number in range(5):
-        places = data.positions(16, 16, 0, number)
-        batch = samples.batch(places, data.seeds(0, number, range(16)))
+        places = order.positions(16, 16, 0, number)
+        batch = samples.batch(places, order.seeds(0, number, range(16)))
         assert batch["match"].tolist() == 2 * [1, 1, 1, 0, 0, 0]
         assert len(batch["image"]) == len(batch["text"]) == 2
         uids = [captions[ids[ids != 0].numpy().tobytes()] for ids in batch["pair_text"]]
@@ -130,8 +130,8 @@ def test_a_batch_holds_every_kind_in_the_stated_share(folder: Path, tmp_path: Pa
 
 def test_masks_are_functions_of_the_seeds(folder: Path, tmp_path: Path) -> None:
     _, samples = samples_of(job(folder), folder / "some.tar", tmp_path)
-    places, seeds = np.arange(8), data.seeds(0, 3, range(8))
-    one, again, other = (samples.batch(places, s) for s in (seeds, seeds, data.seeds(0, 4, range(8))))
+    places, seeds = np.arange(8), order.seeds(0, 3, range(8))
+    one, again, other = (samples.batch(places, s) for s in (seeds, seeds, order.seeds(0, 4, range(8))))
     assert all((one[name] == again[name]).all() for name in one)
     assert any((one[name] != other[name]).any() for name in ("pair_hidden", "hidden"))
     halves = [samples.batch(places[part], seeds[part]) for part in (slice(0, 4), slice(4, 8))]
@@ -175,7 +175,7 @@ def test_the_majority_is_the_best_constant_answer() -> None:
 def test_what_no_loss_reaches_is_locked_and_all_else_gets_a_gradient(folder: Path, tmp_path: Path) -> None:
     for weights in ({}, NO_CONTRAST, {"mlm": 0, "mim": 0, "contrastive": 0}, {"itm": 0, "mmm_text": 0, "mmm_image": 0}):
         objective, samples = samples_of(job(folder, weights=weights), folder / "some.tar", tmp_path)
-        losses = objective.model(samples.batch(np.arange(8), data.seeds(0, 0, range(8))))
+        losses = objective.model(samples.batch(np.arange(8), order.seeds(0, 0, range(8))))
         assert losses.keys() == objective.weights.keys() == objective.terms(samples.batch(np.arange(8), None)).keys()
         sum(losses.values()).backward()
         for name, parameter in objective.model.named_parameters():
@@ -184,13 +184,13 @@ def test_what_no_loss_reaches_is_locked_and_all_else_gets_a_gradient(folder: Pat
 
 
 def test_small_batches_add_up_to_a_large_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = data.seeds
+    real = order.seeds
 
     def by_place(seed: int, number: int, slots: range) -> np.ndarray:
         start = number * len(slots)
         return real(seed, start // 8, range(start % 8, start % 8 + len(slots)))
 
-    monkeypatch.setattr(data, "seeds", by_place)  # a sample has the mask that it has in the large batch
+    monkeypatch.setattr(order, "seeds", by_place)  # a sample has the mask that it has in the large batch
     shards, finals = {"train": [str(folder / "some.tar")]}, []
     for name, options in {"large": {"batch": 8}, "small": {"batch": 4, "accumulate": 2}}.items():
         finals.append(train(job(folder, weights=NO_CONTRAST, **options), shards, str(tmp_path / name)))
@@ -304,7 +304,7 @@ def test_texts_and_images_alone_come_from_elsewhere(folder: Path, tmp_path: Path
     assert samples.texts == ["grass", "gravel"]
     assert samples.images is not None
     assert len(samples.images.shards) == 64
-    seen = [samples.batch(np.arange(8), data.seeds(0, number, range(8))) for number in range(20)]
+    seen = [samples.batch(np.arange(8), order.seeds(0, number, range(8))) for number in range(20)]
     alone = {row.numpy().tobytes() for batch in seen for row in batch["image"]}
     assert len(alone) > 16  # more than the pairs have
     assert all(batch["text"].shape == (2, 8) and (batch["text"] != 0).sum() == 2 * 3 for batch in seen)

@@ -33,9 +33,9 @@ from vlmdata.cli import app, guarded
 from vlmdata.console import clean
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import ContrastiveJob, ProjectorJob
-from vlmdata.train import checkpoint, contrastive, conversations, data, source, vision_towers
-from vlmdata.train.conversations import IGNORED
+from vlmdata.train import checkpoint, contrastive, conversations, data, order, source, vision_towers
 from vlmdata.train.loop import train
+from vlmdata.train.masking import IGNORED
 from vlmdata.train.projector import build
 
 WORDS = ["cat", "house", "river", "lamp", "stone", "cloud", "bread", "ship"]
@@ -408,10 +408,10 @@ def test_conversations_of_a_file_are_trained_on_and_never_leave_the_folder(
 
 def test_a_wrong_picture_is_never_the_right_one() -> None:
     for n in (2, 3, 10, 100):
-        order = data.derangement(n, seed=n)
-        assert sorted(order) == list(range(n))
-        assert (order != np.arange(n)).all()
-    assert (data.derangement(50, 0) != data.derangement(50, 1)).any()
+        other = order.derangement(n, seed=n)
+        assert sorted(other) == list(range(n))
+        assert (other != np.arange(n)).all()
+    assert (order.derangement(50, 0) != order.derangement(50, 1)).any()
 
 
 def test_models_that_cannot_be_had_are_said(models: dict[str, str], tmp_path: Path) -> None:

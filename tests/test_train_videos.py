@@ -12,7 +12,7 @@ import torch
 from test_train_contrastive import job
 
 from vlmdata.errors import DataError
-from vlmdata.train import data, videos
+from vlmdata.train import data, order, videos
 from vlmdata.train.contrastive import build
 from vlmdata.train.loop import train
 
@@ -67,11 +67,11 @@ def test_a_batch_draws_frames_by_seed_and_cuts_them_alike(tmp_path: Path) -> Non
     found = build(job(frames=4, crop=0.5)).samples(index, tmp_path)
     assert len(found.uids) == 1
     assert found.uids[0].count("+") == 7
-    one = found.batch(np.array([0]), data.seeds(0, 0, range(1)))["image"]
+    one = found.batch(np.array([0]), order.seeds(0, 0, range(1)))["image"]
     assert one.shape == (1, 4, 32, 32, 3)
     assert (one[0] == one[0, :1]).all()  # one cut for all frames
-    assert (one == found.batch(np.array([0]), data.seeds(0, 0, range(1)))["image"]).all()
-    assert (one != found.batch(np.array([0]), data.seeds(0, 1, range(1)))["image"]).any()
+    assert (one == found.batch(np.array([0]), order.seeds(0, 0, range(1)))["image"]).all()
+    assert (one != found.batch(np.array([0]), order.seeds(0, 1, range(1)))["image"]).any()
 
 
 def test_frames_that_cannot_be_decoded_are_replaced_from_the_same_clip(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-KS = (1, 5, 10)
+from vlmdata.evaluate.retrieval import KS
+
 DIRECTIONS = ("image_to_text", "text_to_image")
 METRICS = ("mean", *(f"{direction}/R@{k}" for direction in DIRECTIONS for k in KS))
 ROUNDS = 4000

@@ -9,7 +9,8 @@ from torch import Tensor
 from vlmdata.errors import DataError
 from vlmdata.recipe import ProjectorJob
 from vlmdata.train import data
-from vlmdata.train.conversations import IGNORED, Prompts, Tokens, turns
+from vlmdata.train.conversations import Prompts, Tokens, turns
+from vlmdata.train.masking import IGNORED
 from vlmdata.train.vision_towers import Features
 
 log = logging.getLogger(__name__)

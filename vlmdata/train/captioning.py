@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlmdata.errors import InputError
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import CaptioningJob
-from vlmdata.train import data, openclip
+from vlmdata.train import data, openclip, order
 from vlmdata.train.contrastive import Pictures, vectors
 
 
@@ -49,7 +49,7 @@ class Captioning:
         self.model.eval()
         device = next(self.model.parameters()).device
         own, shuffled, tokens = 0.0, 0.0, 0.0
-        other = data.derangement(len(samples.uids), self.job.seed)
+        other = order.derangement(len(samples.uids), self.job.seed)
         for start in range(0, len(samples.uids), batch):
             places = np.arange(start, min(start + batch, len(samples.uids)))
             rows = {name: value.to(device) for name, value in samples.batch(places, None).items()}

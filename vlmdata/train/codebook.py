@@ -7,7 +7,7 @@ has at its place (as DINO's features in BEiT v2, Peng 2022, arXiv:2208.06366).
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def learn(shards: data.Index, codes: int, seed: int, folder: Path) -> np.ndarray
         return load_file(path)["centres"]
     wanted = -(-codes * _CELLS_A_CODE // GRID**2)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(shards))[:wanted])
-    found = [cells(pictures) for _, pictures in _decoded(shards, chosen, "patch features") if pictures]
+    found = [cells(pictures) for _, pictures in data.pictures(shards, chosen, _BATCH, "patch features", towers.SIDE)]
     vectors = np.concatenate(found).reshape(-1, WIDTH) if found else np.empty((0, WIDTH), np.float32)
     centres = kmeans(vectors, codes, seed)
     _save(path, partial(save_file, {"centres": centres}))
@@ -98,12 +98,11 @@ def coded(shards: data.Index, encode: Encode, identity: str, folder: Path) -> tu
         kept = load_file(path)
         return kept["codes"], kept["decoded"]
     codes, whole = np.zeros((len(shards), 0), np.int32), np.zeros(len(shards), bool)
-    for places, pictures in _decoded(shards, np.arange(len(shards)), "patch codes"):
-        if pictures:
-            found = encode(pictures)
-            if not codes.size:
-                codes = np.zeros((len(shards), found.shape[1]), np.int32)
-            codes[places], whole[places] = found, True
+    for places, pictures in data.pictures(shards, range(len(shards)), _BATCH, "patch codes", towers.SIDE):
+        found = encode(pictures)
+        if not codes.size:
+            codes = np.zeros((len(shards), found.shape[1]), np.int32)
+        codes[places], whole[places] = found, True
     _save(path, partial(save_file, {"codes": codes, "decoded": whole}))
     return codes, whole
 
@@ -133,20 +132,6 @@ def flava_codebook(name: str, grid: int) -> tuple[Encode, int]:
         return model.get_codebook_indices(0.8 * pixels + 0.1).flatten(1).numpy().astype(np.int32)
 
     return encode, model.config.vocab_size
-
-
-def _decoded(shards: data.Index, places: np.ndarray, what: str) -> Iterator[tuple[Sequence[int], list[np.ndarray]]]:
-    """The pictures at `places` in batches, without those that cannot be decoded, each of which is said."""
-    for start in range(0, len(places), _BATCH):
-        chosen = [int(place) for place in places[start : start + _BATCH]]
-        pictures = [data.image(shards, place, towers.SIDE) for place in chosen]
-        for place, picture in zip(chosen, pictures, strict=True):
-            if picture is None:
-                log.warning("%s cannot be decoded and is skipped", shards.uids[place])
-        kept = [place for place, picture in zip(chosen, pictures, strict=True) if picture is not None]
-        done = start + len(chosen)
-        yield kept, [picture for picture in pictures if picture is not None]
-        progress.info("%s %d/%d", what, done, len(places), extra={"stage": what, "done": done, "total": len(places)})
 
 
 def _digest(shards: data.Index, identity: str) -> str:

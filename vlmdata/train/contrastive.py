@@ -14,7 +14,7 @@ from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.models import in_batches, torch_device
 from vlmdata.signals.openclip import Encoder, refuse_code
-from vlmdata.train import data, openclip, videos
+from vlmdata.train import data, openclip, order, videos
 
 
 def build(job: ContrastiveJob) -> Any:
@@ -86,7 +86,7 @@ class Pictures:
 
     def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
         """image: uint8 RGB [b, size, size, 3]; text: int64 [b, context]."""
-        draws = None if seeds is None or self.crop == 1 else data.uniform(seeds, 3)
+        draws = None if seeds is None or self.crop == 1 else order.uniform(seeds, 3)
         images, captions = [], []
         for row, wanted in enumerate(places):
             place, picture = data.decodable(self.shards, int(wanted), round(1.5 * self.size), self.broken)
@@ -109,7 +109,7 @@ class Clips(Pictures):
 
         With seeds each of `frames` equal parts of a video gives a frame that is drawn; without, its middle one.
         """
-        draws = [None] * len(places) if seeds is None else list(data.uniform(seeds, 3 + self.frames))
+        draws = [None] * len(places) if seeds is None else list(order.uniform(seeds, 3 + self.frames))
         images, captions = [], []
         for wanted, draw in zip(places, draws, strict=True):
             place, pictures = videos.decoded(

@@ -16,10 +16,10 @@ from tokenizers import Tokenizer
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.train.language_models import IMAGE
+from vlmdata.train.masking import IGNORED
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # the label of a token that is not learnt
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _ENDINGS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 

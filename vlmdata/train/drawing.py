@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlmdata.errors import InputError, first_line
 from vlmdata.recipe import DrawingJob
-from vlmdata.train import data
+from vlmdata.train import data, order
 from vlmdata.train.captions import Captions, Encoder
 
 TIMES = 1000  # diffusers' timesteps for t from 0 to 1
@@ -72,10 +72,10 @@ class Drawing:
         `zero`, a model that says nothing, has, and `shuffled`: the loss with another sample's caption."""
         n, device = len(samples.uids), next(self.model.parameters()).device
         sums = dict.fromkeys(("loss", "loss/zero", "loss/shuffled"), 0.0)
-        others = data.derangement(n, self.job.seed)
+        others = order.derangement(n, self.job.seed)
         for start in range(0, n, batch):
             places = np.arange(start, min(start + batch, n))
-            rows = samples.batch(places, data.seeds(0, 0, range(places[0], places[-1] + 1)), plain=True)
+            rows = samples.batch(places, order.seeds(0, 0, range(places[0], places[-1] + 1)), plain=True)
             rows = {name: value.to(device) for name, value in rows.items()}
             other = {name: value.to(device) for name, value in samples.text(others[places]).items()}
             for time in MEASURED:
@@ -97,7 +97,7 @@ class Drawing:
 
         self.model.eval()
         device = next(self.model.parameters()).device
-        drawn = torch.stack([_noise(each, self.shape) for each in data.seeds(seed, 0, range(len(prompts)))]).to(device)
+        drawn = torch.stack([_noise(each, self.shape) for each in order.seeds(seed, 0, range(len(prompts)))]).to(device)
         features, blank = (self.encoder.encode(texts) for texts in (prompts, [""] * len(prompts)))
         text = torch.from_numpy(np.concatenate([features, blank])).to(device)
         scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
@@ -128,8 +128,8 @@ class Pictures:
     def batch(self, places: np.ndarray, seeds: np.ndarray | None, plain: bool = False) -> dict[str, Tensor]:
         """image: float32 [b, 3, size, size], -1 to 1; text: float32 [b, words, width]; noise: float32 [b, c, s, s];
         time: float32 [b], by a logit-normal (Esser 2024). plain: every picture has its caption."""
-        seeds = data.seeds(0, 0, range(len(places))) if seeds is None else seeds
-        draws = data.uniform(seeds, 4)
+        seeds = order.seeds(0, 0, range(len(places))) if seeds is None else seeds
+        draws = order.uniform(seeds, 4)
         images, captioned = [], []
         for place in places:
             chosen, picture = data.decodable(self.shards, int(place), round(1.5 * self.job.size), self.broken)

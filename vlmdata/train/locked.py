@@ -18,7 +18,7 @@ from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.models import file_sha256
 from vlmdata.signals.openclip import Encoder
-from vlmdata.train import data, openclip
+from vlmdata.train import data, openclip, order
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -126,7 +126,7 @@ class Features:
     def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
         """image: float32 [b, 2280]; text: float32 [b, 384]. With seeds one of the caption's images is drawn, and the
         context stands in for the caption now and then; without, it is the first image and the caption."""
-        draw = np.zeros((len(places), 2)) if seeds is None else data.uniform(seeds, 2)
+        draw = np.zeros((len(places), 2)) if seeds is None else order.uniform(seeds, 2)
         chosen = [self.groups[p][int(draw[row, 0] * len(self.groups[p]))] for row, p in enumerate(places)]
         other = [
             seeds is not None and self.has_context[sample] and draw[row, 1] < self.context
@@ -164,20 +164,9 @@ def _cached(shards: data.Index, captions: list[str], contexts: list[str], folder
         "texts": towers.sentences().embed(captions),
         "contexts": towers.sentences().embed(contexts),
     }
-    size = towers.Vision.batch
-    for start in range(0, len(shards), size):
-        places = range(start, min(start + size, len(shards)))
-        pictures = [data.image(shards, place) for place in places]
-        decoded = [place for place, picture in zip(places, pictures, strict=True) if picture is not None]
-        for place in sorted(set(places) - set(decoded)):
-            log.warning("%s cannot be decoded and is skipped", shards.uids[place])
-        if decoded:
-            found["images"][decoded] = lite.image_features([p for p in pictures if p is not None])
-            found["decoded"][decoded] = True
-        done = places.stop
-        progress.info(
-            "features %d/%d", done, len(shards), extra={"stage": "features", "done": done, "total": len(shards)}
-        )
+    for places, pictures in data.pictures(shards, range(len(shards)), towers.Vision.batch, "features"):
+        found["images"][places] = lite.image_features(pictures)
+        found["decoded"][places] = True
     partial = path.with_suffix(".partial")
     save_file(found, partial)
     partial.replace(path)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import ContrastiveJob, TrainJob
-from vlmdata.train import cached, checkpoint, data, source
+from vlmdata.train import cached, checkpoint, data, order, source
 from vlmdata.train.log import Log, Speed
 from vlmdata.train.weights import Trained
 
@@ -40,7 +40,7 @@ class Samples(Protocol):
     def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
         """The samples at `places`, as many as asked for; called by several threads.
 
-        seeds: uint64 [b], for each sample that of its augmentation and masks (`data.uniform`); None for evaluation.
+        seeds: uint64 [b], for each sample that of its augmentation and masks (`order.uniform`); None for evaluation.
         """
         ...
 
@@ -123,7 +123,7 @@ def train(
         samples, places = _mixed(job, objective, own, kept, only)
         test = objective.samples(data.index(shards.get(job.test_split, []), kept), kept)
     weights = [1.0, *(other.weight for other in job.mix)]
-    data.mixed_positions(places, weights, job.batch * trained.world, job.seed, 0)  # raises for too few samples
+    order.mixed_positions(places, weights, job.batch * trained.world, job.seed, 0)  # raises for too few samples
     about = {"samples": _sha256(samples.uids), "frozen": checkpoint.frozen_identity(objective.model)}
     if done and state["samples"] != about["samples"]:
         raise InputError(f"{out}: the run to resume was trained on other samples; train into another folder")
@@ -134,9 +134,9 @@ def train(
     def load(number: int) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Micro-batch `number`: all ranks' parts of it are one batch of the epoch's permutation."""
         slots = range(trained.rank * job.batch, (trained.rank + 1) * job.batch)
-        every = data.mixed_positions(places, weights, job.batch * trained.world, job.seed, number)
+        every = order.mixed_positions(places, weights, job.batch * trained.world, job.seed, number)
         chosen = every[slots.start : slots.stop]
-        return chosen, samples.batch(chosen, data.seeds(job.seed, number, slots))
+        return chosen, samples.batch(chosen, order.seeds(job.seed, number, slots))
 
     batches = data.ahead(load, range(done * job.accumulate, job.steps * job.accumulate), job.workers)
     journal = Log(folder, done) if main else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import MaskedJob
-from vlmdata.train import data
+from vlmdata.train import data, order
 from vlmdata.train.masking import IGNORED, masked_patches, masked_tokens
 
 _TRIES = 50  # at a caption that differs
@@ -149,7 +149,7 @@ class Mixed:
         int64 [n, patches]; pair_text (whole), pair_masked, text (masked), and labels pair_text_labels, text_labels:
         int64 [n, tokens]; match: int64 [n].
         """
-        drawn = data.seeds(0, 0, range(len(places))) if seeds is None else seeds
+        drawn = order.seeds(0, 0, range(len(places))) if seeds is None else seeds
         rows: dict[str, list[np.ndarray]] = {}
         for row, (wanted, seed) in enumerate(zip(places, drawn, strict=True)):
             rng = np.random.default_rng(int(seed))

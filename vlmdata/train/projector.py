@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from vlmdata.errors import InputError
 from vlmdata.recipe import ProjectorJob
-from vlmdata.train import checkpoint, data, language_models, vision_towers
+from vlmdata.train import checkpoint, data, language_models, order, vision_towers
 from vlmdata.train.answers import Answers
-from vlmdata.train.conversations import IGNORED, Prompts
+from vlmdata.train.conversations import Prompts
+from vlmdata.train.masking import IGNORED
 
 ALIKE = ("vision", "tokens", "vision_layer", "language_model", "projector")  # in a run and the one it starts from
 ASKED = 8  # pictures that a caption is generated for at once
@@ -75,7 +76,7 @@ class Projector:
         """
         self.model.eval()
         n, device = len(samples.uids), next(self.model.parameters()).device
-        other = data.derangement(n, self.job.seed)
+        other = order.derangement(n, self.job.seed)
         loss, right, counts = np.zeros((2, n)), np.zeros((2, n)), np.zeros(n)
         commonest: dict[int, int] = {}
         for start in range(0, n, batch):

@@ -182,8 +182,7 @@ def cached(shards: data.Index, tower: Tower, identity: str, folder: Path) -> Fea
 
     A picture that cannot be decoded has zeros; it is warned of by name.
     """
-    where = [shards.image.tobytes().hex(), *shards.tars, *shards.uids]
-    key = hashlib.sha256("\0".join([identity, *where]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{identity}\0{data.identity(shards)}".encode()).hexdigest()[:16]
     values, decoded = (folder / f"{key}-{what}.npy" for what in ("values", "decoded"))
     if not (values.exists() or len(shards) == 0):
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,18 +197,9 @@ def _compute(shards: data.Index, tower: Tower, values: Path, decoded: Path) -> N
     shape = (len(shards), tower.tokens, tower.model.config.hidden_size)
     file = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
     there = np.zeros(len(shards), bool)
-    for start in range(0, len(shards), BATCH):
-        places = range(start, min(start + BATCH, len(shards)))
-        pictures = {place: data.image(shards, place, 0) for place in places}
-        good = {place: picture for place, picture in pictures.items() if picture is not None}
-        for place in sorted(pictures.keys() - good.keys()):
-            tar = shards.tars[shards.tar[place]]
-            log.warning("%s: %s cannot be decoded and is skipped", tar, shards.uids[place])
-        if good:
-            file[list(good)] = tower.features(list(good.values()))
-            there[list(good)] = True
-        done, total = places.stop, len(shards)
-        progress.info("features %d/%d", done, total, extra={"stage": "features", "done": done, "total": total})
+    for places, pictures in data.pictures(shards, range(len(shards)), BATCH, "features"):
+        file[places] = tower.features(pictures)
+        there[places] = True
     file.flush()
     np.save(decoded, there)
     partial.rename(values)
