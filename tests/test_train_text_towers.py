@@ -1,4 +1,4 @@
-"""Contrastive models whose tokenizer or text tower is of transformers: trained, exported, loaded, and never run as code."""
+"""Contrastive models whose tokenizer or text tower is of transformers: trained, exported, loaded; no code is run."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,9 @@ def test_a_model_with_a_tokenizer_of_transformers_is_learnt_and_its_export_gives
     assert torch.equal(again.clip.logit_scale, trained.clip.logit_scale)
 
 
-def test_a_text_tower_begins_with_the_weights_of_its_folder_unless_it_has_none_or_is_told_not_to(tmp_path: Path) -> None:
+def test_a_text_tower_begins_with_the_weights_of_its_folder_unless_it_has_none_or_is_told_not_to(
+    tmp_path: Path,
+) -> None:
     model = roberta_of(tmp_path / "text")
     torch.manual_seed(1)
     RobertaModel(roberta()).save_pretrained(tmp_path / "text")

@@ -63,6 +63,7 @@ def _create(
 ) -> tuple[Any, Any, dict[str, Any]]:
     import open_clip
 
+    clip: Any
     known = open_clip.get_model_config(model) if isinstance(model, str) else None
     if isinstance(model, str) and (pretrained or known is None):
         known = known or {}
@@ -77,23 +78,25 @@ def _create(
     text = dict(config["model_cfg"].get("text_cfg") or {})
     if folder is not None:  # an export has both in itself
         inside = {"hf_tokenizer_name": "tokenizer_config.json", "hf_model_name": "config.json"}
-        text |= {key: str(folder.absolute()) for key, file in inside.items() if key in text and (folder / file).exists()}
+        text |= {
+            key: str(folder.absolute()) for key, file in inside.items() if key in text and (folder / file).exists()
+        }
         config["model_cfg"] = config["model_cfg"] | {"text_cfg": text}
+    tokenizer = text_towers.tokenizer(text) if text.get("hf_tokenizer_name") else None
     with tempfile.TemporaryDirectory() as made:  # open_clip takes a configuration from a file alone
         here = config["model_cfg"]
         if text.get("hf_model_name"):
             text_towers.write_config(text["hf_model_name"], Path(made))
             here = here | {"text_cfg": text | {"hf_model_name": made}}
         (Path(made) / _CONFIG).write_text(json.dumps(config | {"model_cfg": here}))
-        clip: Any = _begun(open_clip.create_model(f"{_FOLDER}{made}", load_weights=False, pretrained_text=False))
+        clip = _begun(open_clip.create_model(f"{_FOLDER}{made}", load_weights=False, pretrained_text=False))
         if folder is not None:
             weights = next((name for name in _WEIGHTS if (folder / name).exists()), _WEIGHTS[0])
             open_clip.load_checkpoint(clip, str(folder / weights))
         elif text.get("hf_model_name"):
             text_towers.begin(clip, text)
-        if not text.get("hf_tokenizer_name"):
+        if tokenizer is None:
             return clip, open_clip.get_tokenizer(f"{_FOLDER}{made}"), config
-    tokenizer = text_towers.tokenizer(text)
     text_towers.check(clip, tokenizer)
     return clip, tokenizer, config
 

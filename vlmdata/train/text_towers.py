@@ -51,8 +51,8 @@ def write_config(name: str, folder: Path) -> None:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except _KINDS as error:
         raise InputError(
-            f"jobs.train.model: hf_model_name: {name} holds no configuration of transformers: {first_line(error)}. Give "
-            "a folder with config.json, or a name on the hub"
+            f"jobs.train.model: hf_model_name: {name} holds no configuration of transformers: {first_line(error)}. "
+            "Give a folder with config.json, or a name on the hub"
         ) from error
     if hasattr(config, "auto_map"):
         del config.auto_map
