@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import AnyTrainJob, TrainJob
-from vlmdata.train import weights
+from vlmdata.train import places, weights
 
 # Keys that may differ between a run and its resumption: they change no number.
 _FREE = {"name", "on", "workers", "save_every", "eval_every", "keep", "best", "peak_tflops"}
@@ -27,12 +27,12 @@ def begin(job: TrainJob, folder: Path, resume: bool, trained: weights.Trained) -
 
     Raises InputError for a folder with a run that is not to be, or cannot be, gone on with.
     """
-    config = job.model_dump(mode="json") | {"processes": trained.world}
+    config = places.absolute(job.model_dump(mode="json")) | {"processes": trained.world}
     steps = _steps(folder)
     if steps and not resume:
         raise InputError(f"{folder}: holds a run already; go on with --resume, or train into another folder")
     if steps:
-        before = _read(folder / "config.json")
+        before = places.absolute(_read(folder / "config.json"))
         for key in sorted((before.keys() | config.keys()) - _FREE):
             if before.get(key) != config.get(key):
                 raise InputError(
