@@ -3,6 +3,7 @@ of the seeds, several processes and a resumed run equal a single one, and its ba
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer, FlavaForPreTraining, FlavaModel
 from vlmdata.errors import DataError, InputError
 from vlmdata.evaluate.masked import masked_accuracy
 from vlmdata.recipe import MaskedJob
-from vlmdata.train import checkpoint, data, mixture, order
+from vlmdata.train import checkpoint, codebook, data, mixture, order
 from vlmdata.train.loop import build, train
 from vlmdata.train.masking import IGNORED, masked_patches, masked_tokens
 
@@ -249,6 +250,27 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(folder: Path, tmp_path: P
     measured = loaded.evaluate(loaded.samples(data.index(shards["test"], tmp_path), tmp_path / "elsewhere"), 8)
     assert measured == {name: value for name, value in whole.items() if not name.startswith("train/")}
     assert not list((tmp_path / "elsewhere" / "features").glob("centres*"))
+
+
+def test_a_resumption_takes_the_codes_of_its_checkpoint_and_learns_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {"train": [str(folder / "some.tar")]}
+    made = job(folder, targets="kmeans", codes=16, image_size=112, patch_size=16, steps=2, save_every=1)
+    whole = train(made, shards, str(tmp_path / "whole"))
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made, shards, str(tmp_path / "killed"), on_step=kill)
+    shutil.rmtree(tmp_path / "killed" / "features")
+
+    def learn(*_: Any) -> np.ndarray:
+        raise AssertionError("these codes are known")
+
+    monkeypatch.setattr(codebook, "learn", learn)
+    assert train(made, shards, str(tmp_path / "killed"), resume=True)["train/loss"] == whole["train/loss"]
 
 
 def test_the_export_is_loaded_by_transformers_with_the_same_states(folder: Path, tmp_path: Path) -> None:

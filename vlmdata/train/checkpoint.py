@@ -169,8 +169,8 @@ def _state(folder: Path, step: int) -> dict[str, Any]:
     state = _read(path)
     if state["format_version"] > _FORMAT:
         raise InputError(
-            f"{path}: has format_version {state['format_version']}, and this vlmdata reads up to {_FORMAT}: take a newer "
-            "one"
+            f"{path}: has format_version {state['format_version']}, and this vlmdata reads up to {_FORMAT}: take a "
+            "newer one"
         )
     return state
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import ContrastiveJob, TrainJob
-from vlmdata.train import cached, checkpoint, data, order, source, weights
+from vlmdata.train import cached, checkpoint, data, order, source
 from vlmdata.train.log import Log, Speed
 from vlmdata.train.weights import Trained
+from vlmdata.train.weights import load as load_weights
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def train(
     objective.model.to(trained.device)  # what is computed once of locked towers is computed there too
     restored = checkpoint.restored(folder, done) if done else None
     if restored:  # before the samples: what an objective learns from these, such as codes, is not learnt again
-        weights.load(objective.model, restored["model"])
+        load_weights(objective.model, restored["model"])
     with trained.main_first():  # what an objective caches in `out` is made once
         kept = Path(cache) if cache else folder
         own = source.of_job(job, shards[job.train_split], kept)
