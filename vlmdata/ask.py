@@ -38,14 +38,16 @@ def draw(path: Path, prompt: str, out: Path, seed: int, steps: int, guidance: fl
 
 
 def picture(path: Path) -> np.ndarray:
-    """uint8 RGB [height, width, 3]. Raises InputError for a file that is no picture that training would read."""
+    """uint8 RGB [height, width, 3], upright. Raises InputError for a file that is no picture that is decoded here."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     found = data.decoded(content)
     if found is None:
-        raise InputError(f"{path}: is no picture (jpg, png, webp), or one of more than {data.MAX_PIXELS:,} pixels")
+        raise InputError(
+            f"{path}: is no picture of a known kind, broken, or one of more than {data.MAX_PIXELS:,} pixels"
+        )
     return found
 
 
