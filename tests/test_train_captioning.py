@@ -126,3 +126,10 @@ def test_the_default_model_is_a_coca_and_others_are_refused() -> None:
     assert build(job(model="tiny")).size == 64
     with pytest.raises(InputError, match="no decoder of captions"):
         build(job(model=CLIP))
+
+
+def test_what_cannot_be_decoded_is_left_out_of_what_is_measured(tmp_path: Path) -> None:
+    objective = build(job())
+    samples = objective.samples(data.index([shard(tmp_path / "a.tar", broken=True)], tmp_path), tmp_path)
+    assert objective.evaluate(samples, 4)["retrieval/n"] == 15
+    assert samples.broken == {"cat"}

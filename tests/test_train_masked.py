@@ -247,7 +247,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(folder: Path, tmp_path: P
         tmp_path / "whole"
     )  # with the codes' centres: it measures without learning them again
     measured = loaded.evaluate(loaded.samples(data.index(shards["test"], tmp_path), tmp_path / "elsewhere"), 8)
-    assert measured == {name: value for name, value in whole.items() if not name.startswith("train/")}
+    assert measured == {name: value for name, value in whole.items() if not name.startswith(("train/", "test/"))}
     assert not list((tmp_path / "elsewhere" / "features").glob("centres*"))
 
 
@@ -289,10 +289,11 @@ def test_the_first_gradients_are_of_a_common_length(folder: Path, tmp_path: Path
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] < 100
 
 
-def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["kmeans", "pixels"])
+def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path, targets: str) -> None:
     shards = [photo_pairs.shard(tmp_path / "a.tar", 16, broken="brick1")]
-    final = train(job(folder, targets="kmeans", codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
-    assert final["train/broken"] == 1
+    final = train(job(folder, targets=targets, codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
+    assert final["train/broken"] == final["test/broken"] == 1
     assert final["retrieval/n"] == 15
     assert np.isfinite(final["train/loss"])
 

@@ -93,6 +93,20 @@ def test_frames_that_cannot_be_decoded_are_replaced_from_the_same_clip(tmp_path:
         videos.decoded(index, made[1:2], 0, 2, None, 0, broken)
 
 
+def test_clips_without_a_frame_that_can_be_decoded_are_left_out_of_what_is_measured(tmp_path: Path) -> None:
+    samples = [
+        (GREY[:80], "lost", "v:/a.mp4#t=0.000"),
+        (GREY[:80], "half", "v:/b.mp4#t=0.000"),
+        (GREY, "half", "v:/b.mp4#t=1.000"),
+        (GREY, "grey", "v:/c.mp4#t=0.000"),
+    ]
+    objective = build(job(frames=2))
+    found = objective.samples(data.index([tar(tmp_path / "a.tar", samples)], tmp_path), tmp_path)
+    assert found.whole.tolist() == [1, 2]
+    assert found.broken == {"000", "001"}
+    assert objective.evaluate(found, 8)["retrieval/n"] == 2
+
+
 def test_the_vector_of_a_clip_is_the_mean_of_its_frames_vectors() -> None:
     model = build(job(frames=3)).model.eval()
     frames = torch.randint(0, 255, (2, 3, 32, 32, 3), dtype=torch.uint8)

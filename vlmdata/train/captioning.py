@@ -49,13 +49,15 @@ class Captioning:
         self.model.eval()
         device = next(self.model.parameters()).device
         own, shuffled, tokens = 0.0, 0.0, 0.0
-        other = order.derangement(len(samples.uids), self.job.seed)
-        for start in range(0, len(samples.uids), batch):
-            places = np.arange(start, min(start + batch, len(samples.uids)))
-            rows = {name: value.to(device) for name, value in samples.batch(places, None).items()}
+        whole = samples.whole
+        other = whole[order.derangement(len(whole), self.job.seed)]
+        for start in range(0, len(whole), batch):
+            rows = {
+                name: value.to(device) for name, value in samples.batch(whole[start : start + batch], None).items()
+            }
             count = self.terms(rows)["caption"]
             own += count * self.model(rows)["caption"].item()
-            image = samples.batch(other[places], None)["image"].to(device)
+            image = samples.batch(other[start : start + batch], None)["image"].to(device)
             shuffled += count * self.model(rows | {"image": image})["caption"].item()
             tokens += count
         found = {"caption/loss": own / tokens, "caption/loss/shuffled": shuffled / tokens}

@@ -1,6 +1,7 @@
 """The contrastive objective: CLIP (Radford 2021, arXiv:2103.00020), models and loss from open_clip."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Contrastive:
         return retrieval(*self.vectors(samples, batch))
 
     def vectors(self, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors of a split's images and of their captions, float32 [n, d] each."""
+        """Unit vectors of a split's images and of their captions, float32 [n, d] each: see `vectors` below."""
         return vectors(self.model, samples, batch)
 
     def encoder(self, batch: int) -> Encoder:
@@ -65,12 +66,13 @@ class Contrastive:
 
 @torch.inference_mode()
 def vectors(model: Any, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of all samples the images' and texts' vectors, float32 [n, d], by a model's `encode(image, text)`."""
+    """Of all samples that can be decoded the images' and texts' vectors, float32 [n, d], by a model's
+    `encode(image, text)`. Raises DataError where none can be."""
     model.eval()
     device = next(model.parameters()).device
     images, texts = [], []
-    for start in range(0, len(samples.uids), batch):
-        rows = samples.batch(np.arange(start, min(start + batch, len(samples.uids))), None)
+    for start in range(0, len(samples.whole), batch):
+        rows = samples.batch(samples.whole[start : start + batch], None)
         image, text = model.encode(rows["image"].to(device), rows["text"].to(device))
         images.append(image.float().cpu().numpy())
         texts.append(text.float().cpu().numpy())
@@ -83,6 +85,11 @@ class Pictures:
     def __init__(self, shards: data.Index, size: int, crop: float, tokenizer: Any) -> None:
         self.shards, self.uids, self.size, self.crop, self.tokenizer = shards, shards.uids, size, crop, tokenizer
         self.first, self.broken = np.arange(len(shards)), set[str]()
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The places of what can be decoded, int64; see `data.whole`."""
+        return data.whole(self.shards, round(1.5 * self.size), self.broken)
 
     def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
         """image: uint8 RGB [b, size, size, 3]; text: int64 [b, context]."""
@@ -103,6 +110,11 @@ class Clips(Pictures):
         self.frames, self.clips = frames, videos.clips(shards)
         self.first = np.array([clip[0] for clip in self.clips], np.int64)
         self.uids = tuple("+".join(shards.uids[place] for place in clip) for clip in self.clips)
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The places of the clips of which a frame can be decoded, of those that are measured."""
+        return videos.whole(self.shards, self.clips, self.frames, round(1.5 * self.size), self.broken)
 
     def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
         """image: uint8 RGB [b, frames, size, size, 3], all frames of a video cut alike; text: int64 [b, context].

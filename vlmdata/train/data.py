@@ -271,6 +271,20 @@ def tell_broken(shards: Index, position: int, broken: set[str]) -> None:
         log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
 
 
+def whole(shards: Index, shorter: int, broken: set[str]) -> np.ndarray:
+    """The places whose picture can be decoded, int64 [n]: what is measured, since no other sample may stand in for one
+    there and count twice. The others are noted in `broken`. Raises DataError where none can be."""
+    places = []
+    for place in range(len(shards)):
+        if image(shards, place, shorter) is None:
+            tell_broken(shards, place, broken)
+        else:
+            places.append(place)
+    if not places:
+        raise DataError(f"{shards.tars[0]}: no picture of {len(shards)} samples to be measured can be decoded")
+    return np.array(places, np.int64)
+
+
 def pictures(
     shards: Index, places: Sequence[int] | np.ndarray, size: int, what: str, shorter: int = 0
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
