@@ -306,7 +306,9 @@ def test_the_last_measure_counts_for_the_best_checkpoint(tmp_path: Path) -> None
     noted = json.loads((tmp_path / "out" / "best.json").read_text())
     assert (noted["step"], noted["value"]) == (best, measured[best])
     assert {int(p.name) for p in (tmp_path / "out" / "checkpoints").iterdir()} == {best, 24}
-    whole = train(job(steps=3, best="retrieval/n", keep=1), colours, str(tmp_path / "once"))  # measured at the end alone
+    whole = train(
+        job(steps=3, best="retrieval/n", keep=1), colours, str(tmp_path / "once")
+    )  # measured at the end alone
     noted = json.loads((tmp_path / "once" / "best.json").read_text())
     assert (noted["step"], noted["value"]) == (3, whole["retrieval/n"])
 

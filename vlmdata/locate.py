@@ -102,12 +102,16 @@ def _within(file: Path, times: Iterator[int]) -> Iterator[int]:
 
 
 def looking(objective: Any, phrase: str) -> Look:
-    """Looks for a phrase with a trained objective. Raises InputError for one that is not contrastive."""
+    """Looks for a phrase with a trained objective. Raises InputError for one whose cells are not known: FLAVA's have no
+    part in its contrastive vector, and the others have none."""
     if hasattr(objective, "clip"):
         return _with_open_clip(objective, phrase)
     if hasattr(objective, "heads"):
         return _with_lite(objective.heads, phrase)
-    raise InputError("locate needs a contrastive model; train one by `vlmdata train contrastive`")
+    raise InputError(
+        f"locate knows no cells of a model of the objective {objective.job.objective}: it needs one of contrastive or "
+        "captioning; train one by `vlmdata train contrastive`"
+    )
 
 
 @torch.inference_mode()

@@ -68,7 +68,8 @@ def _open_clip(name: str, which: dict[str, Any], batch: int) -> Model:
 
 
 def _trained(name: str, path: Path, batch: int) -> Model:
-    """`encoder(batch)`, `caption(pictures)` and `answer(picture, question)` are what an objective may have."""
+    """`encoder(batch)` (None where a run did not train it), `caption(pictures)` and `answer(picture, question)` are what
+    an objective may have."""
     _, _, job = checkpoint.run_of(path)
     objective = checkpoint.load(path)
     encoder = objective.encoder(batch) if hasattr(objective, "encoder") else None

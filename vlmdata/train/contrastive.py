@@ -1,6 +1,7 @@
 """The contrastive objective: CLIP (Radford 2021, arXiv:2103.00020), models and loss from open_clip."""
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Contrastive:
 
     def encoder(self, batch: int) -> Encoder:
         """As `load` gives it, of the model as it is now."""
-        return _encoder(self.model, self.tokenizer, batch)
+        return encoder_of(self.model, self.tokenizer, self.size, batch)
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
@@ -146,7 +147,10 @@ class _Paired(nn.Module):
 
     def encode(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (see `encode_image`) and int64 [b, context] as unit vectors [b, d]."""
-        return self.encode_image(image), self.clip.encode_text(text, normalize=True)
+        return self.encode_image(image), self.encode_text(text)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return self.clip.encode_text(text, normalize=True)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """uint8 RGB [b, size, size, 3] as unit vectors [b, d], or the frames of videos, uint8 [b, n, size, size, 3].
@@ -185,13 +189,14 @@ def load(folder: Path, batch: int) -> Encoder:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: holds no trained model: {first_line(error)}") from error
-    return _encoder(_Paired(clip), tokenizer, batch)
+    return encoder_of(_Paired(clip), tokenizer, openclip.side(clip), batch)
 
 
-def _encoder(paired: "_Paired", tokenizer: Any, batch: int) -> Encoder:
+def encoder_of(model: Any, tokenize: Callable[[list[str]], Tensor], size: int, batch: int) -> Encoder:
+    """Of pictures of any size and of texts, by a model's `encode_image` (uint8 RGB [b, size, size, 3]) and `encode_text`
+    (what `tokenize` gives), in batches of one size, on a GPU where there is one."""
     device, _ = torch_device()
-    model = paired.eval().to(device)
-    size = openclip.side(model.clip)
+    model = model.eval().to(device)
 
     @torch.inference_mode()
     def images(squares: list[np.ndarray]) -> np.ndarray:
@@ -199,7 +204,7 @@ def _encoder(paired: "_Paired", tokenizer: Any, batch: int) -> Encoder:
 
     @torch.inference_mode()
     def texts(captions: list[str]) -> np.ndarray:
-        return model.clip.encode_text(tokenizer(captions).to(device), normalize=True).float().cpu().numpy()
+        return model.encode_text(tokenize(captions).to(device)).float().cpu().numpy()
 
     return Encoder(
         lambda pixels: in_batches(images, pixels, batch, lambda picture: data.square(picture, size)),
