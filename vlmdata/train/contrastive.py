@@ -193,8 +193,8 @@ def load(folder: Path, batch: int) -> Encoder:
 
 
 def encoder_of(model: Any, tokenize: Callable[[list[str]], Tensor], size: int, batch: int) -> Encoder:
-    """Of pictures of any size and of texts, by a model's `encode_image` (uint8 RGB [b, size, size, 3]) and `encode_text`
-    (what `tokenize` gives), in batches of one size, on a GPU where there is one."""
+    """Of pictures of any size and of texts, by a model's `encode_image` (uint8 RGB [b, size, size, 3]) and
+    `encode_text` (what `tokenize` gives), in batches of one size, on a GPU where there is one."""
     device, _ = torch_device()
     model = model.eval().to(device)
 
