@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer, FlavaForPreTraining, FlavaModel
 
 from vlmdata.errors import DataError, InputError
+from vlmdata.evaluate import run
 from vlmdata.evaluate.masked import masked_accuracy
 from vlmdata.recipe import MaskedJob
 from vlmdata.train import checkpoint, codebook, data, mixture, order
@@ -248,7 +249,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(folder: Path, tmp_path: P
         tmp_path / "whole"
     )  # with the codes' centres: it measures without learning them again
     measured = loaded.evaluate(loaded.samples(data.index(shards["test"], tmp_path), tmp_path / "elsewhere"), 8)
-    assert measured == {name: value for name, value in whole.items() if not name.startswith("train/")}
+    assert measured == {name: value for name, value in whole.items() if not name.startswith(("train/", "test/"))}
     assert not list((tmp_path / "elsewhere" / "features").glob("centres*"))
 
 
@@ -312,10 +313,12 @@ def test_the_first_gradients_are_of_a_common_length(folder: Path, tmp_path: Path
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] < 100
 
 
-def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["kmeans", "pixels"])
+def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path, targets: str) -> None:
     shards = [photo_pairs.shard(tmp_path / "a.tar", 16, broken="brick1")]
-    final = train(job(folder, targets="kmeans", codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
-    assert final["train/broken"] == 1
+    final = train(job(folder, targets=targets, codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
+    assert final["test/broken"] == 1
+    assert final["train/broken"] == 1 or targets == "pixels"  # which are not read before they are drawn
     assert final["retrieval/n"] == 15
     assert np.isfinite(final["train/loss"])
 
@@ -381,3 +384,16 @@ def test_options_that_cannot_be_are_refused(folder: Path, options: dict[str, Any
 def test_a_model_that_cannot_be_made_is_refused(folder: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         build(job(folder, **options))
+
+
+def test_a_checkpoint_is_measured_by_its_contrastive_heads(folder: Path, tmp_path: Path) -> None:
+    shards = {"train": [str(folder / "some.tar")], "test": [str(folder / "some.tar")]}
+    final = train(job(folder, steps=12), shards, str(tmp_path / "out"))
+    found = run.evaluate(str(tmp_path / "out"), shards["test"][0], run.options(tasks=("retrieval",), resamples=0))
+    for direction in ("image_to_text", "text_to_image"):
+        for name in ("R@1", "R@5", "median_rank"):
+            assert found["retrieval"][direction][name] == final[f"retrieval/{direction}/{name}"]
+    encoder: Any = checkpoint.load(tmp_path / "out")
+    vectors = encoder.encoder(4).encode_images([np.full((30, 40, 3), 99, np.uint8)])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+    assert build(job(folder, weights=NO_CONTRAST)).encoder(4) is None  # type: ignore[attr-defined]

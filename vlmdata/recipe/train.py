@@ -206,6 +206,7 @@ class ProjectorJob(TrainJob):
     conversations: str | None = Field(None, description="LLaVA's JSON: pictures with turns, trained on beside the data")
     images: str | None = Field(None, description="the folder that its pictures lie in; its own otherwise")
     prompt: str = Field("Describe the picture.", min_length=1, description="what stage 2 asks where there is a caption")
+    frames: int = Field(1, gt=0, description="of a video in a sample, whose tokens are averaged place by place")
     length: int = Field(512, ge=8, description="tokens of a sample, the visual ones too; what is beyond is cut off")
     answer: int = Field(48, gt=0, description="the most tokens of a generated caption or answer")
 

@@ -72,9 +72,14 @@ def save(
     (partial / "state.json").write_text(json.dumps(state, sort_keys=True) + "\n")
     shutil.rmtree(checkpoints / str(step), ignore_errors=True)
     os.replace(partial, checkpoints / str(step))
+    prune(folder, keep, best)
+
+
+def prune(folder: Path, keep: int, best: int) -> None:
+    """Delete the checkpoints but the last `keep` and the one of step `best`."""
     for old in _steps(folder)[:-keep]:
         if old != best:
-            shutil.rmtree(checkpoints / str(old))
+            shutil.rmtree(folder / "checkpoints" / str(old))
 
 
 def restored(folder: Path, step: int) -> dict[str, dict[str, Tensor]]:
@@ -144,14 +149,22 @@ class Best:
         self.step: int = known["step"] if mine else 0
         self.value: float | None = known["value"] if mine else None
 
-    def improved(self, step: int, metrics: dict[str, float]) -> bool:
-        """Whether these metrics are the best so far; then they are noted."""
+    def value_of(self, metrics: dict[str, float]) -> float | None:
+        """The metric's value; None where there is no metric to go by, or nothing was measured in this process.
+
+        Raises InputError, with the names there are, for a metric that is none of them."""
         if self.metric is None or not metrics:
-            return False
+            return None
         name = self.metric.removeprefix("-")
         if name not in metrics:
             raise InputError(f"best: there is no metric {name!r}; there are {', '.join(sorted(metrics))}")
-        value = metrics[name]
+        return metrics[name]
+
+    def improved(self, step: int, metrics: dict[str, float]) -> bool:
+        """Whether these metrics are the best so far; then they are noted. Raises as `value_of`."""
+        value = self.value_of(metrics)
+        if self.metric is None or value is None:
+            return False
         if self.value is not None and (value >= self.value if self.metric.startswith("-") else value <= self.value):
             return False
         self.step, self.value = step, value

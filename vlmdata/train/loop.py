@@ -157,8 +157,13 @@ def train(
         if main:
             checkpoint.save(folder, step, content, about | {"loss": metrics["loss"]}, job.keep, best.step)
 
-    before = measure() if job.measure_before and not done else {}
-    if journal and before:
+    if job.best and not test.uids:
+        raise InputError(f"best: there are no samples of the split {job.test_split!r} to measure on")
+    # Where the first measure would be the last one, a metric that does not exist would be found out at the end.
+    unchecked = job.best and done < job.steps <= (done // job.eval_every + 1) * job.eval_every
+    before = measure() if unchecked or (job.measure_before and not done) else {}
+    best.value_of(before)
+    if journal and before and job.measure_before and not done:
         journal.write(0, before, job.steps)
     skipped = 0
     for step in range(done, job.steps):
@@ -182,17 +187,23 @@ def train(
         if on_step:
             on_step(step + 1, metrics)
 
+    found = measure()
+    best.improved(job.steps, found)
+    if main:
+        checkpoint.prune(folder, job.keep, best.step)
     final = {
         "train/loss": metrics["loss"] if metrics else float(state["loss"]),
         "train/samples": len(samples.uids),
         "train/broken": len(samples.broken),
-        **measure(),
+        **({"test/broken": len(test.broken)} if found else {}),
+        **found,
     }
     if journal:
         final |= {f"{name}/before": value for name, value in journal.before.items()}
     with trained.measured() as measured:
         if journal and measured:
-            journal.write(job.steps, final, job.steps)
+            if not journal.ended:
+                journal.write(job.steps, final, job.steps)
             journal.close()
             measured.export(folder / "model")
             if finished and test.uids:

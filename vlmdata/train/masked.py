@@ -10,7 +10,9 @@ from torch import Tensor
 from vlmdata.errors import InputError
 from vlmdata.evaluate import masked as measures
 from vlmdata.recipe import MaskedJob
+from vlmdata.signals.openclip import Encoder
 from vlmdata.train import codebook, data, flava, mixture, source
+from vlmdata.train.contrastive import encoder_of
 from vlmdata.train.masking import IGNORED
 
 
@@ -39,6 +41,7 @@ class Masked:
             pixels=job.targets == "pixels",
             centres=(codes, codebook.WIDTH) if job.targets == "kmeans" else None,
         )
+        self.size = self.model.side
         if job.targets == "kmeans" and self.model.grid != codebook.GRID:
             raise InputError(
                 f"targets: the codes of kmeans lie on 7 x 7 patches, and {job.image_size} pixels in patches of "
@@ -93,6 +96,20 @@ class Masked:
     def evaluate(self, samples: mixture.Mixed, batch: int) -> dict[str, float]:
         """See `vlmdata.evaluate.masked.measure`."""
         return measures.measure(self.model, samples, batch)
+
+    def encoder(self, batch: int) -> Encoder | None:
+        """Of pictures and captions, by the global contrastive heads; None where the run did not train these."""
+        if "contrastive" not in self.weights:
+            return None
+
+        def tokenize(captions: list[str]) -> Tensor:
+            ids = np.full((len(captions), self.job.tokens), self.tokenizer.pad_token_id, np.int64)
+            for row, caption in zip(ids, captions, strict=True):
+                found = self.tokenizer.backend_tokenizer.encode(caption).ids
+                row[: len(found)] = found
+            return torch.from_numpy(ids)
+
+        return encoder_of(self.model, tokenize, self.size, batch)
 
     def export(self, folder: Path) -> None:
         """In transformers' form: FlavaForPreTraining, FlavaModel, AutoTokenizer and FlavaImageProcessor load it."""
