@@ -17,7 +17,7 @@ from test_train_contrastive import job
 from vlmdata import ask
 from vlmdata.cli import app
 from vlmdata.errors import DataError, InputError
-from vlmdata.evaluate import run
+from vlmdata.evaluate import material, run
 from vlmdata.recipe import ProjectorJob
 from vlmdata.train import checkpoint, data, order, projector, videos
 from vlmdata.train.contrastive import build
@@ -144,6 +144,11 @@ def test_what_only_several_frames_tell_is_learnt_from_several_frames(tmp_path: P
         found = run.evaluate(str(tmp_path / "out"), shards["test"][0], options)
         assert (found["n"], found["broken"]) == (6, 1)
         assert found["retrieval"]["image_to_text"]["R@1"] == found["retrieval"]["text_to_image"]["R@1"] == 1
+
+
+def test_a_limit_counts_whole_clips(tmp_path: Path) -> None:
+    found = material.find(films(tmp_path / "a.tar"), run.options(limit=3), tmp_path, frames=2)
+    assert [len(clip) for clip in videos.clips(found.pairs)] == [4, 4, 4]
 
 
 def films_job(models: dict[str, str], **options: Any) -> ProjectorJob:

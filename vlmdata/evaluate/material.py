@@ -25,6 +25,7 @@ class Material:
     shards: list[str]
     options: Evaluation
     spool: Path
+    frames: int = 1  # of a video that the model sees at once: then `limit` counts videos
     broken: set[str] = field(default_factory=set)  # uids of what could not be decoded so far
 
     @cached_property
@@ -37,7 +38,10 @@ class Material:
     def pairs(self) -> data.Index:
         """The pairs of the shards."""
         found = data.index(self.shards, self.spool)
-        return data.taken(found, chosen(len(found), self.options))
+        if self.options.limit is None or self.frames == 1:
+            return data.taken(found, chosen(len(found), self.options))
+        whole = clips(found, self.frames)
+        return data.taken(found, np.sort(np.concatenate([whole[n] for n in chosen(len(whole), self.options)])))
 
     @cached_property
     def labelled(self) -> Labelled:
@@ -69,7 +73,7 @@ class Material:
         return data.tar_of(path, self.spool)
 
 
-def find(url: str, options: Evaluation, spool: Path) -> Material:
+def find(url: str, options: Evaluation, spool: Path, frames: int = 1) -> Material:
     """url: a dataset's folder or URL, shards (a path, a glob, a URL, a folder with tars), a folder with a folder for
     each class, what `datasets` saved on disk, or hf:NAME or hf:NAME:SUBSET of the Hugging Face hub.
 
@@ -92,7 +96,7 @@ def find(url: str, options: Evaluation, spool: Path) -> Material:
     if split and split not in found:
         raise InputError(f"{url}: there is no split {split!r}{nearest(split, found)}")
     paths = found[split] if split else [path for shards in found.values() for path in shards]
-    return Material(url, "shards", split, paths, options, spool)
+    return Material(url, "shards", split, paths, options, spool, frames)
 
 
 def _has_image(folder: Path) -> bool:
