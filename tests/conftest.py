@@ -1,10 +1,21 @@
 """A folder of pictures with captions, and a dataset that the real command line made of it."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+
+# Each worker has one core, and so have the processes that it starts. Before torch and numpy read it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Each worker has a database of Prefect's own, which is set up once. Before Prefect reads it.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-of-tests-")
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import cv2
 import numpy as np
@@ -72,10 +83,22 @@ def write_recipe(folder: Path, **changes: object) -> Path:
     return path
 
 
-def vlmdata(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line in `folder`."""
+@cache
+def prefect_server() -> str:
+    """The URL of the server that all flows of this worker share: the one that flows in its own process start."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    server.start(120)
+    return server.api_url
+
+
+def vlmdata(folder: Path, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
+    """The command line in `folder`. alone: a run starts its own server, as it does where nobody has set one up."""
     command = [sys.executable, "-m", "vlmdata.cli", *arguments]
     environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect")}
+    if not alone and arguments[0] in ("run", "adopt", "compare"):
+        environment["PREFECT_API_URL"] = prefect_server()
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 

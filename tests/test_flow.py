@@ -254,7 +254,7 @@ def test_secrets_of_a_recipe_reach_its_hosts_and_neither_prefects_database_nor_t
         threading.Thread(target=server.serve_forever, daemon=True).start()
         path = f"http://127.0.0.1:{server.server_port}/a.warc.gz?token=LEAK"
         recipe = write_recipe(tmp_path, sources=[{"kind": "commoncrawl", "format": "warc", "paths": [path]}])
-        done = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest")
+        done = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest", alone=True)
         server.shutdown()
     assert done.returncode == 0, done.stderr
     assert Dataset(str(tmp_path / "runs/it")).tables_named("pairs")[0].rows == 1
