@@ -130,7 +130,7 @@ def test_a_killed_run_joins_the_flow_run_it_had_asked_for_and_a_failure_is_recor
     run.kill()
     run.wait()
     (attempt.folder / "go").touch()
-    with pytest.raises(Ended, match=r"failed with exit code 6.*\n  no GPU"):
+    with pytest.raises(Ended, match=r"(?s)failed with exit code 6.*\n  no GPU"):
         run_job(task, dataset, manifest, train.deploy)
     assert len(starts(attempt)) == 1, "it was waited for, not asked for again"
     assert run_job(task, dataset, manifest, train.deploy) == {"acc": 0.5}
