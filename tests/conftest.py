@@ -1,6 +1,8 @@
 """A folder of pictures with captions, and a dataset that the real command line made of it."""
 
 import atexit
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -101,6 +103,16 @@ def vlmdata(folder: Path, *arguments: str, alone: bool = False) -> subprocess.Co
     if not alone and arguments[0] in ("run", "adopt", "compare"):
         environment["PREFECT_API_URL"] = prefect_server()
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def here(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in `folder`, in this process: a question needs no other, which would import all anew."""
+    from vlmdata import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.guarded(lambda: cli.app(list(arguments), standalone_mode=False))
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def content(folder: Path) -> dict[str, bytes]:
