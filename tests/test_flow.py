@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import HOSTILE, RECIPE, content, here, make_photos, vlmdata, write_recipe
+from conftest import HOSTILE, RECIPE, content, here, make_photos, prefect_server, vlmdata, write_recipe
 from made_warc import pack, response
 
 from vlmdata.dataset import Dataset
@@ -180,6 +180,8 @@ def test_a_run_killed_in_each_stage_goes_on_and_ends_with_the_same_bytes(made, t
     environment = {**os.environ, "PREFECT_HOME": str(made / ".prefect")}
     # each run goes on where the one before was killed: at the first line of its stage, of whose parts some are done
     for stage in ("ingest", "download", "signals", "dedup", "judge", "scatter", "train"):
+        if stage == "signals":  # the two before it had servers of their own, of which the second ended the first one's
+            environment["PREFECT_API_URL"] = prefect_server()
         with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
             for line in run.stderr:
                 if line.startswith(stage):
