@@ -22,6 +22,7 @@ TIMED_OUT = 124  # as coreutils' timeout says it
 
 def start(attempt: Attempt) -> int:
     """Run a job to its end; its exit code. A training raises its errors."""
+    attempt.begin()
     if isinstance(attempt.job, CommandJob):
         extra = command.environment(attempt)
         return run_process(command.arguments(attempt), extra, attempt.log, attempt.job.timeout)
