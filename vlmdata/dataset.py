@@ -388,7 +388,8 @@ class Dataset:
         return self.snapshot(self.read_json("latest.json")["snapshot"])
 
     def snapshot(self, number: int) -> dict[str, Any]:
-        return self.read_json(f"{snapshot_folder(number)}/manifest.json")
+        manifest = self.read_json(f"{snapshot_folder(number)}/manifest.json")
+        return {name: value for name, value in manifest.items() if name != "checksum"}
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write a snapshot's manifest, then switch `latest.json` to it."""
