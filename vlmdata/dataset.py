@@ -167,7 +167,11 @@ class Dataset:
         """Whether a file is byte for byte as `write_sealed` has written it, but for the digits of `created`."""
         content = self.read_json(relative)
         unsealed = {name: value for name, value in content.items() if name != "checksum"}
-        return self.read_bytes(relative) == _json_bytes(content) and content == sealed(unsealed)
+        if self.read_bytes(relative) != _json_bytes(content):
+            return False
+        if "checksum" not in content:  # written before there were any; under another name it would be damaged
+            return not any(isinstance(value, str) and len(value) > 40 for value in content.values())
+        return content == sealed(unsealed)
 
     def read_json(self, relative: str) -> Any:
         try:

@@ -1,8 +1,9 @@
 """Forgetting: a sample goes out of every table, tar, shard, index and page of every snapshot, and does not come back.
 
 `request.py` reads what is asked, `find.py` finds the pairs, `tombstones.py` writes one file without them, `stage.py`
-makes every file that changes, `journal.py` puts them in place so that a kill at any moment is harmless, `refused.py`
-keeps the list of what must not come back, and `proof.py` looks for what is left. docs/forgetting.md says what goes.
+makes every file that changes, `journal.py` puts them in place so that a kill at any moment is harmless, and `proof.py`
+looks for what is left. `download/forgotten.py` keeps the list of what must not come back. docs/forgetting.md says what
+goes and what stays.
 """
 
 import datetime
@@ -11,15 +12,15 @@ import logging
 from collections import Counter
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlmdata.dataset import Dataset, new_id, snapshot_folder
+from vlmdata.download import forgotten as refused
+from vlmdata.download.forgotten import Forgotten
 from vlmdata.forget import journal as journals
-from vlmdata.forget import refused
 from vlmdata.forget.find import KINDS, find, metadata_of, parquet_files
 from vlmdata.forget.journal import FOLDER, JOURNAL
-from vlmdata.forget.refused import Forgotten
 from vlmdata.forget.request import Request
 from vlmdata.forget.stage import stage
 
@@ -59,7 +60,7 @@ def forget_returned(dataset: Dataset, key: str) -> int:
     returned: set[str] = set()
     for part in table.parts if table else ():
         rows = dataset.read_part(part, ["uid", "download_status"])
-        returned |= set(rows["uid"].filter(pc.equal(rows["download_status"], "forgotten")).to_pylist())
+        returned |= set(rows["uid"].filter(pc.equal(rows["download_status"], refused.FORGOTTEN)).to_pylist())
     forgotten = refused.load(dataset)
     found, hashes = find(dataset, Request(uid=returned), forgotten)
     found = {uid: KINDS[-1] if uid in returned else kind for uid, kind in found.items()}

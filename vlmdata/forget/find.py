@@ -1,4 +1,4 @@
-"""Which pairs a request means: those that it names, and all of the same URL or the same stored bytes as one of these."""
+"""Which pairs a request means: those that it names, and all of the same URL or stored bytes as one of these."""
 
 import json
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from vlmdata import shards
 from vlmdata.dataset import Dataset
+from vlmdata.download.forgotten import Forgotten, domains, near, phash_of
 from vlmdata.download.optout import url_form
 from vlmdata.errors import DataError
-from vlmdata.forget.refused import Forgotten, domains, near, phash_of
 from vlmdata.forget.request import Request
 
 # Of each uid how it was found, in the order in which this is told.

@@ -69,5 +69,3 @@ def end(dataset: Dataset) -> None:
     """The change is done."""
     dataset.remove(FOLDER)
     dataset.remove(JOURNAL)
-
-

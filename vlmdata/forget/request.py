@@ -9,11 +9,9 @@ from pathlib import Path
 
 import fsspec
 
-from vlmdata.download.decode import to_jpeg
-from vlmdata.download.header import ImageError
+from vlmdata.download.forgotten import Entry, Forgotten, phash_of
 from vlmdata.download.optout import domain_form, url_form
 from vlmdata.errors import InputError
-from vlmdata.forget.refused import Entry, Forgotten, phash_of
 
 NAMED = ("uid", "url", "domain", "sha256")
 _MOST_PIXELS = 100_000_000
@@ -53,10 +51,9 @@ def request(
             _add(asked, kind, text.strip())
         except ValueError as error:
             raise InputError(f"--{kind} {text}: {error}") from error
-    for path in like:
-        asked.looks.add(_look(path))
-    for path in lists:
-        _read(asked, path)
+    asked.looks |= {_look(path) for path in like}
+    for name in lists:
+        _read(asked, name)
     return asked
 
 
@@ -116,6 +113,8 @@ def _read(asked: Request, path: str) -> None:
 def _look(path: Path) -> int:
     """The perceptual hash of an image file. Raises InputError where it tells nothing."""
     from vlmdata.dedup.perceptual import MIN_BITS
+    from vlmdata.download.decode import to_jpeg
+    from vlmdata.download.header import ImageError
 
     try:
         look = phash_of(to_jpeg(path.read_bytes(), 512, 95, _MOST_PIXELS).jpeg)

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata.dataset import Dataset, File, snapshot_folder
+from vlmdata.download import forgotten as refused
+from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import MachineError
-from vlmdata.forget import refused, tombstones
+from vlmdata.forget import tombstones
 from vlmdata.forget.find import metadata_of, note_of, parquet_files
 from vlmdata.forget.journal import FOLDER, Staged
-from vlmdata.forget.tombstones import FORGOTTEN
 
 _SAMPLES = re.compile(r"snapshots/(\d{6})/samples/[^/]+\.parquet")
 _SHARD = re.compile(r"(snapshots/(\d{6})/shards/[^/]+?)(?:\.r\d+)?\.(tar|parquet)")
@@ -90,7 +91,11 @@ def _parts(staged: Staged, uids: pa.Array, captions: tombstones.Captions | None,
         if f"{tar.removesuffix('.tar')}.parquet" in notes:
             continue
         wanted = set(uids.to_pylist())  # its table was not written: a killed download's
-        _tar(staged, tar, [(u, o, n) for u, end, o, n in tombstones.members(dataset, tar) if u in wanted and end == "jpg"])
+        _tar(
+            staged,
+            tar,
+            [(u, o, n) for u, end, o, n in tombstones.members(dataset, tar) if u in wanted and end == "jpg"],
+        )
 
 
 def _part(
@@ -142,9 +147,7 @@ def _tar(staged: Staged, path: str, members: list[tuple[str, int, int]]) -> None
         staged.put(folder / "tar", path)
 
 
-def _trim(
-    dataset: Dataset, path: str, mask: np.ndarray, captions: tombstones.Captions | None, gone: Gone
-) -> bool:
+def _trim(dataset: Dataset, path: str, mask: np.ndarray, captions: tombstones.Captions | None, gone: Gone) -> bool:
     """Count what goes of a part of samples; whether captions of others go, too."""
     match = _SAMPLES.fullmatch(path)
     assert match is not None
@@ -209,16 +212,16 @@ def _tables(staged: Staged, gone: Gone) -> None:
     """The tables' manifests: their parts, and the tables that they note as made from."""
     dataset = staged.dataset
     folders = [*dataset.files("tables"), *dataset.files("images"), *dataset.files("snapshots")]
-    paths = [p for p in folders if re.fullmatch(r"(tables/[^/]+/[^/]+|images/[^/]+|snapshots/\d{6}/samples)/manifest\.json", p)]
+    paths = [
+        p
+        for p in folders
+        if re.fullmatch(r"(tables/[^/]+/[^/]+|images/[^/]+|snapshots/\d{6}/samples)/manifest\.json", p)
+    ]
     before = {path: dataset.read_json(path) for path in paths}
     after = {path: follow(staged, content) for path, content in before.items()}
-    became = {
-        (f"{old['table']}/{old['key']}", _sha256(old)): _sha256(after[path]) for path, old in before.items()
-    }
+    became = {(f"{old['table']}/{old['key']}", _sha256(old)): _sha256(after[path]) for path, old in before.items()}
     for path, content in after.items():
-        content["inputs"] = {
-            name: became.get((name, sha256), sha256) for name, sha256 in content["inputs"].items()
-        }
+        content["inputs"] = {name: became.get((name, sha256), sha256) for name, sha256 in content["inputs"].items()}
         about = content["about"]
         about.pop("returned", None)
         if content["table"] == "samples" and int(content["key"]) in gone.reasons:

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmdata.dataset import Dataset
+from vlmdata.download.forgotten import FORGOTTEN
 
-FORGOTTEN = "forgotten"
 _CHUNK = 1 << 20
 # What of a tombstone is not null beside its uid, where a table has the column and it can be so.
 VERDICT = {"kept": False, "reason": FORGOTTEN, "copies": 0}

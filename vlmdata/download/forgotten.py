@@ -18,6 +18,7 @@ from vlmdata.dataset import Dataset
 from vlmdata.download.optout import domain_form, url_form
 from vlmdata.errors import DataError
 
+FORGOTTEN = "forgotten"  # the download_status, until the end of the stage, and the reason
 LIST, KEY = "forgotten.parquet", "forgotten.key"
 # hash: 16 bytes, of a phash its own 8; distance: differing bits up to which another one is the same picture's.
 SCHEMA = pa.schema([("kind", pa.string()), ("hash", pa.binary()), ("distance", pa.int32())])
@@ -70,7 +71,9 @@ class Forgotten:
         return bool(near(np.array([phash_of(jpeg)], np.uint64), self._looks)[0])
 
     def _digest(self, kind: str, text: str) -> bytes:
-        return hashlib.blake2b(f"{kind}\0{text}".encode("utf-8", "surrogatepass"), key=self.key, digest_size=16).digest()
+        return hashlib.blake2b(
+            f"{kind}\0{text}".encode("utf-8", "surrogatepass"), key=self.key, digest_size=16
+        ).digest()
 
 
 def load(dataset: Dataset) -> Forgotten:
@@ -134,7 +137,9 @@ def _read(path: str, key: bytes, file: bytes) -> Forgotten:
         table = pq.read_table(io.BytesIO(file), use_threads=False)
         check = json.loads((table.schema.metadata or {})[b"vlmdata"])["check"]
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); put a copy back, since nothing can be refused without it") from error
+        raise DataError(
+            f"{path}: damaged ({error}); put a copy back, since nothing can be refused without it"
+        ) from error
     rows = table.to_pylist()
     found = Forgotten(key, ((row["kind"], row["hash"].hex(), row["distance"]) for row in rows))
     if found.keyed("check", "") != check:
