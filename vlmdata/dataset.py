@@ -260,7 +260,8 @@ class Dataset:
         if not self.exists(folder):
             return []
         start = self.path(folder).rstrip("/") + "/"
-        return sorted(f"{folder}/{path[len(start) :]}" for path in self.fs.find(start.rstrip("/")))
+        below = f"{folder}/" if folder else ""
+        return sorted(below + path[len(start) :] for path in self.fs.find(start.rstrip("/")))
 
     def clean_spool(self) -> None:
         """Remove what killed runs left aside. Only the holder of the lock may call it."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vlmdata.dataset import Dataset, File, snapshot_folder
 from vlmdata.download import forgotten as refused
@@ -204,7 +205,8 @@ def _shards(
 
 def _uids(dataset: Dataset, path: str) -> Iterable[str]:
     if path.endswith(".parquet"):
-        return dataset.read_part(path, ["uid"])["uid"].to_pylist()
+        with dataset.open(path) as handle, pq.ParquetFile(handle) as file:  # without the images beside
+            return file.read(["uid"], use_threads=False)["uid"].to_pylist()
     return (uid for uid, *_ in tombstones.members(dataset, path))
 
 
