@@ -59,7 +59,8 @@ def _list(dataset: Dataset) -> Iterator[Difference]:
             check, content = None, {}
         if check is None or audit_line(content, before) != line:
             yield AUDIT, "its check", f"line {number} is damaged"
-            return
+            listed = None
+            break
         before = line
     try:
         refused.load(dataset)
