@@ -9,6 +9,7 @@ goes and what stays.
 import datetime
 import json
 import logging
+import shutil
 from collections import Counter
 from typing import Any
 
@@ -29,8 +30,17 @@ __all__ = ["JOURNAL", "Forgotten", "Request", "finish", "forget", "forget_return
 log = logging.getLogger(__name__)
 AUDIT = "forgotten.jsonl"
 # Made again by whoever needs it; the download's group first, or a kill would leave a group whose files are gone.
-_LEFT = ("work_download/group.json", "work_download", "work", "work_shards", "compare/cache",
-         "tables/judged", "tables/verdict", "tables/ranked")  # fmt: skip
+_LEFT = (
+    "work_download/group.json",
+    "work_download",
+    "work",
+    "work_shards",
+    "tables/judged",
+    "tables/verdict",
+    "tables/ranked",
+)
+# Local folders of trainings that were killed; what they are made from is no more, so they would not go on.
+_KEPT = ("training", "compare/running", "compare/cache")  # fmt: skip
 
 
 def meant(dataset: Dataset, asked: Request) -> dict[str, str]:
@@ -127,6 +137,8 @@ def _remove_leftovers(dataset: Dataset) -> None:
     """What a killed run has left: it may hold the content, and is made again."""
     for path in _LEFT:
         dataset.remove(path)
+    for name in _KEPT:
+        shutil.rmtree(dataset.kept_folder(name), ignore_errors=True)
     latest = dataset.latest()
     newest = latest["number"] if latest else 0
     for folder in {path.split("/")[1] for path in dataset.files("snapshots")}:
