@@ -3,6 +3,7 @@ of the seeds, several processes and a resumed run equal a single one, and its ba
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer, FlavaForPreTraining, FlavaModel
 from vlmdata.errors import DataError, InputError
 from vlmdata.evaluate.masked import masked_accuracy
 from vlmdata.recipe import MaskedJob
-from vlmdata.train import checkpoint, data, mixture, order
+from vlmdata.train import checkpoint, codebook, data, mixture, order
 from vlmdata.train.loop import build, train
 from vlmdata.train.masking import IGNORED, masked_patches, masked_tokens
 
@@ -251,6 +252,28 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(folder: Path, tmp_path: P
     assert not list((tmp_path / "elsewhere" / "features").glob("centres*"))
 
 
+def test_a_resumption_takes_the_codes_of_its_checkpoint_and_learns_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {"train": [str(folder / "some.tar")]}
+    made = job(folder, targets="kmeans", codes=16, image_size=112, patch_size=16, steps=2, save_every=1)
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made, shards, str(tmp_path / "killed"), on_step=kill)
+    shutil.rmtree(tmp_path / "killed" / "features")
+
+    def learn(*_: Any) -> np.ndarray:
+        raise AssertionError("these codes are known")
+
+    monkeypatch.setattr(codebook, "learn", learn)
+    train(made, shards, str(tmp_path / "killed"), resume=True)
+    one, other = (tmp_path / "killed" / "checkpoints" / step / "model.safetensors" for step in ("1", "2"))
+    np.testing.assert_array_equal(load_file(one)["centres"], load_file(other)["centres"])
+
+
 def test_the_export_is_loaded_by_transformers_with_the_same_states(folder: Path, tmp_path: Path) -> None:
     train(job(folder), {"train": [str(folder / "some.tar")]}, str(tmp_path))
     net, info = FlavaForPreTraining.from_pretrained(tmp_path / "model", output_loading_info=True)
@@ -300,11 +323,14 @@ def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, t
 def test_texts_and_images_alone_come_from_elsewhere(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "grass"}\n\n{"text": "gravel"}\n')
     made = job(folder, texts=str(tmp_path / "texts.jsonl"), images=str(folder / "all.tar"))
-    _, samples = samples_of(made, folder / "some.tar", tmp_path)
+    objective, samples = samples_of(made, folder / "some.tar", tmp_path)
     assert samples.texts == ["grass", "gravel"]
     assert samples.images is not None
     assert len(samples.images.shards) == 64
     seen = [samples.batch(np.arange(8), order.seeds(0, number, range(8))) for number in range(20)]
+    others = data.index([str(folder / "some.tar")], tmp_path)
+    measured = objective.samples(others, tmp_path)  # the second call is that of the test split
+    assert measured.images is measured.texts is None
     alone = {row.numpy().tobytes() for batch in seen for row in batch["image"]}
     assert len(alone) > 16  # more than the pairs have
     assert all(batch["text"].shape == (2, 8) and (batch["text"] != 0).sum() == 2 * 3 for batch in seen)

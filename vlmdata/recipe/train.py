@@ -173,6 +173,13 @@ class Lora(Options):
     dropout: float = Field(0.05, ge=0, lt=1)
 
 
+class EarlierJob(Options):
+    """A job of the same recipe that stands before this one: its newest finished output on the same snapshot."""
+
+    job: Name
+    key: str | None = Field(None, pattern=r"^[0-9a-f]{16}$", description="which job that is; a run fills it in")
+
+
 class ProjectorJob(TrainJob):
     """LLaVA (Liu 2023, arXiv:2304.08485)."""
 
@@ -193,7 +200,9 @@ class ProjectorJob(TrainJob):
         "frozen", description="what of the language model stage 2 trains: nothing, adapters, or all"
     )
     lora: Lora = Field(Lora(), description="of `language: lora`")
-    start: str | None = Field(None, description="the --out of an earlier run, such as stage 1's, to go on from")
+    start: str | EarlierJob | None = Field(
+        None, description="the --out of an earlier run, such as stage 1's, to go on from; or {job: NAME} of a recipe"
+    )
     conversations: str | None = Field(None, description="LLaVA's JSON: pictures with turns, trained on beside the data")
     images: str | None = Field(None, description="the folder that its pictures lie in; its own otherwise")
     prompt: str = Field("Describe the picture.", min_length=1, description="what stage 2 asks where there is a caption")

@@ -100,7 +100,7 @@ class Captioning:
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
-        openclip.save(self.clip, self.config, folder)
+        openclip.save(self.clip, self.tokenizer, self.config, folder)
 
 
 class _Described(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import AnyTrainJob, TrainJob
-from vlmdata.train import weights
+from vlmdata.train import places, weights
 
 # Keys that may differ between a run and its resumption: they change no number.
 _FREE = {"name", "on", "workers", "save_every", "eval_every", "keep", "best", "peak_tflops"}
@@ -27,19 +27,19 @@ def begin(job: TrainJob, folder: Path, resume: bool, trained: weights.Trained) -
 
     Raises InputError for a folder with a run that is not to be, or cannot be, gone on with.
     """
-    config = job.model_dump(mode="json") | {"processes": trained.world}
+    config = places.absolute(job.model_dump(mode="json")) | {"processes": trained.world}
     steps = _steps(folder)
     if steps and not resume:
         raise InputError(f"{folder}: holds a run already; go on with --resume, or train into another folder")
     if steps:
-        before = _read(folder / "config.json")
+        before = places.absolute(_read(folder / "config.json"))
         for key in sorted((before.keys() | config.keys()) - _FREE):
             if before.get(key) != config.get(key):
                 raise InputError(
                     f"{folder}: its run has {key}: {before.get(key)!r}, this one {config.get(key)!r}; "
                     "train into another folder"
                 )
-        return steps[-1], _read(folder / "checkpoints" / str(steps[-1]) / "state.json")
+        return steps[-1], _state(folder, steps[-1])
     trained.wait()  # no other process may find what this one writes
     if trained.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,9 +99,9 @@ def load(path: str | Path) -> Any:
     from vlmdata.train.loop import build
 
     folder, step, job = run_of(path)
-    found = restored(folder, step)
+    state, found = _state(folder, step), restored(folder, step)
     objective = build(job)
-    if _read(folder / "checkpoints" / str(step) / "state.json")["frozen"] != frozen_identity(objective.model):
+    if state["frozen"] != frozen_identity(objective.model):
         raise InputError(f"{path}: the locked part of the model is not the one it was trained with")
     weights.load(objective.model, found["model"] | found.get("average", {}))
     objective.model.eval()
@@ -161,6 +161,18 @@ class Best:
 
 def _steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*"))
+
+
+def _state(folder: Path, step: int) -> dict[str, Any]:
+    """A checkpoint's state.json. Raises InputError for one that a later version wrote."""
+    path = folder / "checkpoints" / str(step) / "state.json"
+    state = _read(path)
+    if state["format_version"] > _FORMAT:
+        raise InputError(
+            f"{path}: has format_version {state['format_version']}, and this vlmdata reads up to {_FORMAT}: take a "
+            "newer one"
+        )
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:

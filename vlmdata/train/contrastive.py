@@ -60,7 +60,7 @@ class Contrastive:
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
-        openclip.save(self.clip, self.config, folder)
+        openclip.save(self.clip, self.tokenizer, self.config, folder)
 
 
 @torch.inference_mode()
@@ -163,16 +163,16 @@ def load(folder: Path, batch: int) -> Encoder:
 
     Raises InputError where open_clip cannot load it.
     """
-    import open_clip
-
     torch.set_num_threads(1)  # parts are spread over the cores
     try:
         about = json.loads((folder / "open_clip_config.json").read_text("utf-8"))
         refuse_code(about["model_cfg"], str(folder))
-        clip = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: holds no trained model: {first_line(error)}") from error
+    try:
+        clip, tokenizer, _ = openclip.make(f"local-dir:{folder}", None, {})
+    except InputError as error:  # which begins with the key of a recipe's job
+        raise InputError(f"{folder}: holds no trained model: {str(error).partition(': ')[2]}") from error
     return _encoder(_Paired(clip), tokenizer, batch)
 
 

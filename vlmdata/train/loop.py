@@ -24,6 +24,7 @@ from vlmdata.recipe import ContrastiveJob, TrainJob
 from vlmdata.train import cached, checkpoint, data, order, source
 from vlmdata.train.log import Log, Speed
 from vlmdata.train.weights import Trained
+from vlmdata.train.weights import load as load_weights
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,9 @@ def train(
     torch.manual_seed(job.seed)
     objective = build(job)
     objective.model.to(trained.device)  # what is computed once of locked towers is computed there too
+    restored = checkpoint.restored(folder, done) if done else None
+    if restored:  # before the samples: what an objective learns from these, such as codes, is not learnt again
+        load_weights(objective.model, restored["model"])
     with trained.main_first():  # what an objective caches in `out` is made once
         kept = Path(cache) if cache else folder
         own = source.of_job(job, shards[job.train_split], kept)
@@ -129,7 +133,7 @@ def train(
         raise InputError(f"{out}: the run to resume was trained on other samples; train into another folder")
     if done and state["frozen"] != about["frozen"]:
         raise InputError(f"{out}: the locked part of the model is not that of the run to resume")
-    trained.take(objective, checkpoint.restored(folder, done) if done else None)
+    trained.take(objective, restored)
 
     def load(number: int) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Micro-batch `number`: all ranks' parts of it are one batch of the epoch's permutation."""

@@ -26,6 +26,7 @@ class Masked:
         self.job, self.weights = job, job.losses()
         self.tokenizer = flava.tokenizer_of(job)
         self.encode: codebook.Encode | None = None
+        self.opened = False
         codes = job.codes
         if job.targets == "pixels":
             codes = 3 * job.patch_size**2
@@ -61,15 +62,18 @@ class Masked:
         return {name: float(counts[name]) for name in self.weights}
 
     def samples(self, shards: data.Index, out: Path) -> mixture.Mixed:
-        """The first call, that of the training split, also learns the codes of `targets: kmeans`."""
+        """The first call, that of the training split, also learns the codes of `targets: kmeans`, and opens `images`
+        and `texts`, which nothing that is only measured needs."""
         pictures = self._pictures(shards, out / "features")
-        images = None
-        if self.job.images:
+        images = texts = None
+        to_train, self.opened = self.model.training and not self.opened, True
+        if self.job.images and to_train:
             found = source.shards(self.job.images, self.job.train_split, self.job.test_split)
             if not found.get(self.job.train_split):
                 raise InputError(f"images: {self.job.images} has no shards of the split {self.job.train_split!r}")
             images = self._pictures(data.index(found[self.job.train_split], out), out / "features")
-        texts = mixture.texts_of(self.job.texts) if self.job.texts else None
+        if self.job.texts and to_train:
+            texts = mixture.texts_of(self.job.texts)
         return mixture.Mixed(self.job, self.tokenizer, self.model.grid, pictures, images, texts)
 
     def _pictures(self, shards: data.Index, folder: Path) -> mixture.Pictures:

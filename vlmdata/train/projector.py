@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmdata.errors import InputError
-from vlmdata.recipe import ProjectorJob
-from vlmdata.train import checkpoint, data, language_models, order, vision_towers
+from vlmdata.recipe import EarlierJob, ProjectorJob
+from vlmdata.train import checkpoint, data, language_models, order, places, vision_towers
 from vlmdata.train.answers import Answers
 from vlmdata.train.conversations import Prompts
 from vlmdata.train.masking import IGNORED
@@ -224,11 +224,13 @@ def _llava(tower: vision_towers.Tower, causal: Any, tokenizer: Any, job: Project
 
 def _earlier(job: ProjectorJob) -> Projector:
     """The objective of the run that `start` names. Raises InputError where that is of other models."""
+    if isinstance(job.start, EarlierJob):
+        raise InputError(f"start: the job {job.start.job!r} is of a dataset's snapshot, and these data are none")
     found = checkpoint.load(str(job.start))
     if not isinstance(found, Projector):
         raise InputError(f"start: {job.start} is no run of the objective projector")
+    mine, theirs = (places.absolute(each.model_dump(mode="json")) for each in (job, found.job))
     for key in ALIKE:
-        mine, theirs = getattr(job, key), getattr(found.job, key)
-        if mine != theirs:
-            raise InputError(f"start: {job.start} has {key}: {theirs!r}, this run {mine!r}")
+        if mine[key] != theirs[key]:
+            raise InputError(f"start: {job.start} has {key}: {theirs[key]!r}, this run {mine[key]!r}")
     return found
