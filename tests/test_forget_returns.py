@@ -124,8 +124,8 @@ def test_a_refused_url_is_a_tombstone_at_once_and_parts_are_cut_well(tmp_path):
     forgotten.make_key(dataset)
     key = dataset.read_bytes("forgotten.key")
     empty = forgotten.Forgotten(key)
-    named = [("url", "a.example/1.jpg"), ("domain", "gone.example")]
-    entries = {(kind, empty.keyed(kind, value), None) for kind, value in named}
+    entries = forgotten.url_entries(empty, "a.example/1.jpg")
+    entries.add(("domain", empty.keyed("domain", "gone.example"), None))
     dataset.write_bytes("forgotten.parquet", forgotten.content(forgotten.Forgotten(key, entries)))
     urls = ["http://a.example/1.jpg", "https://a.example/1.jpg?X-Amz-Signature=5"]
     urls += [f"https://pictures.gone.example/{number}.jpg" for number in range(5)]

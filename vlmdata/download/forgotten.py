@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -22,7 +23,10 @@ FORGOTTEN = "forgotten"  # the download_status, until the end of the stage, and 
 LIST, KEY = "forgotten.parquet", "forgotten.key"
 # hash: 16 bytes, of a phash its own 8; distance: differing bits up to which another one is the same picture's.
 SCHEMA = pa.schema([("kind", pa.string()), ("hash", pa.binary()), ("distance", pa.int32())])
-KINDS = ("uid", "url", "sha256", "domain")
+KINDS = ("uid", "url", "sha256", "domain", "host")
+# Of nearly all URLs the host, without the work of bringing the whole into one form.
+_PLAIN = re.compile(r"https?://([a-z0-9.-]+)(?::\d+)?(?=[/?#]|$)", re.IGNORECASE)
+_MOST_HOSTS = 200_000
 Entry = tuple[str, str, int | None]  # kind, hex digits, distance
 
 
@@ -33,6 +37,7 @@ class Forgotten:
         self.key = key
         self.entries = frozenset(entries)
         self._hashes = {kind: {bytes.fromhex(h) for k, h, _ in self.entries if k == kind} for kind in KINDS}
+        self._hosts: dict[tuple[str, str], bool] = {}
         self._looks = [(np.uint64(int(h, 16)), distance) for k, h, distance in self.entries if k == "phash"]
 
     def __bool__(self) -> bool:
@@ -46,13 +51,16 @@ class Forgotten:
         """Whether a uid, URL, SHA-256 or domain is on the list."""
         if text is None or not self._hashes[kind]:
             return False
+        if kind == "url" and (host := host_of(text)) is not None and not self._known("host", host):
+            return False
         return self._digest(kind, url_form(text) if kind == "url" else text) in self._hashes[kind]
 
     def below(self, url: str | None) -> bool:
         """Whether a URL's host, or a domain above it, is on the list."""
         if not self._hashes["domain"] or url is None or "://" not in url:
             return False
-        return any(self.has("domain", domain) for domain in domains(url))
+        host = host_of(url) or domain_form(url) or ""
+        return any(self._known("domain", domain) for domain in above(host))
 
     def rows(self, uids: Sequence[str], urls: Sequence[str | None], pages: Sequence[str | None]) -> np.ndarray:
         """bool [n]: which found pairs are refused."""
@@ -69,6 +77,14 @@ class Forgotten:
         if not self._looks:
             return False
         return bool(near(np.array([phash_of(jpeg)], np.uint64), self._looks)[0])
+
+    def _known(self, kind: str, name: str) -> bool:
+        """`has`, of hosts and domains, which many URLs have in common."""
+        if len(self._hosts) > _MOST_HOSTS:
+            self._hosts.clear()
+        if (kind, name) not in self._hosts:
+            self._hosts[kind, name] = self.has(kind, name)
+        return self._hosts[kind, name]
 
     def _digest(self, kind: str, text: str) -> bytes:
         return hashlib.blake2b(
@@ -105,10 +121,27 @@ def content(forgotten: Forgotten) -> bytes:
     return out.getvalue()
 
 
-def domains(url: str) -> list[str]:
-    """A URL's host and every domain above it; none where it has no host."""
-    labels = (domain_form(url) or "").split(".")
-    return [".".join(labels[place:]) for place in range(len(labels))] if labels[0] else []
+def url_entries(forgotten: Forgotten, form: str) -> set[Entry]:
+    """What refuses a URL in its `url_form`: the URL, and its host, by which most others are told apart."""
+    host = forgotten.keyed("host", host_of_form(form))
+    return {("url", forgotten.keyed("url", form), None), ("host", host, None)}
+
+
+def host_of_form(form: str) -> str:
+    """The host of a URL in its `url_form`."""
+    return form.partition("/")[0].partition(":")[0].strip(".")
+
+
+def host_of(url: str) -> str | None:
+    """A URL's host in lower case, where that can be told without bringing the URL into its form."""
+    found = _PLAIN.match(url)
+    return found[1].lower().strip(".") if found else None
+
+
+def above(host: str) -> list[str]:
+    """A host and every domain above it."""
+    labels = host.split(".")
+    return [".".join(labels[place:]) for place in range(len(labels))] if host else []
 
 
 def phash_of(jpeg: bytes) -> int:

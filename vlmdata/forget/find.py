@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from vlmdata import shards
 from vlmdata.dataset import Dataset
-from vlmdata.download.forgotten import Forgotten, domains, near, phash_of
-from vlmdata.download.optout import url_form
+from vlmdata.download.forgotten import Entry, Forgotten, above, host_of, host_of_form, near, phash_of, url_entries
+from vlmdata.download.optout import domain_form, url_form
 from vlmdata.errors import DataError
 from vlmdata.forget.request import Request
 
@@ -20,7 +20,7 @@ KINDS = ("uid", "url", "domain", "sha256", "like", "the same URL", "the same byt
 _READ = ("uid", "url", "page_url", "expected_hash", "sha256", "stored_key", "offset", "length")
 
 
-def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[str, str], set[tuple[str, str, None]]]:
+def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[str, str], set[Entry]]:
     """(uid -> kind, the keyed hashes of what these pairs' content is known by).
 
     Every table with URLs or hashes is read, of every key, until nothing more is found. In memory are a part and what
@@ -28,6 +28,7 @@ def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[s
     """
     found: dict[str, str] = {}
     urls, hashes = set(asked.url), set(asked.sha256)
+    hosts = {host_of_form(form) for form in urls}
     paths = [path for path in parquet_files(dataset, ("tables", "images")) if "/embeddings" not in path]
     looks = _looks(dataset, asked, paths)
     size = None
@@ -38,7 +39,9 @@ def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[s
                 continue
             for row in rows:
                 uid, url, sha256 = row["uid"], row.get("url"), row.get("sha256")
-                form = url_form(url) if url else None
+                host = host_of(url) if url else None
+                # Few URLs are worth the work of bringing them into their form.
+                form = url_form(url) if url and (host is None or host in hosts) else None
                 expected = (row.get("expected_hash") or "").lower().removeprefix("sha256:")
                 kind = found.get(uid)
                 if kind is None:
@@ -51,10 +54,13 @@ def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[s
                 if kind is None:
                     continue
                 found.setdefault(uid, kind)
-                urls |= {form} if form else set()
+                if url:
+                    urls.add(url_form(url))
+                    hosts.add(host_of_form(url_form(url)))
                 hashes |= {sha256} if row.get("stored_key") is not None and sha256 else set()
-    known = {("uid", forgotten.keyed("uid", uid), None) for uid in found}
-    known |= {("url", forgotten.keyed("url", form), None) for form in urls}
+    known: set[Entry] = {("uid", forgotten.keyed("uid", uid), None) for uid in found}
+    for form in urls:
+        known |= url_entries(forgotten, form)
     return found, known | {("sha256", forgotten.keyed("sha256", sha256), None) for sha256 in hashes}
 
 
@@ -100,7 +106,12 @@ def _kind(
         return "uid"
     if form in asked.url:
         return "url"
-    if asked.domain and any(domain in asked.domain for each in (url, page) if each for domain in domains(each)):
+    if asked.domain and any(
+        domain in asked.domain
+        for each in (url, page)
+        if each
+        for domain in above(host_of(each) or domain_form(each) or "")
+    ):
         return "domain"
     if hashes & asked.sha256:
         return "sha256"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 
-from vlmdata.download.forgotten import Entry, Forgotten, phash_of
+from vlmdata.download.forgotten import Entry, Forgotten, phash_of, url_entries
 from vlmdata.download.optout import domain_form, url_form
 from vlmdata.errors import InputError
 
@@ -37,7 +37,11 @@ class Request:
 
     def entries(self, forgotten: Forgotten) -> set[Entry]:
         """What is refused from now on, whether a pair matches it today or not."""
-        named = {(kind, forgotten.keyed(kind, value), None) for kind in NAMED for value in getattr(self, kind)}
+        named: set[Entry] = {
+            (kind, forgotten.keyed(kind, value), None) for kind in NAMED for value in getattr(self, kind)
+        }
+        for form in self.url:
+            named |= url_entries(forgotten, form)
         return named | {("phash", f"{look:016x}", self.distance) for look in self.looks}
 
 
