@@ -1,10 +1,9 @@
 """Every file that a forgetting changes, made anew aside: parts with their footers, tars, shards, manifests."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -13,25 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import Dataset, File, snapshot_folder
+from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.download import forgotten as refused
 from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import MachineError
+from vlmdata.forget import manifests as manifests_of
 from vlmdata.forget import tombstones
 from vlmdata.forget.find import metadata_of, note_of, parquet_files
 from vlmdata.forget.journal import FOLDER, Staged
+from vlmdata.forget.manifests import Gone
 
 _SAMPLES = re.compile(r"snapshots/(\d{6})/samples/[^/]+\.parquet")
 _SHARD = re.compile(r"(snapshots/(\d{6})/shards/[^/]+?)(?:\.r\d+)?\.(tar|parquet)")
-
-
-@dataclass
-class Gone:
-    """What goes of each snapshot: verdicts (null for kept) and samples of each split."""
-
-    reasons: dict[int, Counter[str | None]] = field(default_factory=dict)
-    splits: dict[int, Counter[str]] = field(default_factory=dict)
-    trimmed: set[str] = field(default_factory=set)  # uids that stay, with fewer captions
 
 
 def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
@@ -51,15 +43,15 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
     manifests = {number: dataset.snapshot(number) for number in range(1, (latest["number"] if latest else 0) + 1)}
     revisions = {number: manifest["revision"] + 1 for number, manifest in manifests.items()}
     shards = _shards(staged, manifests.values(), revisions, uids, captions, gone.trimmed)
-    _tables(staged, gone)
+    manifests_of.tables(staged, gone)
     for number, manifest in manifests.items():
-        followed = follow(staged, manifest)
+        followed = manifests_of.follow(staged, manifest)
         followed["shards"] = [again for shard in manifest["shards"] if (again := shards.get(shard["path"], shard))]
         if followed == manifest:
             continue
         followed["revision"] = revisions[number]
-        followed["funnel"] = funnel(manifest["funnel"], gone.reasons.get(number, Counter()))
-        followed["splits"] = _less(manifest["splits"], gone.splits.get(number, Counter()))
+        followed["funnel"] = manifests_of.funnel(manifest["funnel"], gone.reasons.get(number, Counter()))
+        followed["splits"] = manifests_of.less(manifest["splits"], gone.splits.get(number, Counter()))
         dataset.write_json(f"{FOLDER}/{snapshot_folder(number)}/manifest.json", followed)
     return staged
 
@@ -208,64 +200,3 @@ def _uids(dataset: Dataset, path: str) -> Iterable[str]:
         with dataset.open(path) as handle, pq.ParquetFile(handle) as file:  # without the images beside
             return file.read(["uid"], use_threads=False)["uid"].to_pylist()
     return (uid for uid, *_ in tombstones.members(dataset, path))
-
-
-def _tables(staged: Staged, gone: Gone) -> None:
-    """The tables' manifests: their parts, and the tables that they note as made from."""
-    dataset = staged.dataset
-    folders = [*dataset.files("tables"), *dataset.files("images"), *dataset.files("snapshots")]
-    paths = [
-        p
-        for p in folders
-        if re.fullmatch(r"(tables/[^/]+/[^/]+|images/[^/]+|snapshots/\d{6}/samples)/manifest\.json", p)
-    ]
-    before = {path: dataset.read_json(path) for path in paths}
-    after = {path: follow(staged, content) for path, content in before.items()}
-    became = {(f"{old['table']}/{old['key']}", _sha256(old)): _sha256(after[path]) for path, old in before.items()}
-    for path, content in after.items():
-        content["inputs"] = {name: became.get((name, sha256), sha256) for name, sha256 in content["inputs"].items()}
-        about = content["about"]
-        about.pop("returned", None)
-        if content["table"] == "samples" and int(content["key"]) in gone.reasons:
-            about["funnel"] = funnel(about["funnel"], gone.reasons[int(content["key"])])
-            about["splits"] = _less(about["splits"], gone.splits[int(content["key"])])
-        if content != before[path]:
-            staged.put_sealed(path, {name: value for name, value in content.items() if name != "checksum"})
-
-
-def follow(staged: Staged, value: Any) -> Any:
-    """A manifest, or a part of one, with every file as it will be."""
-    if isinstance(value, list):
-        return [follow(staged, item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    followed = {key: follow(staged, item) for key, item in value.items()}
-    if isinstance(value.get("path"), str) and "sha256" in value and value["path"] in staged.files:
-        file: File = staged.files[value["path"]][1]
-        followed |= {"bytes": file.bytes, "sha256": file.sha256}
-    return followed
-
-
-def funnel(steps: list[dict[str, Any]], gone: Counter[str | None]) -> list[dict[str, Any]]:
-    """A funnel with so many pairs of each reason (null: kept) forgotten."""
-    earlier = sum(step["rejected"] for step in steps[1:] if step["reason"] == FORGOTTEN)
-    count = earlier + gone.total()
-    if not count:
-        return steps
-    left = steps[0]["left"] - count
-    again = [steps[0], {"reason": FORGOTTEN, "rejected": count, "left": left}]
-    for step in steps[1:]:
-        if step["reason"] != FORGOTTEN:
-            rejected = step["rejected"] - gone[step["reason"]]
-            left -= rejected
-            again.append({"reason": step["reason"], "rejected": rejected, "left": left})
-    return again
-
-
-def _less(splits: dict[str, int], gone: Counter[str]) -> dict[str, int]:
-    return {name: count - gone[name] for name, count in splits.items()}
-
-
-def _sha256(table: dict[str, Any]) -> str:
-    """As `Table.sha256`."""
-    return hashlib.sha256("".join(part["sha256"] for part in table["parts"]).encode()).hexdigest()
