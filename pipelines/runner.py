@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from vlmdata import errors
 from vlmdata.dataset import Dataset
 from vlmdata.errors import MachineError
+from vlmdata.pipelines import engines
 from vlmdata.recipe import Runner
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def run_parts(
     dataset.guard()
     results = f"work/{stage}-{uuid.uuid4().hex}.json"
     total = len(elements)
-    with engine(runner) as on, _progress(stage, total), _pipeline(on, total) as pipeline:
+    with engine(runner) as on, _progress(stage, total), engines.pipeline(on, total, at_once(on)) as pipeline:
         (
             pipeline
             | "parts" >> beam.Create(list(enumerate(elements)))
@@ -122,8 +122,10 @@ def _progress(stage: str, total: int) -> Iterator[None]:
 
 @contextmanager
 def engine(runner: Runner) -> Iterator[Runner]:
-    """The runner to use in the block: a cluster of this machine's own is started now, and ended with the block."""
-    if runner.kind == "direct":
+    """The runner to use in the block, checked. A Dask cluster of this machine's own is started now, and ended with the
+    block: one for all that is done in it, whose workers keep their models."""
+    engines.check(runner)
+    if runner.kind != "dask":
         yield runner
         return
     import dask
@@ -140,32 +142,9 @@ def engine(runner: Runner) -> Iterator[Runner]:
         yield runner.model_copy(update={"address": cluster.scheduler_address})
 
 
-@contextmanager
-def _pipeline(runner: Runner, parts: int) -> Iterator[beam.Pipeline]:
-    """A pipeline that is run when the block ends."""
-    if runner.kind == "direct":
-        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-        # Threads: decoding, models and DuckDB release the GIL, and processes would import everything again a stage.
-        flags = ["--direct_running_mode=multi_threading", f"--direct_num_workers={_cores(runner)}"]
-        with beam.Pipeline(FnApiRunner(), options=PipelineOptions(flags)) as pipeline:
-            yield pipeline
-        return
-    from apache_beam.runners.dask.dask_runner import DaskRunner
-
-    # Its default puts 128 parts on one worker.
-    partitions = max(1, min(parts, 4 * at_once(runner)))
-    flags = [f"--dask_npartitions={partitions}", f"--dask_client_address={runner.address}"]
-    pipeline = beam.Pipeline(DaskRunner(), options=PipelineOptions(flags))
-    yield pipeline
-    result: Any = pipeline.run()
-    with result.client:  # Beam leaves it open
-        result.wait_until_finish()
-
-
 def at_once(runner: Runner) -> int:
     """How many parts are worked on at once, by all processes together."""
-    if runner.kind == "direct" or runner.address is None:
+    if runner.kind != "dask" or runner.address is None:
         return _cores(runner)
     return max(sum(_threads(runner.address)), runner.workers or 1)
 
@@ -173,12 +152,13 @@ def at_once(runner: Runner) -> int:
 def processes(runner: Runner) -> int:
     """How many processes work on parts at once, at most; the in-process runner's threads are one.
 
-    Of a cluster at an address those that are there now count, or `workers` of the recipe if more may come. Raises
-    MachineError where it has none, and does not say.
+    Of a Dask cluster at an address those that are there now count, or `workers` of the recipe if more may come. Raises
+    MachineError where it has none, and does not say. Of the other engines' workers nobody here knows more than
+    `workers`.
     """
-    if runner.kind == "direct":
+    if runner.kind == "direct" or engines.in_this_process(runner):
         return 1
-    if runner.address is None:
+    if runner.kind != "dask" or runner.address is None:
         return _cores(runner)
     there = len(_threads(runner.address))
     if not there and runner.workers is None:
