@@ -1,12 +1,13 @@
 """Runs one function over the parts of a stage on a Beam runner. Elements are parts, never rows."""
 
+import functools
 import json
 import logging
 import os
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,31 +33,76 @@ def run_parts(
     """
     if not elements:
         return []
+    total = len(elements)
+    attempt = functools.partial(_attempt, work=work, guard=dataset.guard, stage=stage)
+
+    def build(parts: Any) -> Any:
+        return parts | stage >> beam.Map(attempt)
+
+    outcomes = _outcomes(dataset, stage, elements, runner, build)
+    assert [place for place, _ in outcomes] == list(range(total)), f"{stage}: {len(outcomes)} results for {total} parts"
+    return [outcome["result"] for _, outcome in outcomes]
+
+
+def shuffle(
+    dataset: Dataset,
+    stage: str,
+    scatter: Callable[[Any], list[tuple[int, bytes]]],
+    gather: Callable[[tuple[int, list[bytes]]], Any],
+    elements: list[Any],
+    runner: Runner,
+) -> list[Any]:
+    """`gather((bucket, batches))` for every bucket, by Beam's GroupByKey; the results in the order of the buckets.
+
+    scatter: gives (bucket, record batch) pairs of an element; a bucket's batches are in the order of the elements.
+    What `gather` writes counts only if no part failed: it may be asked with those of the parts that did not.
+    """
+    if not elements:
+        return []
+    send = functools.partial(_attempt, work=scatter, guard=dataset.guard, stage=stage)
+    collect = functools.partial(_attempt, work=gather, guard=dataset.guard, stage=f"{stage}, buckets")
+
+    def build(parts: Any) -> Any:
+        sent = parts | stage >> beam.FlatMap(_send, attempt=send)
+        return sent | "by bucket" >> beam.GroupByKey() | "buckets" >> beam.Map(_collect, attempt=collect)
+
+    return [outcome["result"] for _, outcome in _outcomes(dataset, stage, elements, runner, build)]
+
+
+def _outcomes(
+    dataset: Dataset, stage: str, elements: list[Any], runner: Runner, build: Callable[[Any], Any]
+) -> list[tuple[int, Any]]:
+    """(place, outcome) in order of what `build` makes of the spread elements. Raises the first error among them."""
     dataset.guard()
     results = f"work/{stage}-{uuid.uuid4().hex}.json"
     total = len(elements)
-    with engine(runner) as on, _progress(stage, total), engines.pipeline(on, total, at_once(on)) as pipeline:
-        (
+    with (
+        engine(runner) as on,
+        _progress(stage, total),
+        engines.pipeline(on, total, at_once(on)) as pipeline,
+    ):
+        parts = (
             pipeline
             | "parts" >> beam.Create(list(enumerate(elements)))
             # Not Reshuffle: its random keys leave the in-process runner's workers with unequal loads.
             | "key" >> beam.Map(lambda element: (element[0], element[1]))
             | "spread" >> beam.GroupByKey()
             | "single" >> beam.FlatMap(lambda group: [(group[0], value) for value in group[1]])
-            | stage >> beam.Map(_attempt, work=work, guard=dataset.guard, stage=stage)
+        )
+        (
+            build(parts)
             | "gather" >> beam.combiners.ToList()
             | "record" >> beam.Map(_record, dataset=dataset.absolute, path=results)
         )
     dataset.guard()
-    outcomes = sorted(json.loads(dataset.read_bytes(results)))
+    outcomes = sorted(json.loads(dataset.read_bytes(results)), key=lambda found: found[0])
     dataset.remove("work")
     for place, outcome in outcomes:
         if "error" in outcome:
             kind = getattr(errors, outcome["error"], errors.MachineError)
             log.debug("part %s: %s", place, outcome["traceback"])
             raise kind(outcome["message"])
-    assert [place for place, _ in outcomes] == list(range(total)), f"{stage}: {len(outcomes)} results for {total} parts"
-    return [outcome["result"] for _, outcome in outcomes]
+    return outcomes
 
 
 def _attempt(
@@ -77,6 +123,24 @@ def _attempt(
         outcome = {"error": "MachineError", "message": message, "traceback": traceback.format_exc()}
     _done(stage)
     return place, outcome
+
+
+_FAILED = -1  # the bucket of errors, which comes first
+
+
+def _send(element: tuple[int, Any], attempt: Callable[[Any], tuple[int, Any]]) -> list[tuple[int, tuple[int, Any]]]:
+    place, outcome = attempt(element)
+    if "error" in outcome:
+        return [(_FAILED, (place, outcome))]
+    return [(bucket, (place, batch)) for bucket, batch in outcome["result"]]
+
+
+def _collect(
+    group: tuple[int, Iterable[tuple[int, Any]]], attempt: Callable[[Any], tuple[int, Any]]
+) -> tuple[int, Any]:
+    bucket, came = group
+    values = [value for _, value in sorted(came, key=lambda found: found[0])]
+    return (bucket, values[0]) if bucket == _FAILED else attempt((bucket, (bucket, values)))
 
 
 def _record(outcomes: list[Any], dataset: str, path: str) -> None:
