@@ -106,15 +106,17 @@ def _known() -> frozenset[str]:
     return frozenset(names)
 
 
+def made(runner: Runner, parts: int, at_once: int) -> beam.Pipeline:
+    """An empty pipeline. parts: how many elements there will be. at_once: how many are worked on at once."""
+    ours, on = _RUNNERS[runner.kind](runner, parts, at_once)
+    # Ours first: of a flag that is there twice the last one counts.
+    return beam.Pipeline(on, options=PipelineOptions([*ours, *flags(runner)]))
+
+
 @contextmanager
 def pipeline(runner: Runner, parts: int, at_once: int) -> Iterator[beam.Pipeline]:
-    """A pipeline that is run when the block ends, and has ended then. Raises MachineError where its engine fails.
-
-    parts: how many elements there are. at_once: how many of them are worked on at once.
-    """
-    ours, made = _RUNNERS[runner.kind](runner, parts, at_once)
-    # Ours first: of a flag that is there twice the last one counts.
-    made_from = beam.Pipeline(made, options=PipelineOptions([*ours, *flags(runner)]))
+    """As `made`; it is run when the block ends. Raises MachineError where its engine fails."""
+    made_from = made(runner, parts, at_once)
     yield made_from
     if runner.kind == "direct":  # an exception here is a bug, as it would be without Beam
         made_from.run().wait_until_finish()
