@@ -66,7 +66,9 @@ def shuffle(
         sent = parts | stage >> beam.FlatMap(_send, attempt=send)
         return sent | "by bucket" >> beam.GroupByKey() | "buckets" >> beam.Map(_collect, attempt=collect)
 
-    return [outcome["result"] for _, outcome in _outcomes(dataset, stage, elements, runner, build)]
+    (_, sent), *buckets = _outcomes(dataset, stage, elements, runner, build)
+    assert sent["result"] == list(range(len(elements))), f"{stage}: {sent} of {len(elements)} parts came through"
+    return [outcome["result"] for _, outcome in buckets]
 
 
 def _outcomes(
@@ -125,14 +127,14 @@ def _attempt(
     return place, outcome
 
 
-_FAILED = -1  # the bucket of errors, which comes first
+_FAILED, _SENT = -2, -1  # the buckets of errors, and of the places of the parts that were sent
 
 
 def _send(element: tuple[int, Any], attempt: Callable[[Any], tuple[int, Any]]) -> list[tuple[int, tuple[int, Any]]]:
     place, outcome = attempt(element)
     if "error" in outcome:
         return [(_FAILED, (place, outcome))]
-    return [(bucket, (place, batch)) for bucket, batch in outcome["result"]]
+    return [(_SENT, (place, place)), *((bucket, (place, batch)) for bucket, batch in outcome["result"])]
 
 
 def _collect(
@@ -140,7 +142,9 @@ def _collect(
 ) -> tuple[int, Any]:
     bucket, came = group
     values = [value for _, value in sorted(came, key=lambda found: found[0])]
-    return (bucket, values[0]) if bucket == _FAILED else attempt((bucket, (bucket, values)))
+    if bucket == _FAILED:
+        return bucket, values[0]
+    return (bucket, {"result": values}) if bucket == _SENT else attempt((bucket, (bucket, values)))
 
 
 def _record(outcomes: list[Any], dataset: str, path: str) -> None:

@@ -1,13 +1,17 @@
 """What a recipe says of its engine becomes Beam's options, and what is missing is told before anything runs."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from apache_beam.runners.portability.fn_api_runner.execution import GroupingBuffer
 from pydantic import ValidationError
 
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError, MachineError, VlmdataError
 from vlmdata.pipelines import engines
-from vlmdata.pipelines.runner import processes
+from vlmdata.pipelines.runner import processes, run_parts, shuffle
 from vlmdata.recipe import Runner
 
 FLINK = {"job_endpoint": "localhost:8099"}
@@ -61,3 +65,21 @@ def test_the_processes_that_share_a_hosts_rate_are_the_workers_unless_there_is_o
     assert processes(Runner(kind="flink", workers=7, options={**FLINK, "environment_type": "LOOPBACK"})) == 1
     assert processes(Runner(kind="prism", workers=7)) == 1
     assert processes(Runner(kind="prism", workers=7, options={"environment_type": "EXTERNAL"})) == 7
+
+
+def test_nothing_is_lost_where_two_threads_end_a_step_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two threads that saw no buffer both made one, and the outcome of one of them was gone."""
+    made = GroupingBuffer.__init__
+
+    def slowly(self: GroupingBuffer, *arguments: Any) -> None:
+        time.sleep(0.3)
+        made(self, *arguments)
+
+    monkeypatch.setattr(GroupingBuffer, "__init__", slowly)
+    dataset, runner = Dataset(str(tmp_path)), Runner(workers=2)
+    assert run_parts(dataset, "stage", abs, [-1, 2, -3, 4], runner) == [1, 2, 3, 4]
+    assert shuffle(dataset, "stage", lambda n: [(0, b"%d" % n)], _together, [1, 2, 3, 4], runner) == ["0: 1 2 3 4"]
+
+
+def _together(group: tuple[int, list[bytes]]) -> str:
+    return f"{group[0]}: {b' '.join(group[1]).decode()}"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dask.distributed import Client
+
 CACHE = Path(__file__).parents[2] / ".cache/engines"
 PRISM = CACHE / "bin/prism"
 TESTS = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -57,6 +59,8 @@ def dask(folder: Path, workers: int) -> Iterator[str]:
         stack.enter_context(started([*scheduler, "--no-dashboard"], folder, "scheduler", port))
         for number in range(workers):
             stack.enter_context(started([*worker, "--no-dashboard"], folder, f"worker-{number}"))
+        with Client(address) as client:
+            client.wait_for_workers(workers, timeout=120)
         yield address
 
 
