@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
@@ -26,6 +26,7 @@ from vlmdata.pipelines import known as known_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
+from vlmdata.pipelines.runner import engine
 from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
@@ -83,9 +84,11 @@ def curate(
     """
     parsed = whole.get() or Recipe.model_validate(recipe)
     dataset = Dataset(parsed.dataset)
-    run = Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
-    with lock(dataset, "vlmdata run"):
+    plan = make_plan(parsed, limit)
+    with lock(dataset, "vlmdata run"), engine(parsed.runner) as runner:
+        plan = replace(plan, recipe=parsed.model_copy(update={"runner": runner}))
         forget.finish(dataset)
+        run = Run(plan, dataset, tuple(stages or STAGES))
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:

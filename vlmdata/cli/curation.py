@@ -14,7 +14,7 @@ def run(
     set_: Setting = None,
     limit: Limit = None,
     stages: Annotated[str | None, typer.Option(help="only these, with commas: ingest,download,signals,…")] = None,
-    runner: Annotated[str | None, typer.Option(help="direct or dask; the recipe's otherwise")] = None,
+    runner: Annotated[str | None, typer.Option(help="direct, dask, flink, …; the recipe's otherwise")] = None,
     retry: Annotated[str | None, typer.Option(help="download again what ended in these: timeout,dns,5xx,…")] = None,
 ) -> None:
     """Run a recipe: from its sources to a published snapshot with shards, jobs and report."""
