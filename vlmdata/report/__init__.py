@@ -34,7 +34,7 @@ def write_report(dataset: Dataset, manifest: dict[str, Any]) -> str:
         connection.close()
     relative = f"{snapshot_folder(manifest['number'])}/report.html"
     dataset.write_bytes(relative, page.encode("utf-8", "replace"))
-    return dataset.path(relative)
+    return dataset.address(relative)
 
 
 def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dict[str, Any]:

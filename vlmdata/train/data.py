@@ -22,6 +22,7 @@ import simplejpeg
 
 from vlmdata.download.header import ImageError, sniff, webp_size
 from vlmdata.errors import DataError, InputError, first_line
+from vlmdata.storage import reaching
 from vlmdata.train import parquet
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,8 @@ def read(path: str, offset: int, size: int) -> bytes:
         with open(inside, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)
     else:
-        data = fs.cat_file(inside, offset, offset + size)
+        with reaching(path):
+            data = fs.cat_file(inside, start=offset, end=offset + size)
     if len(data) != size:
         raise DataError(f"{path}: shorter than its own headers say; make the shard again")
     return data
