@@ -10,6 +10,7 @@ import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -90,7 +91,8 @@ def tar_of(path: str, spool: Path) -> str:
 def samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """(name, {extension: (offset, size)}) of a tar's samples, in order. Raises DataError, naming the shard."""
     try:
-        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        remote = reaching(path) if "://" in path else nullcontext()
+        with remote, fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             name, members = "", dict[str, tuple[int, int]]()
             for member in tar:
                 if not member.isfile():
