@@ -1,4 +1,4 @@
-"""An S3 server on loopback (moto's), in front of which a test can refuse requests as a throttled or failing one does."""
+"""An S3 server on loopback (moto's), in front of which a test can refuse requests as a throttled one does."""
 
 import threading
 from collections.abc import Callable, Iterator

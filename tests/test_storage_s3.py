@@ -1,4 +1,4 @@
-"""A dataset on S3: the same bytes as on a disk, whatever the store does meanwhile, and nothing half-written in sight."""
+"""A dataset on S3: the same bytes as on a disk, whatever it does meanwhile, and nothing half-written in sight."""
 
 import json
 import socket
@@ -185,7 +185,7 @@ def test_a_server_that_is_gone_is_told_with_the_url(s3, remote, monkeypatch, imp
 
 
 def test_a_bucket_that_is_not_there_is_told(s3):
-    with pytest.raises(InputError, match="s3://none/it/lock.json"), lock(Dataset("s3://none/it"), "a run"):
+    with pytest.raises(InputError, match=r"s3://none/it/lock\.json"), lock(Dataset("s3://none/it"), "a run"):
         pass
 
 
