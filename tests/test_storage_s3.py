@@ -314,3 +314,12 @@ def test_where_files_show_while_they_are_written_they_are_renamed(tmp_path):
     assert all(path.endswith(".partial") for path in seen)
     assert dataset.read_json("latest.json") == {"snapshot": 2}
     assert [path.rsplit("/", 1)[1] for path in dataset.fs.ls(dataset.root, detail=False)] == ["latest.json"]
+
+
+def test_what_the_environment_says_goes_before_our_defaults(monkeypatch):
+    monkeypatch.setattr(fsspec.config, "conf", {"s3": {"use_listings_cache": True}})
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    storage._set_defaults()
+    retries = {"mode": "standard"}
+    assert fsspec.config.conf["s3"] == {"use_listings_cache": True, "config_kwargs": {"retries": retries}}
+    assert fsspec.config.conf["gs"] == {"use_listings_cache": False}
