@@ -121,7 +121,7 @@ def curate(
                 with _timed(run, "report"):
                     report(dataset, latest)
                 _log_times(run, latest["number"])
-        return dataset.path(snapshot_folder(latest["number"]))
+        return dataset.address(snapshot_folder(latest["number"]))
 
 
 def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[str, Table]]) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata.errors import DataError, InputError, MachineError
+from vlmdata.storage import reaching, upload
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -139,15 +140,26 @@ class Dataset:
     def path(self, relative: str) -> str:
         return f"{self.root.rstrip('/')}/{relative}" if relative else self.root
 
+    def address(self, relative: str) -> str:
+        """What fsspec opens a file by, and what a user is told: a path, or of a remote dataset a URL."""
+        return self.path(relative) if self.local else self.fs.unstrip_protocol(self.path(relative))
+
+    def reaching(self, relative: str) -> AbstractContextManager[None]:
+        """Around what asks a remote store for a file: see `storage.reaching`."""
+        return nullcontext() if self.local else reaching(self.address(relative))
+
     def exists(self, relative: str) -> bool:
-        return self.fs.exists(self.path(relative))
+        with self.reaching(relative):
+            return self.fs.exists(self.path(relative))
 
     def read_bytes(self, relative: str) -> bytes:
-        return self.fs.cat_file(self.path(relative))
+        with self.reaching(relative):
+            return self.fs.cat_file(self.path(relative))
 
     def open(self, relative: str) -> Any:
         """A binary file to read from."""
-        return self.fs.open(self.path(relative), "rb")
+        with self.reaching(relative):
+            return self.fs.open(self.path(relative), "rb")
 
     def write_bytes(self, relative: str, content: bytes) -> File:
         """Commit a small file in one step."""
@@ -178,19 +190,18 @@ class Dataset:
             return json.loads(self.read_bytes(relative))
         except ValueError as error:
             raise DataError(
-                f"{self.path(relative)}: not JSON ({error}); `vlmdata verify` lists what is damaged"
+                f"{self.address(relative)}: not JSON ({error}); `vlmdata verify` lists what is damaged"
             ) from error
 
     @contextmanager
     def spool(self) -> Iterator[Path]:
-        """A local folder to write aside in, on the dataset's own disk where that is local; gone afterwards."""
-        parent = None
-        if self.local:
-            parent = self.path(".spool")
-            try:
-                os.makedirs(parent, exist_ok=True)
-            except OSError as error:
-                raise MachineError(f"{self.root}: the dataset's folder cannot be written: {error.strerror}") from error
+        """A local folder to write aside in, which lies where `kept` has its own; gone afterwards."""
+        parent = self.kept_folder(".spool")
+        try:
+            os.makedirs(parent, exist_ok=True)
+        except OSError as error:
+            whose = f"{self.root}: the dataset's folder" if self.local else f"{parent}: where uploads are made"
+            raise MachineError(f"{whose} cannot be written: {error.strerror}") from error
         folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
         try:
             yield folder
@@ -230,18 +241,20 @@ class Dataset:
                 os.fsync(handle.fileno())
             os.replace(aside, target)
         else:
-            # An object store shows an object only when its upload is complete.
-            self.fs.put_file(str(aside), target)
+            with self.reaching(relative):
+                upload(self.fs, str(aside), target)
         return File(relative, size, digest)
 
     def sha256(self, relative: str) -> tuple[str, int]:
         """A file's SHA-256 (hex) and its bytes."""
-        return _sha256(self.open(relative))
+        with self.reaching(relative):
+            return _sha256(self.open(relative))
 
     def remove(self, relative: str) -> None:
         self.guard()
         if self.exists(relative):
-            self.fs.rm(self.path(relative), recursive=True)
+            with self.reaching(relative):
+                self.fs.rm(self.path(relative), recursive=True)
 
     def move(self, source: str, target: str) -> None:
         """Put a file in the place of another. Nothing happens where it was moved already."""
@@ -265,8 +278,7 @@ class Dataset:
 
     def clean_spool(self) -> None:
         """Remove what killed runs left aside. Only the holder of the lock may call it."""
-        if self.local:
-            shutil.rmtree(self.path(".spool"), ignore_errors=True)
+        shutil.rmtree(self.kept_folder(".spool"), ignore_errors=True)
 
     # Parts
 
@@ -323,16 +335,15 @@ class Dataset:
                 metadata = pq.read_metadata(handle).metadata or {}
             return json.loads(metadata[_FOOTER])
         except (pa.ArrowException, FileNotFoundError, KeyError) as error:
-            raise DataError(f"{self.path(part.path)}: {error}; `vlmdata verify` lists what is damaged") from error
+            raise DataError(f"{self.address(part.path)}: {error}; `vlmdata verify` lists what is damaged") from error
 
     def read_part(self, part: Part | str, columns: list[str] | None = None) -> pa.Table:
         """A part's rows; the columns in the order asked for, vectors as plain lists."""
         relative = part if isinstance(part, str) else part.path
         try:
-            with self.open(relative) as handle:
-                rows = pq.read_table(io.BytesIO(handle.read()), columns=columns, use_threads=False)
+            rows = pq.read_table(io.BytesIO(self.read_bytes(relative)), columns=columns, use_threads=False)
         except (pa.ArrowException, FileNotFoundError) as error:
-            raise DataError(f"{self.path(relative)}: {error}; `vlmdata verify` lists what is damaged") from error
+            raise DataError(f"{self.address(relative)}: {error}; `vlmdata verify` lists what is damaged") from error
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
 
@@ -361,7 +372,7 @@ class Dataset:
             return _table(self.read_json(relative))
         except (KeyError, TypeError) as error:
             raise DataError(
-                f"{self.path(relative)}: not a table's manifest; `vlmdata verify` lists what is damaged"
+                f"{self.address(relative)}: not a table's manifest; `vlmdata verify` lists what is damaged"
             ) from error
 
     def current_table(self, table: str, key: str, inputs: Iterable[Table]) -> Table | None:
@@ -382,7 +393,9 @@ class Dataset:
         folder = f"tables/{table}"
         if not self.exists(folder):
             return []
-        return sorted(path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(self.path(folder), detail=False))
+        with self.reaching(folder):
+            paths = self.fs.ls(self.path(folder), detail=False)
+        return sorted(path.rstrip("/").rsplit("/", 1)[1] for path in paths)
 
     # Snapshots
 

@@ -59,7 +59,7 @@ def run(
         folder = f"snapshots/{latest['number']:06d}"
         if dataset.exists(f"{folder}/report.html") and missing_file(dataset, latest) is None:
             say("nothing to do: the snapshot in force is just what this recipe asks for")
-            print(dataset.path(folder))
+            print(dataset.address(folder))
             return
     from vlmdata import console
 

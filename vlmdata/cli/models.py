@@ -169,5 +169,5 @@ def compare(
         result = run_here(parsed, chosen, seeds)
     for line in measures.table(result):
         say(line)
-    say(f"page:  {dataset.path('compare/compare.html')}")
+    say(f"page:  {dataset.address('compare/compare.html')}")
     print(json.dumps(result, indent=1))

@@ -84,6 +84,6 @@ def perform(attempt: Attempt, deploy: Start | None = None) -> dict[str, float]:
         attempt.copy_small()
     if code:
         told = "".join(f"\n  {line}" for line in attempt.last_lines())
-        where = attempt.dataset.path(f"{attempt.output}/{attempt.log.name}")
+        where = attempt.dataset.address(f"{attempt.output}/{attempt.log.name}")
         raise Ended(f"job {attempt.job.name!r} failed with exit code {code}; its log is {where}{told}", code)
     return attempt.metrics()

@@ -104,12 +104,12 @@ class Attempt:
         try:
             found = json.loads(self.dataset.read_bytes(path))
         except (ValueError, RecursionError) as error:
-            raise JobError(f"job {self.job.name!r}: {self.dataset.path(path)}: not JSON ({error})") from error
+            raise JobError(f"job {self.job.name!r}: {self.dataset.address(path)}: not JSON ({error})") from error
         numbers = isinstance(found, dict) and all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in found.values()
         )
         if not numbers:
-            raise JobError(f"job {self.job.name!r}: {self.dataset.path(path)}: names with numbers are expected")
+            raise JobError(f"job {self.job.name!r}: {self.dataset.address(path)}: names with numbers are expected")
         return {name: float(value) for name, value in found.items()}
 
     def last_lines(self) -> list[str]:

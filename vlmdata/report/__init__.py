@@ -37,7 +37,7 @@ def write_report(dataset: Dataset, manifest: dict[str, Any]) -> str:
     relative, content = f"{folder}/report.html", page.rstrip("\n").encode("utf-8", "replace") + b"\n"
     described = dataset.sha256(f"{folder}/manifest.json")[0] if dataset.exists(f"{folder}/manifest.json") else "-"
     dataset.write_bytes(relative, content + page_note(described, content))
-    return dataset.path(relative)
+    return dataset.address(relative)
 
 
 def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dict[str, Any]:

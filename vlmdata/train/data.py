@@ -8,6 +8,7 @@ import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import simplejpeg
 from vlmdata.download.decode import to_rgb, upright
 from vlmdata.download.header import ImageError, jpeg_exif
 from vlmdata.errors import DataError, InputError, first_line
+from vlmdata.storage import reaching
 from vlmdata.train import parquet
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,8 @@ def tar_of(path: str, spool: Path) -> str:
 def samples(path: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """(name, {extension: (offset, size)}) of a tar's samples, in order. Raises DataError, naming the shard."""
     try:
-        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        remote = reaching(path) if "://" in path else nullcontext()
+        with remote, fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             name, members = "", dict[str, tuple[int, int]]()
             for member in tar:
                 if not member.isfile():
@@ -188,7 +191,8 @@ def read(path: str, offset: int, size: int) -> bytes:
         with open(inside, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)
     else:
-        data = fs.cat_file(inside, offset, offset + size)
+        with reaching(path):
+            data = fs.cat_file(inside, start=offset, end=offset + size)
     if len(data) != size:
         raise DataError(f"{path}: shorter than its own headers say; make the shard again")
     return data
