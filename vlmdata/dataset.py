@@ -265,8 +265,9 @@ class Dataset:
             os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
             os.replace(self.path(source), self.path(target))
         else:  # what lies there is overwritten in one step; the source goes afterwards
-            self.fs.cp_file(self.path(source), self.path(target))
-            self.fs.rm_file(self.path(source))
+            with self.reaching(target):
+                self.fs.cp_file(self.path(source), self.path(target))
+                self.fs.rm_file(self.path(source))
 
     def files(self, folder: str) -> list[str]:
         """Every file below a folder, whether a manifest names it or not, in order."""
@@ -274,7 +275,8 @@ class Dataset:
             return []
         start = self.path(folder).rstrip("/") + "/"
         below = f"{folder}/" if folder else ""
-        return sorted(below + path[len(start) :] for path in self.fs.find(start.rstrip("/")))
+        with self.reaching(folder):
+            return sorted(below + path[len(start) :] for path in self.fs.find(start.rstrip("/")))
 
     def clean_spool(self) -> None:
         """Remove what killed runs left aside. Only the holder of the lock may call it."""
