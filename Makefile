@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test test-peers test-slurm peers lint bench clean pins
+.PHONY: setup demo test test-peers test-slurm test-engines peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -65,6 +65,18 @@ test-slurm: $(STAMP)
 		test "$$(id -u)" = 0 || { echo "the test needs Slurm: sudo apt-get install slurm-wlm"; exit 1; }; \
 		(apt-get install -y -qq --no-install-recommends slurm-wlm || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm; }) >/dev/null; }
 	@$(BIN)/python -m pytest -n 0 tests/slurm
+
+# Beam's other engines, as processes of their own: Dask, Prism (built by Go), and what Maven serves of Flink and Spark.
+ENGINES := .cache/engines
+JARS := beam-runners-flink-1.20-job-server beam-runners-flink-1.19-job-server beam-runners-spark-3-job-server
+test-engines: $(STAMP)
+	@command -v go >/dev/null || { echo "the test builds Prism: install Go"; exit 1; }
+	@test -x $(ENGINES)/bin/prism || GOBIN=$(CURDIR)/$(ENGINES)/bin go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.75.0
+	@for jar in $(JARS); do test -s $(ENGINES)/$$jar.jar || { \
+		mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:get -Dtransitive=false -Dartifact=org.apache.beam:$$jar:2.75.0 >/dev/null 2>&1 \
+		&& cp $$HOME/.m2/repository/org/apache/beam/$$jar/2.75.0/$$jar-2.75.0.jar $(ENGINES)/$$jar.jar \
+		|| echo "$$jar 2.75.0 is not served: its options are tested against Beam's own job server"; }; done
+	@$(BIN)/python -m pytest -n 0 tests/engines
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check -q . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }

@@ -1,5 +1,6 @@
 """The flow `compare`: one pool, several selections of it, the same training on each."""
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from vlmdata.flows import curate
 from vlmdata.lock import lock
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
+from vlmdata.pipelines.runner import engine
 from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import ContrastiveJob, Recipe, Select
 from vlmdata.report import comparison, write_report
@@ -47,7 +49,10 @@ def compare(recipe: dict[str, Any], chosen: dict[str, dict[str, Any]], seeds: in
     selects = {name: Select.model_validate(options) for name, options in chosen.items()}
     plans = selections.plans(plan, {"": selections.RAW} | selects)
     curate.curate(recipe, None, MEASURED)
-    with lock(dataset, "vlmdata compare"):
+    with lock(dataset, "vlmdata compare"), engine(parsed.runner) as runner:
+        plans = {
+            name: replace(one, recipe=one.recipe.model_copy(update={"runner": runner})) for name, one in plans.items()
+        }
         run = curate.Run(plans.pop(""), dataset, ("select", "shards"))
         run.ready("dedup", list(plan.tables))
         manifest = _pool(run)

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import card, ingest, layers, snapshot
+from vlmdata import card, forget, ingest, layers, snapshot
 from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
@@ -26,6 +26,7 @@ from vlmdata.pipelines import known as known_stage
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
+from vlmdata.pipelines.runner import engine
 from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report
@@ -83,13 +84,18 @@ def curate(
     """
     parsed = whole.get() or Recipe.model_validate(recipe)
     dataset = Dataset(parsed.dataset)
-    run = Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
-    with lock(dataset, "vlmdata run"):
+    plan = make_plan(parsed, limit)
+    with lock(dataset, "vlmdata run"), engine(parsed.runner) as runner:
+        plan = replace(plan, recipe=parsed.model_copy(update={"runner": runner}))
+        forget.finish(dataset)
+        run = Run(plan, dataset, tuple(stages or STAGES))
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:
             _add_layer(run, retry)
         _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
+        if run.tables.get("images") and run.tables["images"].about.get("returned"):
+            _forget_returned(run)
         _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", [name for name in run.plan.tables if name in GROUPED], group_duplicates)
         latest = dataset.latest()
@@ -127,6 +133,16 @@ def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[st
         return
     with _timed(run, name):
         run.tables |= work(run)
+
+
+def _forget_returned(run: Run) -> None:
+    """What the download has brought though it is forgotten goes out of the tables that are there."""
+    count = forget.forget_returned(run.dataset, run.plan.images)
+    log.warning("%d pairs were forgotten again: they had come back under another URL or caption", count)
+    for name in list(run.tables):
+        table = run.dataset.read_table(name, run.plan.tables[name])
+        assert table is not None
+        run.tables[name] = table
 
 
 def _add_layer(run: Run, classes: list[str]) -> None:

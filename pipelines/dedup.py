@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset, Table, noted, part_name, table_folder
 from vlmdata.errors import DataError
-from vlmdata.pipelines import decontaminate
+from vlmdata.pipelines import decontaminate, equal
 from vlmdata.pipelines import near as workers
 from vlmdata.plan import Plan
 from vlmdata.recipe import DecontaminateDedup, Dedup, SemanticDedup
@@ -44,6 +44,10 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
             parts.append(dataset.write_part("duplicates", key, name, groups, {}))
             continue
         read, columns = dedup.reads(method)
+        if isinstance(method, equal.METHODS) and plan.recipe.runner.kind != "direct":
+            groups = equal.groups(dataset, plan.recipe.runner, method, tables[read], in_force)
+            parts.append(dataset.write_part("duplicates", key, name, groups, {}))
+            continue
         with dataset.spool() as folder:
             values, sources = _gather(dataset, method, tables[read], ["uid", *columns], in_force, folder)
             compared = None

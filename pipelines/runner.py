@@ -1,21 +1,22 @@
 """Runs one function over the parts of a stage on a Beam runner. Elements are parts, never rows."""
 
+import functools
 import json
 import logging
 import os
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from vlmdata import errors
 from vlmdata.dataset import Dataset
 from vlmdata.errors import MachineError
+from vlmdata.pipelines import engines
 from vlmdata.recipe import Runner
 
 log = logging.getLogger(__name__)
@@ -32,31 +33,78 @@ def run_parts(
     """
     if not elements:
         return []
+    total = len(elements)
+    attempt = functools.partial(_attempt, work=work, guard=dataset.guard, stage=stage)
+
+    def build(parts: Any) -> Any:
+        return parts | stage >> beam.Map(attempt)
+
+    outcomes = _outcomes(dataset, stage, elements, runner, build)
+    assert [place for place, _ in outcomes] == list(range(total)), f"{stage}: {len(outcomes)} results for {total} parts"
+    return [outcome["result"] for _, outcome in outcomes]
+
+
+def shuffle(
+    dataset: Dataset,
+    stage: str,
+    scatter: Callable[[Any], list[tuple[int, bytes]]],
+    gather: Callable[[tuple[int, list[bytes]]], Any],
+    elements: list[Any],
+    runner: Runner,
+) -> list[Any]:
+    """`gather((bucket, batches))` for every bucket, by Beam's GroupByKey; the results in the order of the buckets.
+
+    scatter: gives (bucket, record batch) pairs of an element; a bucket's batches are in the order of the elements.
+    What `gather` writes counts only if no part failed: it may be asked with those of the parts that did not.
+    """
+    if not elements:
+        return []
+    send = functools.partial(_attempt, work=scatter, guard=dataset.guard, stage=stage)
+    collect = functools.partial(_attempt, work=gather, guard=dataset.guard, stage=f"{stage}, buckets")
+
+    def build(parts: Any) -> Any:
+        sent = parts | stage >> beam.FlatMap(_send, attempt=send)
+        return sent | "by bucket" >> beam.GroupByKey() | "buckets" >> beam.Map(_collect, attempt=collect)
+
+    (_, sent), *buckets = _outcomes(dataset, stage, elements, runner, build)
+    assert sent["result"] == list(range(len(elements))), f"{stage}: {sent} of {len(elements)} parts came through"
+    return [outcome["result"] for _, outcome in buckets]
+
+
+def _outcomes(
+    dataset: Dataset, stage: str, elements: list[Any], runner: Runner, build: Callable[[Any], Any]
+) -> list[tuple[int, Any]]:
+    """(place, outcome) in order of what `build` makes of the spread elements. Raises the first error among them."""
     dataset.guard()
     results = f"work/{stage}-{uuid.uuid4().hex}.json"
     total = len(elements)
-    with engine(runner) as on, _progress(stage, total), _pipeline(on, total) as pipeline:
-        (
+    with (
+        engine(runner) as on,
+        _progress(stage, total),
+        engines.pipeline(on, total, at_once(on)) as pipeline,
+    ):
+        parts = (
             pipeline
             | "parts" >> beam.Create(list(enumerate(elements)))
             # Not Reshuffle: its random keys leave the in-process runner's workers with unequal loads.
             | "key" >> beam.Map(lambda element: (element[0], element[1]))
             | "spread" >> beam.GroupByKey()
             | "single" >> beam.FlatMap(lambda group: [(group[0], value) for value in group[1]])
-            | stage >> beam.Map(_attempt, work=work, guard=dataset.guard, stage=stage)
+        )
+        (
+            build(parts)
             | "gather" >> beam.combiners.ToList()
             | "record" >> beam.Map(_record, dataset=dataset.absolute, path=results)
         )
     dataset.guard()
-    outcomes = sorted(json.loads(dataset.read_bytes(results)))
+    outcomes = sorted(json.loads(dataset.read_bytes(results)), key=lambda found: found[0])
     dataset.remove("work")
     for place, outcome in outcomes:
         if "error" in outcome:
             kind = getattr(errors, outcome["error"], errors.MachineError)
             log.debug("part %s: %s", place, outcome["traceback"])
             raise kind(outcome["message"])
-    assert [place for place, _ in outcomes] == list(range(total)), f"{stage}: {len(outcomes)} results for {total} parts"
-    return [outcome["result"] for _, outcome in outcomes]
+    return outcomes
 
 
 def _attempt(
@@ -77,6 +125,26 @@ def _attempt(
         outcome = {"error": "MachineError", "message": message, "traceback": traceback.format_exc()}
     _done(stage)
     return place, outcome
+
+
+_FAILED, _SENT = -2, -1  # the buckets of errors, and of the places of the parts that were sent
+
+
+def _send(element: tuple[int, Any], attempt: Callable[[Any], tuple[int, Any]]) -> list[tuple[int, tuple[int, Any]]]:
+    place, outcome = attempt(element)
+    if "error" in outcome:
+        return [(_FAILED, (place, outcome))]
+    return [(_SENT, (place, place)), *((bucket, (place, batch)) for bucket, batch in outcome["result"])]
+
+
+def _collect(
+    group: tuple[int, Iterable[tuple[int, Any]]], attempt: Callable[[Any], tuple[int, Any]]
+) -> tuple[int, Any]:
+    bucket, came = group
+    values = [value for _, value in sorted(came, key=lambda found: found[0])]
+    if bucket == _FAILED:
+        return bucket, values[0]
+    return (bucket, {"result": values}) if bucket == _SENT else attempt((bucket, (bucket, values)))
 
 
 def _record(outcomes: list[Any], dataset: str, path: str) -> None:
@@ -122,8 +190,10 @@ def _progress(stage: str, total: int) -> Iterator[None]:
 
 @contextmanager
 def engine(runner: Runner) -> Iterator[Runner]:
-    """The runner to use in the block: a cluster of this machine's own is started now, and ended with the block."""
-    if runner.kind == "direct":
+    """The runner to use in the block, checked. A Dask cluster of this machine's own is started now, and ended with the
+    block: one for all that is done in it, whose workers keep their models."""
+    engines.check(runner)
+    if runner.kind != "dask":
         yield runner
         return
     import dask
@@ -140,32 +210,9 @@ def engine(runner: Runner) -> Iterator[Runner]:
         yield runner.model_copy(update={"address": cluster.scheduler_address})
 
 
-@contextmanager
-def _pipeline(runner: Runner, parts: int) -> Iterator[beam.Pipeline]:
-    """A pipeline that is run when the block ends."""
-    if runner.kind == "direct":
-        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-        # Threads: decoding, models and DuckDB release the GIL, and processes would import everything again a stage.
-        flags = ["--direct_running_mode=multi_threading", f"--direct_num_workers={_cores(runner)}"]
-        with beam.Pipeline(FnApiRunner(), options=PipelineOptions(flags)) as pipeline:
-            yield pipeline
-        return
-    from apache_beam.runners.dask.dask_runner import DaskRunner
-
-    # Its default puts 128 parts on one worker.
-    partitions = max(1, min(parts, 4 * at_once(runner)))
-    flags = [f"--dask_npartitions={partitions}", f"--dask_client_address={runner.address}"]
-    pipeline = beam.Pipeline(DaskRunner(), options=PipelineOptions(flags))
-    yield pipeline
-    result: Any = pipeline.run()
-    with result.client:  # Beam leaves it open
-        result.wait_until_finish()
-
-
 def at_once(runner: Runner) -> int:
     """How many parts are worked on at once, by all processes together."""
-    if runner.kind == "direct" or runner.address is None:
+    if runner.kind != "dask" or runner.address is None:
         return _cores(runner)
     return max(sum(_threads(runner.address)), runner.workers or 1)
 
@@ -173,12 +220,13 @@ def at_once(runner: Runner) -> int:
 def processes(runner: Runner) -> int:
     """How many processes work on parts at once, at most; the in-process runner's threads are one.
 
-    Of a cluster at an address those that are there now count, or `workers` of the recipe if more may come. Raises
-    MachineError where it has none, and does not say.
+    Of a Dask cluster at an address those that are there now count, or `workers` of the recipe if more may come. Raises
+    MachineError where it has none, and does not say. Of the other engines' workers nobody here knows more than
+    `workers`.
     """
-    if runner.kind == "direct":
+    if runner.kind == "direct" or engines.in_this_process(runner):
         return 1
-    if runner.address is None:
+    if runner.kind != "dask" or runner.address is None:
         return _cores(runner)
     there = len(_threads(runner.address))
     if not there and runner.workers is None:

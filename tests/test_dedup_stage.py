@@ -1,5 +1,6 @@
 """The stage `dedup`: what the methods compare is mapped from files, and what comes out is as if it were in memory."""
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from vlmdata import dedup
 from vlmdata.dataset import Dataset, Table, part_name
 from vlmdata.dedup import partitions, semantic
-from vlmdata.errors import DataError
+from vlmdata.errors import DataError, VlmdataError
 from vlmdata.pipelines import dedup as stage
+from vlmdata.pipelines import equal
 from vlmdata.recipe import ExactDedup, PerceptualDedup, Runner, SemanticDedup
 
 METHODS = [ExactDedup(kind="exact"), PerceptualDedup(kind="perceptual"), SemanticDedup(kind="semantic")]
@@ -124,3 +126,46 @@ def test_workers_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest
     by_uid = [("uid", "ascending"), ("other", "ascending")]
     assert dataset.read_part(found.also[0].path).sort_by(by_uid).equals(pairs.sort_by(by_uid))
     assert not list(tmp_path.glob("tables/scattered/*"))
+
+
+def files(count: int, seed: int) -> dict[str, pa.Table]:
+    """`images` of which many are the same file, in every part; every fifth has none."""
+    draw = np.random.default_rng(seed)
+    uid = [hashlib.md5(f"{seed} {number}".encode()).hexdigest() for number in range(count)]
+    sha256 = [hashlib.sha256(b"%d" % which).hexdigest() for which in draw.integers(0, 2000, count)]
+    absent = np.arange(count) % 5 == 4
+    empty = rows(0, 0)
+    return {
+        **empty,
+        "images": pa.table({"uid": pa.array(uid, pa.string()), "sha256": pa.array(sha256, pa.string(), mask=absent)}),
+    }
+
+
+def test_equal_values_by_the_engines_own_grouping_are_the_groups_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, tables = written(tmp_path, [files(300, 1), files(0, 2), files(500, 3)])
+    monkeypatch.setattr(equal, "BUCKET", 100)
+    images = tables["images"]
+    in_force: dict[str, pa.BooleanArray]
+    for in_force in ({}, {images.parts[2].name: pa.array(np.arange(500) % 3 > 0)}):
+        found = equal.groups(dataset, Runner(workers=2), METHODS[0], images, in_force)
+        every = [dataset.read_part(part) for part in images.parts]
+        masks = [in_force.get(part.name, pa.array(np.ones(part.rows, bool))) for part in images.parts]
+        values = pa.concat_tables([part.filter(mask) for part, mask in zip(every, masks, strict=True)])
+        values = values.filter(values["sha256"].is_valid())
+        want = dedup.groups(METHODS[0], values["uid"], {"sha256": values["sha256"].combine_chunks()})
+        assert want.num_rows > 100
+        assert len(set(want["dup_group"].to_pylist())) > 40
+        assert found.equals(want)
+        buckets = equal.bucket_of(values["sha256"].to_numpy().astype(np.bytes_), images.rows // 100)
+        assert set(buckets.tolist()) == set(range(8))
+    assert not list(tmp_path.glob("tables/equal/*"))
+    assert not list(tmp_path.glob("work/*"))
+
+
+def test_of_a_part_that_cannot_be_read_there_are_no_groups(tmp_path: Path) -> None:
+    dataset, tables = written(tmp_path, [files(300, 1), files(500, 3)])
+    Path(dataset.path(tables["images"].parts[1].path)).unlink()
+    with pytest.raises(VlmdataError, match=r"0000001\.parquet"):
+        equal.groups(dataset, Runner(workers=2), METHODS[0], tables["images"], {})

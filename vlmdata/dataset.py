@@ -169,8 +169,21 @@ class Dataset:
             return self.commit(aside, relative)
 
     def write_json(self, relative: str, content: object) -> File:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"  # unsorted: the order of rules has a meaning
-        return self.write_bytes(relative, text.encode())
+        return self.write_bytes(relative, _json_bytes(content))
+
+    def write_sealed(self, relative: str, content: dict[str, Any]) -> File:
+        """`write_json` with the SHA-256 of all the rest as `checksum`, `created` apart: no time is in it."""
+        return self.write_json(relative, sealed(content))
+
+    def is_sealed(self, relative: str) -> bool:
+        """Whether a file is byte for byte as `write_sealed` has written it, but for the digits of `created`."""
+        content = self.read_json(relative)
+        unsealed = {name: value for name, value in content.items() if name != "checksum"}
+        if self.read_bytes(relative) != _json_bytes(content):
+            return False
+        if "checksum" not in content:  # written before there were any; under another name it would be damaged
+            return not any(isinstance(value, str) and len(value) > 40 for value in content.values())
+        return content == sealed(unsealed)
 
     def read_json(self, relative: str) -> Any:
         try:
@@ -242,6 +255,26 @@ class Dataset:
         if self.exists(relative):
             with self.reaching(relative):
                 self.fs.rm(self.path(relative), recursive=True)
+
+    def move(self, source: str, target: str) -> None:
+        """Put a file in the place of another. Nothing happens where it was moved already."""
+        self.guard()
+        if not self.exists(source):
+            return
+        if self.local:
+            os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
+            os.replace(self.path(source), self.path(target))
+        else:  # what lies there is overwritten in one step; the source goes afterwards
+            self.fs.cp_file(self.path(source), self.path(target))
+            self.fs.rm_file(self.path(source))
+
+    def files(self, folder: str) -> list[str]:
+        """Every file below a folder, whether a manifest names it or not, in order."""
+        if not self.exists(folder):
+            return []
+        start = self.path(folder).rstrip("/") + "/"
+        below = f"{folder}/" if folder else ""
+        return sorted(below + path[len(start) :] for path in self.fs.find(start.rstrip("/")))
 
     def clean_spool(self) -> None:
         """Remove what killed runs left aside. Only the holder of the lock may call it."""
@@ -325,7 +358,7 @@ class Dataset:
     def write_table(self, table: Table) -> None:
         """Write a table's manifest: the stage is done. Only the driver does it."""
         self.guard()
-        self.write_json(
+        self.write_sealed(
             f"{table_folder(table.table, table.key)}/manifest.json",
             {"format_version": FORMAT_VERSION, **asdict(table)},
         )
@@ -373,17 +406,28 @@ class Dataset:
         return self.snapshot(self.read_json("latest.json")["snapshot"])
 
     def snapshot(self, number: int) -> dict[str, Any]:
-        return self.read_json(f"{snapshot_folder(number)}/manifest.json")
+        manifest = self.read_json(f"{snapshot_folder(number)}/manifest.json")
+        return {name: value for name, value in manifest.items() if name != "checksum"}
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write a snapshot's manifest, then switch `latest.json` to it."""
         self.guard()
-        self.write_json(f"{snapshot_folder(manifest['number'])}/manifest.json", manifest)
-        self.write_json("latest.json", {"snapshot": manifest["number"]})
+        self.write_sealed(f"{snapshot_folder(manifest['number'])}/manifest.json", manifest)
+        self.write_sealed("latest.json", {"snapshot": manifest["number"]})
 
 
 def snapshot_folder(number: int) -> str:
     return f"snapshots/{number:06d}"
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """What `Dataset.write_sealed` writes."""
+    rest = {name: value for name, value in content.items() if name not in ("checksum", "created")}
+    return {**content, "checksum": hashlib.sha256(_json_bytes(rest)).hexdigest()}
+
+
+def _json_bytes(content: object) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()  # unsorted: the order of rules counts
 
 
 def new_id() -> str:

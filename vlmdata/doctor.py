@@ -20,6 +20,11 @@ OPTIONAL = {
     "dask": "the Dask engine (`runner: {kind: dask}`)",
     "webdataset": "reading shards by webdataset",
 }
+PROGRAMS = {
+    "chromium": "the report's test: apt-get install chromium",
+    "java": "a job server's jar that vlmdata starts (`runner: {kind: flink}` or spark): apt-get install default-jre",
+    "prism": f"Beam's runner `prism`: {extras.PRISM}",
+}
 
 
 def examine() -> list[tuple[str, str, str]]:
@@ -50,12 +55,8 @@ def _packages() -> list[tuple[str, str, str]]:
     for name, use in OPTIONAL.items():
         version = _version(name)
         lines.append(("ok", f"{name} {version}", "") if version else ("absent", name, f"for {use}: pip install {name}"))
-    chromium = shutil.which("chromium")
-    lines.append(
-        ("ok", "chromium", "")
-        if chromium
-        else ("absent", "chromium", "for the report's test: apt-get install chromium")
-    )
+    for program, use in PROGRAMS.items():
+        lines.append(("ok", program, "") if shutil.which(program) else ("absent", program, f"for {use}"))
     return lines
 
 

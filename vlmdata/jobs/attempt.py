@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vlmdata.dataset import Dataset, make_key
+from vlmdata.dataset import Dataset, make_key, new_id
 from vlmdata.errors import JobError
 from vlmdata.recipe import Job
 from vlmdata.sources.urls import strip_urls
 
 VERSION = 1
-LOG, METRICS = "log.txt", "metrics.json"
+LOG, METRICS, NOTE = "log.txt", "metrics.json", "attempt.json"
 LAST_LINES = 20
 _HEADER = "=== vlmdata "
 _TAIL_BYTES = 200_000
@@ -75,6 +75,19 @@ class Attempt:
         for name in (METRICS, "exit.json"):
             self.dataset.remove(f"{self.output}/{name}")
             (self.folder / name).unlink(missing_ok=True)
+
+    def token(self) -> str:
+        """What this attempt is called where others run it. Until its end is recorded it stays the same, so that a run
+        finds what a killed one has started; after that another attempt begins."""
+        note = f"{self.output}/{NOTE}"
+        if not self.dataset.exists(note):
+            self.begin()
+            self.dataset.write_json(note, {"token": new_id()})
+        return str(self.dataset.read_json(note)["token"])
+
+    def over(self) -> None:
+        """Forget the attempt, whose end is recorded: the next one is another."""
+        self.dataset.remove(f"{self.output}/{NOTE}")
 
     def copy_small(self) -> None:
         """Put the small files of a remote dataset's job where everybody finds them."""
