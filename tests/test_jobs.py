@@ -348,7 +348,7 @@ def until(condition, seconds=20):
 
 
 def test_only_the_first_process_of_torchrun_speaks(published, tmp_path, monkeypatch, capsys):
-    from vlmdata import cli
+    from vlmdata.cli import models as cli
     from vlmdata.train import loop
 
     def trained(job, shards, out, resume):
