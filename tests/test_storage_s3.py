@@ -168,7 +168,7 @@ def test_a_lasting_outage_is_told_with_the_url(s3, remote, impatient, capsys):
     assert "s3://pool/it/latest.json" in capsys.readouterr().err
 
 
-def test_a_server_that_is_gone_is_told_with_the_url(s3, remote, monkeypatch, impatient, tmp_path):
+def test_a_server_that_is_gone_is_told_with_the_url(s3, monkeypatch, impatient, tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
