@@ -12,7 +12,7 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import card, ingest, layers, snapshot
+from vlmdata import card, forget, ingest, layers, snapshot
 from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
@@ -87,12 +87,15 @@ def curate(
     plan = make_plan(parsed, limit)
     with lock(dataset, "vlmdata run"), engine(parsed.runner) as runner:
         plan = replace(plan, recipe=parsed.model_copy(update={"runner": runner}))
+        forget.finish(dataset)
         run = Run(plan, dataset, tuple(stages or STAGES))
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:
             _add_layer(run, retry)
         _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
+        if run.tables.get("images") and run.tables["images"].about.get("returned"):
+            _forget_returned(run)
         _stage(run, "signals", run.plan.signal_tables, measure)
         _stage(run, "dedup", [name for name in run.plan.tables if name in GROUPED], group_duplicates)
         latest = dataset.latest()
@@ -118,7 +121,7 @@ def curate(
                 with _timed(run, "report"):
                     report(dataset, latest)
                 _log_times(run, latest["number"])
-        return dataset.path(snapshot_folder(latest["number"]))
+        return dataset.address(snapshot_folder(latest["number"]))
 
 
 def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[str, Table]]) -> None:
@@ -130,6 +133,16 @@ def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[st
         return
     with _timed(run, name):
         run.tables |= work(run)
+
+
+def _forget_returned(run: Run) -> None:
+    """What the download has brought though it is forgotten goes out of the tables that are there."""
+    count = forget.forget_returned(run.dataset, run.plan.images)
+    log.warning("%d pairs were forgotten again: they had come back under another URL or caption", count)
+    for name in list(run.tables):
+        table = run.dataset.read_table(name, run.plan.tables[name])
+        assert table is not None
+        run.tables[name] = table
 
 
 def _add_layer(run: Run, classes: list[str]) -> None:

@@ -1,18 +1,29 @@
 """The flow `train`: one job of a recipe on a machine of its own, which a Prefect deployment leads to."""
 
+import logging
+import math
+import time
 from typing import Any
+from uuid import UUID
 
+from httpx import HTTPError
 from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
 from pydantic import TypeAdapter
 
 from vlmdata.dataset import Dataset
-from vlmdata.errors import InputError
+from vlmdata.errors import InputError, MachineError
 from vlmdata.jobs import Attempt, Ended, perform
 from vlmdata.recipe import DeploymentPlace, Job
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 5.0
+CANCEL_SECONDS = 60.0  # for a worker to end what is cancelled
 
 
 @flow(name="train", validate_parameters=False)
@@ -32,23 +43,55 @@ def train(job: dict[str, Any], dataset: str, snapshot: int) -> None:
 
 
 def deploy(attempt: Attempt) -> int:
-    """Have a deployment's worker do a job, and wait for its end; its exit code. Raises InputError where there is none
-    of that name."""
+    """Have a deployment's worker do a job, and wait for its end; its exit code. A flow run that an earlier run asked
+    for, and whose end is not recorded, is waited for.
+
+    Raises InputError where there is no deployment of that name, MachineError where Prefect's server does not answer.
+    """
     place = attempt.job.on
     assert isinstance(place, DeploymentPlace)
     job = attempt.job.model_dump(mode="json")
     parameters = {"job": job, "dataset": attempt.dataset.absolute, "snapshot": attempt.number}
+    token = attempt.token()
     try:
-        run: Any = run_deployment(place.name, parameters=parameters, poll_interval=POLL_SECONDS)
+        run: Any = run_deployment(place.name, parameters=parameters, timeout=0, idempotency_key=token)
+        log.info("job %s: Prefect's flow run %s (%s)", attempt.job.name, run.name, run.id)
+        state = _wait(attempt, run.id)
     except ObjectNotFound as error:
         raise InputError(
             f"no Prefect deployment is called {place.name!r}; `prefect deployment ls` lists them"
         ) from error
-    if run.state.is_completed():
+    except HTTPError as error:  # it may run on: the next run finds it
+        raise MachineError(f"job {attempt.job.name!r}: Prefect's server: {error or type(error).__name__}") from error
+    if state.is_completed():
         return 0
     note = f"{attempt.output}/exit.json"
     code: int = attempt.dataset.read_json(note)["exit_code"] if attempt.dataset.exists(note) else 1
     if code == 1 and attempt.dataset.local:
-        with attempt.log.open("a", encoding="utf-8") as log:
-            log.write(f"{place.name}: {run.state.name}: {run.state.message or ''}\n")
+        with attempt.log.open("a", encoding="utf-8") as told:
+            told.write(f"{place.name}: {state.name}: {state.message or ''}\n")
     return code
+
+
+def _wait(attempt: Attempt, run_id: UUID) -> State[Any]:
+    """A flow run's last state. Ctrl-C and SIGTERM cancel it, and leave its worker some time to end it."""
+    with get_client(sync_client=True) as client:
+        try:
+            return _final(client, run_id, math.inf)
+        except HTTPError:
+            raise
+        except BaseException:
+            client.set_flow_run_state(run_id, Cancelling())
+            attempt.over()
+            _final(client, run_id, CANCEL_SECONDS)
+            raise
+
+
+def _final(client: SyncPrefectClient, run_id: UUID, seconds: float) -> State[Any]:
+    """A flow run's state as soon as it is final, or after so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        state = client.read_flow_run(run_id).state
+        if state is not None and (state.is_final() or time.monotonic() > end):
+            return state
+        time.sleep(POLL_SECONDS)

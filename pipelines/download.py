@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from vlmdata import layers
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
 from vlmdata.download import lists, optout
+from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.download.outage import Tally
 from vlmdata.errors import DataError, OutageError
 from vlmdata.pipelines import skip
@@ -57,7 +58,9 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
         raise
     finally:
         forget()
-    images = Table("images", plan.images, tuple(part_from(result["images"]) for result in results), noted([pairs]))
+    parts = tuple(part_from(result["images"]) for result in results)
+    returned = sum(_returned(dataset, part) for part in parts)
+    images = Table("images", plan.images, parts, noted([pairs]), {"returned": returned} if returned else {})
     _check(dataset, plan, images, fresh, retried)
     observations = tuple(part_from(result["observations"]) for result in results)
     dataset.write_table(Table("observations", plan.images, observations, noted([pairs])))
@@ -155,7 +158,7 @@ def _check(dataset: Dataset, plan: Plan, images: Table, fresh: list[Part], retri
     for part in images.parts:
         rows = dataset.read_part(part, ["download_status", "error"])
         errors += rows["error"].drop_null().slice(0, 1).to_pylist()
-        for entry in pc.value_counts(rows["download_status"]).to_pylist():
+        for entry in pc.value_counts(rows["download_status"].drop_null()).to_pylist():
             statuses[entry["values"]] = statuses.get(entry["values"], 0) + entry["counts"]
         if part.name in names:
             expected = retried.get(part.layer, frozenset())
@@ -174,6 +177,11 @@ def _check(dataset: Dataset, plan: Plan, images: Table, fresh: list[Part], retri
             f"not one of {images.rows} images came: {statuses[worst]} ended as {worst!r}: {(errors or ['-'])[0]}; "
             "servers at private addresses must be named in download.allow_hosts"
         )
+
+
+def _returned(dataset: Dataset, images: Part) -> int:
+    """How many pairs have brought what is forgotten: they are to be forgotten next, which a kill must not prevent."""
+    return pc.sum(pc.equal(dataset.read_part(images, ["download_status"])["download_status"], FORGOTTEN)).as_py() or 0
 
 
 def _lost(dataset: Dataset, plan: Plan, pairs: Part, retried: dict[int, frozenset[str]]) -> bool:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from vlmdata import ingest
 from vlmdata.dataset import Dataset, Table, footer, part_from, part_name, table_folder
+from vlmdata.download import forgotten
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.recipe import Runner, Source
 from vlmdata.sources import by_file, strip_signature
@@ -29,11 +30,12 @@ class _Work:
         if part is None:
             counts: Counter[str] = Counter()
             rows, schema = 0, ingest.raw_schema(self.source)
+            refused = forgotten.load(dataset)
             with dataset.spool() as folder:
                 aside = folder / "rows.parquet"
                 with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
                     for batch in module.read_file(self.source, file, counts):
-                        writer.write_table(ingest.with_uid(batch, schema))
+                        writer.write_table(ingest.with_uid(batch, schema, refused))
                         rows += batch.num_rows
                     told = f"{table_folder('extracted', self.key)}/{name}.json"
                     also = (dataset.write_json(told, counts),)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata.dataset import Dataset, Part, table_folder
-from vlmdata.download import Terms, download_part, known, lists, optout
+from vlmdata.download import Terms, download_part, forgotten, known, lists, optout
 from vlmdata.download.buckets import Bucket, buckets
 from vlmdata.download.outage import AT_LEAST, Progress, Tally
 from vlmdata.errors import DataError, OutageError
@@ -68,13 +68,16 @@ class Work:
             self.roots,
             optout.OptOut(lists.load(self.dataset, self.optout)),
             known.Known(lists.load(self.dataset, self.known), self.consent.known_distance),
+            forgotten.load(Dataset(self.dataset)),
             bucket,
         )
 
     def progress(self, layer: int, urls: pa.ChunkedArray, most: float = 1) -> Progress:
         """What is to be told of each URL; see `Progress`."""
         expected = self.retried.get(layer, frozenset())
-        return Progress(self.options.stop_share, expected, urls.to_pylist(), 2 * self.options.concurrency, most)
+        return Progress(
+            self.options.stop_share, expected, urls.drop_null().to_pylist(), 2 * self.options.concurrency, most
+        )
 
     def there(self, dataset: Dataset, pairs: Part) -> dict[str, Any] | None:
         """What became of a part that is done."""

@@ -67,7 +67,7 @@ def run(plan: Plan, dataset: Dataset, images: Table) -> Table:
             "KNOWN ILLEGAL IMAGES: %d pairs' images were stored before they were listed in consent.known. They are "
             "rejected and not shown, but their files are still in %s: what to do is the law's, see docs/consent.md",
             listed,
-            dataset.path(f"images/{images.key}"),
+            dataset.address(f"images/{images.key}"),
         )
     if unread:
         log.warning(

@@ -1,10 +1,24 @@
 """A folder of pictures with captions, and a dataset that the real command line made of it."""
 
+import atexit
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+
+# Each worker has one core, and so have the processes that it starts. Before torch and numpy read it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Each worker has a database of Prefect's own, which is set up once. Before Prefect reads it.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-of-tests-")
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 
 import cv2
 import numpy as np
@@ -72,11 +86,33 @@ def write_recipe(folder: Path, **changes: object) -> Path:
     return path
 
 
-def vlmdata(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line in `folder`."""
+@cache
+def prefect_server() -> str:
+    """The URL of the server that all flows of this worker share: the one that flows in its own process start."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    server.start(120)
+    return server.api_url
+
+
+def vlmdata(folder: Path, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
+    """The command line in `folder`. alone: a run starts its own server, as it does where nobody has set one up."""
     command = [sys.executable, "-m", "vlmdata.cli", *arguments]
     environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect")}
+    if not alone and arguments[0] in ("run", "adopt", "compare"):
+        environment["PREFECT_API_URL"] = prefect_server()
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def here(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in `folder`, in this process: a question needs no other, which would import all anew."""
+    from vlmdata import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.guarded(lambda: cli.app(list(arguments), standalone_mode=False))
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def content(folder: Path) -> dict[str, bytes]:

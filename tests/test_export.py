@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import vlmdata
+from conftest import here
 from made_dataset import pair, picture, publish
 
 from vlmdata import sources
@@ -106,9 +106,9 @@ def test_what_is_there_stays(published, tmp_path):
 
 
 def test_the_command_prints_where_it_wrote(published, tmp_path):
-    run = vlmdata(tmp_path, "export", published[0].root, "--to", "datacomp", "subset.npy")
+    run = here(tmp_path, "export", published[0].root, "--to", "datacomp", "subset.npy")
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(tmp_path / "subset.npy")
     assert len(np.load(tmp_path / "subset.npy")) == 20
-    run = vlmdata(tmp_path, "export", published[0].root, "--to", "datacomp", "subset.npy")
+    run = here(tmp_path, "export", published[0].root, "--to", "datacomp", "subset.npy")
     assert run.returncode == 2

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import vlmdata, write_recipe
+from conftest import here, vlmdata, write_recipe
 from made_warc import pack, response, wat, write
 
 from vlmdata.dataset import Dataset
@@ -128,5 +128,5 @@ def test_the_command_line_reads_a_listing_of_wat_files_and_tells_what_was_damage
     run = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest")
     assert run.returncode == 0, run.stderr
     assert "0.warc.wat.gz: files cut off: 1; records read: 40" in run.stderr
-    plan = vlmdata(tmp_path, "plan", str(recipe))
+    plan = here(tmp_path, "plan", str(recipe))
     assert "source cc              read: 79 found from 79 pages; files cut off: 1" in plan.stdout

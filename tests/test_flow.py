@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import HOSTILE, RECIPE, content, make_photos, vlmdata, write_recipe
+from conftest import HOSTILE, RECIPE, content, here, make_photos, prefect_server, vlmdata, write_recipe
 from made_warc import pack, response
 
 from vlmdata.dataset import Dataset
@@ -25,7 +25,7 @@ def dataset(made):
 
 
 def sql(made, query):
-    answer = vlmdata(made, "sql", "runs/it", query, "--format", "json")
+    answer = here(made, "sql", "runs/it", query, "--format", "json")
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
 
@@ -82,7 +82,7 @@ def test_sql_reads_only_this_dataset(made):
         "set threads = 3",
         "install httpfs",
     ):
-        answer = vlmdata(made, "sql", "runs/it", query)
+        answer = here(made, "sql", "runs/it", query)
         assert answer.returncode == 2, query
         assert answer.stderr.startswith("error: ")
         assert answer.stdout == ""
@@ -91,19 +91,19 @@ def test_sql_reads_only_this_dataset(made):
 def test_verify_names_a_byte_that_changed(made, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(made / "runs/it", copy)
-    assert vlmdata(tmp_path, "verify", "copy").returncode == 0
+    assert here(tmp_path, "verify", "copy").returncode == 0
     tar = next((copy / "snapshots/000001/shards").glob("*.tar"))
     changed = bytearray(tar.read_bytes())
     changed[700] ^= 1
     tar.write_bytes(changed)
     next(copy.glob("tables/text/*/000001-0000001.parquet")).unlink()
-    found = vlmdata(tmp_path, "verify", "copy")
+    found = here(tmp_path, "verify", "copy")
     assert found.returncode == 1
     lines = [line.split("\t") for line in found.stdout.splitlines()]
     assert {line[0].rsplit("/", 1)[1] for line in lines} == {tar.name, "000001-0000001.parquet"}
     assert [line[2] for line in lines if line[0].endswith("parquet")] == ["missing"]
     (copy / "snapshots/000001/manifest.json").unlink()
-    found = vlmdata(tmp_path, "verify", "copy")
+    found = here(tmp_path, "verify", "copy")
     assert found.returncode == 1
     assert found.stdout == "snapshots/000001/manifest.json\ta manifest\tmissing\n"
 
@@ -114,7 +114,7 @@ def test_verify_names_a_tables_manifest_that_is_damaged(made, tmp_path):
     damaged = [next(copy.glob("tables/text/*/manifest.json")), copy / "tables/jobs/log/manifest.json"]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-20])
-    found = vlmdata(tmp_path, "verify", "copy")
+    found = here(tmp_path, "verify", "copy")
     assert found.returncode == 1
     paths = sorted(path.relative_to(copy).as_posix() for path in damaged)
     assert sorted(found.stdout.splitlines()) == [f"{path}\ta manifest\tdamaged" for path in paths]
@@ -168,7 +168,7 @@ def test_a_changed_rule_runs_selection_and_later_only(made, tmp_path):
     dataset = Dataset(str(folder / "runs/it"))
     assert dataset.latest()["funnel"][-1]["left"] == 23
     assert dataset.latest()["parent"] == 1
-    assert vlmdata(folder, "verify", "runs/it").returncode == 0
+    assert here(folder, "verify", "runs/it").returncode == 0
 
 
 def test_a_run_killed_in_each_stage_goes_on_and_ends_with_the_same_bytes(made, tmp_path):
@@ -180,6 +180,8 @@ def test_a_run_killed_in_each_stage_goes_on_and_ends_with_the_same_bytes(made, t
     environment = {**os.environ, "PREFECT_HOME": str(made / ".prefect")}
     # each run goes on where the one before was killed: at the first line of its stage, of whose parts some are done
     for stage in ("ingest", "download", "signals", "dedup", "judge", "scatter", "train"):
+        if stage == "signals":  # the two before it had servers of their own, of which the second ended the first one's
+            environment["PREFECT_API_URL"] = prefect_server()
         with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
             for line in run.stderr:
                 if line.startswith(stage):
@@ -216,7 +218,7 @@ def test_signals_that_a_source_brings_are_judged_and_shown_like_any_other(tmp_pa
     done = vlmdata(tmp_path, "run", str(recipe))
     assert done.returncode == 0, done.stderr
     query = "SELECT source, source_score, entropy IS NOT NULL AS measured, reason, uid FROM samples ORDER BY url"
-    rows = json.loads(vlmdata(tmp_path, "sql", "runs/it", query, "--format", "json").stdout)
+    rows = json.loads(here(tmp_path, "sql", "runs/it", query, "--format", "json").stdout)
     scores = [row["source_score"] for row in rows if row["source"] == "listed"]
     assert scores == [n / 10 for n in range(12)]
     assert {row["source_score"] for row in rows if row["source"] == "photos"} == {None}
@@ -224,11 +226,11 @@ def test_signals_that_a_source_brings_are_judged_and_shown_like_any_other(tmp_pa
         passes = row["source_score"] is not None and row["source_score"] > 0.5
         assert (row["reason"] is None, row["measured"]) == (passes, passes) or row["reason"].startswith("download: ")
     kept = next(row for row in rows if row["reason"] is None)
-    assert "source_score          0.6" in vlmdata(tmp_path, "show", "runs/it", kept["uid"]).stdout
+    assert "source_score          0.6" in here(tmp_path, "show", "runs/it", kept["uid"]).stdout
     manifest = json.loads((tmp_path / "runs/it/snapshots/000001/manifest.json").read_text())
     assert manifest["columns"]["source_score"] == "double"
     assert manifest["tables"]["source_signals"]["rows"] == manifest["tables"]["pairs"]["rows"]
-    wrong = vlmdata(tmp_path, "plan", str(recipe), "--set", "select.rules.scored=source_scores > 0.5")
+    wrong = here(tmp_path, "plan", str(recipe), "--set", "select.rules.scored=source_scores > 0.5")
     assert wrong.returncode == 2
     assert "did you mean 'source_score'?" in wrong.stderr
 
@@ -254,7 +256,7 @@ def test_secrets_of_a_recipe_reach_its_hosts_and_neither_prefects_database_nor_t
         threading.Thread(target=server.serve_forever, daemon=True).start()
         path = f"http://127.0.0.1:{server.server_port}/a.warc.gz?token=LEAK"
         recipe = write_recipe(tmp_path, sources=[{"kind": "commoncrawl", "format": "warc", "paths": [path]}])
-        done = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest")
+        done = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest", alone=True)
         server.shutdown()
     assert done.returncode == 0, done.stderr
     assert Dataset(str(tmp_path / "runs/it")).tables_named("pairs")[0].rows == 1

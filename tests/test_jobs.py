@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -234,32 +233,6 @@ def test_torchrun_starts_any_program_in_several_processes(published):
     run_job(job, dataset, manifest)
     folder = Attempt(job, dataset, manifest).folder
     assert [(folder / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
-
-
-def test_a_deployments_worker_does_the_job_and_its_end_is_recorded_here(published, monkeypatch):
-    from vlmdata.flows import train
-
-    asked = []
-
-    def run_deployment(name, parameters, poll_interval):
-        asked.append(name)
-        try:
-            train.train.fn(**json.loads(json.dumps(parameters)))
-        except JobError as error:
-            return SimpleNamespace(state=SimpleNamespace(is_completed=lambda: False, name="Failed", message=str(error)))
-        return SimpleNamespace(state=SimpleNamespace(is_completed=lambda: True))
-
-    monkeypatch.setattr(train, "run_deployment", run_deployment)
-    dataset, manifest = published
-    on = {"kind": "deployment", "name": "train/gpu"}
-    code = "import json, sys; json.dump({'acc': 0.5}, open(sys.argv[1], 'w'))"
-    job = python(code, "{out}/metrics.json", name="good", on=on)
-    assert run_job(job, dataset, manifest, train.deploy) == {"acc": 0.5}
-    with pytest.raises(Ended, match=r"failed with exit code 6.*\n  no GPU"):
-        run_job(python("print('no GPU'); raise SystemExit(6)", name="bad", on=on), dataset, manifest, train.deploy)
-    assert asked == ["train/gpu", "train/gpu"]
-    states = rows(dataset, "select job, state, exit_code from jobs where seconds is not null order by job")
-    assert states == [("bad", "failed", 6), ("good", "done", 0)]
 
 
 def test_llavas_data_is_written_once_and_its_command_takes_over(published):

@@ -78,6 +78,8 @@ def statuses(dataset: Dataset, key: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     table = dataset.read_table("images", key)
     for part in table.parts if table else ():
-        for entry in pc.value_counts(dataset.read_part(part, ["download_status"])["download_status"]).to_pylist():
+        for entry in pc.value_counts(
+            dataset.read_part(part, ["download_status"])["download_status"].drop_null()
+        ).to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))

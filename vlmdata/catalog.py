@@ -51,11 +51,10 @@ def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.
     for name in _APPEND_ONLY:
         appended = [part.path for table in dataset.tables_named(name) for part in table.parts]
         _appended_view(connection, dataset, name, appended)
-    if dataset.local:
-        folder = dataset.root.rstrip("/") + "/"
-        # DuckDB compares a pattern as it is written, so the folder's own name is allowed in that form too.
-        connection.execute(f"SET allowed_directories = [{literal(folder)}, {literal(_no_glob(folder))}]")
-        connection.execute("SET enable_external_access = false")
+    folder = dataset.address("").rstrip("/") + "/"
+    # DuckDB compares a pattern as it is written, so the folder's own name is allowed in that form too.
+    connection.execute(f"SET allowed_directories = [{literal(folder)}, {literal(_no_glob(folder))}]")
+    connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
 
@@ -168,11 +167,7 @@ def parquet_sql(dataset: Dataset, paths: list[str]) -> str:
 
 
 def _files(dataset: Dataset, paths: list[str]) -> str:
-    return f"[{', '.join(literal(_no_glob(_url(dataset, path))) for path in paths)}]"
-
-
-def _url(dataset: Dataset, path: str) -> str:
-    return dataset.path(path) if dataset.local else f"{dataset.url.split('://')[0]}://{dataset.path(path)}"
+    return f"[{', '.join(literal(_no_glob(dataset.address(path))) for path in paths)}]"
 
 
 def _no_glob(path: str) -> str:

@@ -113,7 +113,7 @@ def summary(dataset: Dataset, url: str) -> list[str]:
     told = [f"{step['reason']} {step['rejected']:,}" for step in reasons if step["rejected"]]
     lines += [f"  not kept: {', '.join(told[start : start + 4])}" for start in range(0, min(len(told), 12), 4)]
     lines += _tried_again(dataset, manifest)
-    folder = dataset.path(snapshot_folder(manifest["number"]))
+    folder = dataset.address(snapshot_folder(manifest["number"]))
     tars = [shard for shard in manifest["shards"] if shard["format"] == "webdataset"]
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
     lines.append(f"shards:  {folder}/shards ({len(tars)} tars; {splits})" if manifest["shards"] else "shards:  none")

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata.errors import DataError, InputError, MachineError
+from vlmdata.storage import reaching, upload
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -139,15 +140,26 @@ class Dataset:
     def path(self, relative: str) -> str:
         return f"{self.root.rstrip('/')}/{relative}" if relative else self.root
 
+    def address(self, relative: str) -> str:
+        """What fsspec opens a file by, and what a user is told: a path, or of a remote dataset a URL."""
+        return self.path(relative) if self.local else self.fs.unstrip_protocol(self.path(relative))
+
+    def reaching(self, relative: str) -> AbstractContextManager[None]:
+        """Around what asks a remote store for a file: see `storage.reaching`."""
+        return nullcontext() if self.local else reaching(self.address(relative))
+
     def exists(self, relative: str) -> bool:
-        return self.fs.exists(self.path(relative))
+        with self.reaching(relative):
+            return self.fs.exists(self.path(relative))
 
     def read_bytes(self, relative: str) -> bytes:
-        return self.fs.cat_file(self.path(relative))
+        with self.reaching(relative):
+            return self.fs.cat_file(self.path(relative))
 
     def open(self, relative: str) -> Any:
         """A binary file to read from."""
-        return self.fs.open(self.path(relative), "rb")
+        with self.reaching(relative):
+            return self.fs.open(self.path(relative), "rb")
 
     def write_bytes(self, relative: str, content: bytes) -> File:
         """Commit a small file in one step."""
@@ -157,27 +169,39 @@ class Dataset:
             return self.commit(aside, relative)
 
     def write_json(self, relative: str, content: object) -> File:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"  # unsorted: the order of rules has a meaning
-        return self.write_bytes(relative, text.encode())
+        return self.write_bytes(relative, _json_bytes(content))
+
+    def write_sealed(self, relative: str, content: dict[str, Any]) -> File:
+        """`write_json` with the SHA-256 of all the rest as `checksum`, `created` apart: no time is in it."""
+        return self.write_json(relative, sealed(content))
+
+    def is_sealed(self, relative: str) -> bool:
+        """Whether a file is byte for byte as `write_sealed` has written it, but for the digits of `created`."""
+        content = self.read_json(relative)
+        unsealed = {name: value for name, value in content.items() if name != "checksum"}
+        if self.read_bytes(relative) != _json_bytes(content):
+            return False
+        if "checksum" not in content:  # written before there were any; under another name it would be damaged
+            return not any(isinstance(value, str) and len(value) > 40 for value in content.values())
+        return content == sealed(unsealed)
 
     def read_json(self, relative: str) -> Any:
         try:
             return json.loads(self.read_bytes(relative))
         except ValueError as error:
             raise DataError(
-                f"{self.path(relative)}: not JSON ({error}); `vlmdata verify` lists what is damaged"
+                f"{self.address(relative)}: not JSON ({error}); `vlmdata verify` lists what is damaged"
             ) from error
 
     @contextmanager
     def spool(self) -> Iterator[Path]:
-        """A local folder to write aside in, on the dataset's own disk where that is local; gone afterwards."""
-        parent = None
-        if self.local:
-            parent = self.path(".spool")
-            try:
-                os.makedirs(parent, exist_ok=True)
-            except OSError as error:
-                raise MachineError(f"{self.root}: the dataset's folder cannot be written: {error.strerror}") from error
+        """A local folder to write aside in, which lies where `kept` has its own; gone afterwards."""
+        parent = self.kept_folder(".spool")
+        try:
+            os.makedirs(parent, exist_ok=True)
+        except OSError as error:
+            whose = f"{self.root}: the dataset's folder" if self.local else f"{parent}: where uploads are made"
+            raise MachineError(f"{whose} cannot be written: {error.strerror}") from error
         folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
         try:
             yield folder
@@ -217,23 +241,46 @@ class Dataset:
                 os.fsync(handle.fileno())
             os.replace(aside, target)
         else:
-            # An object store shows an object only when its upload is complete.
-            self.fs.put_file(str(aside), target)
+            with self.reaching(relative):
+                upload(self.fs, str(aside), target)
         return File(relative, size, digest)
 
     def sha256(self, relative: str) -> tuple[str, int]:
         """A file's SHA-256 (hex) and its bytes."""
-        return _sha256(self.open(relative))
+        with self.reaching(relative):
+            return _sha256(self.open(relative))
 
     def remove(self, relative: str) -> None:
         self.guard()
         if self.exists(relative):
-            self.fs.rm(self.path(relative), recursive=True)
+            with self.reaching(relative):
+                self.fs.rm(self.path(relative), recursive=True)
+
+    def move(self, source: str, target: str) -> None:
+        """Put a file in the place of another. Nothing happens where it was moved already."""
+        self.guard()
+        if not self.exists(source):
+            return
+        if self.local:
+            os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
+            os.replace(self.path(source), self.path(target))
+        else:  # what lies there is overwritten in one step; the source goes afterwards
+            with self.reaching(target):
+                self.fs.cp_file(self.path(source), self.path(target))
+                self.fs.rm_file(self.path(source))
+
+    def files(self, folder: str) -> list[str]:
+        """Every file below a folder, whether a manifest names it or not, in order."""
+        if not self.exists(folder):
+            return []
+        start = self.path(folder).rstrip("/") + "/"
+        below = f"{folder}/" if folder else ""
+        with self.reaching(folder):
+            return sorted(below + path[len(start) :] for path in self.fs.find(start.rstrip("/")))
 
     def clean_spool(self) -> None:
         """Remove what killed runs left aside. Only the holder of the lock may call it."""
-        if self.local:
-            shutil.rmtree(self.path(".spool"), ignore_errors=True)
+        shutil.rmtree(self.kept_folder(".spool"), ignore_errors=True)
 
     # Parts
 
@@ -290,16 +337,15 @@ class Dataset:
                 metadata = pq.read_metadata(handle).metadata or {}
             return json.loads(metadata[_FOOTER])
         except (pa.ArrowException, FileNotFoundError, KeyError) as error:
-            raise DataError(f"{self.path(part.path)}: {error}; `vlmdata verify` lists what is damaged") from error
+            raise DataError(f"{self.address(part.path)}: {error}; `vlmdata verify` lists what is damaged") from error
 
     def read_part(self, part: Part | str, columns: list[str] | None = None) -> pa.Table:
         """A part's rows; the columns in the order asked for, vectors as plain lists."""
         relative = part if isinstance(part, str) else part.path
         try:
-            with self.open(relative) as handle:
-                rows = pq.read_table(io.BytesIO(handle.read()), columns=columns, use_threads=False)
+            rows = pq.read_table(io.BytesIO(self.read_bytes(relative)), columns=columns, use_threads=False)
         except (pa.ArrowException, FileNotFoundError) as error:
-            raise DataError(f"{self.path(relative)}: {error}; `vlmdata verify` lists what is damaged") from error
+            raise DataError(f"{self.address(relative)}: {error}; `vlmdata verify` lists what is damaged") from error
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
 
@@ -314,7 +360,7 @@ class Dataset:
     def write_table(self, table: Table) -> None:
         """Write a table's manifest: the stage is done. Only the driver does it."""
         self.guard()
-        self.write_json(
+        self.write_sealed(
             f"{table_folder(table.table, table.key)}/manifest.json",
             {"format_version": FORMAT_VERSION, **asdict(table)},
         )
@@ -328,7 +374,7 @@ class Dataset:
             return _table(self.read_json(relative))
         except (KeyError, TypeError) as error:
             raise DataError(
-                f"{self.path(relative)}: not a table's manifest; `vlmdata verify` lists what is damaged"
+                f"{self.address(relative)}: not a table's manifest; `vlmdata verify` lists what is damaged"
             ) from error
 
     def current_table(self, table: str, key: str, inputs: Iterable[Table]) -> Table | None:
@@ -349,7 +395,9 @@ class Dataset:
         folder = f"tables/{table}"
         if not self.exists(folder):
             return []
-        return sorted(path.rstrip("/").rsplit("/", 1)[1] for path in self.fs.ls(self.path(folder), detail=False))
+        with self.reaching(folder):
+            paths = self.fs.ls(self.path(folder), detail=False)
+        return sorted(path.rstrip("/").rsplit("/", 1)[1] for path in paths)
 
     # Snapshots
 
@@ -360,17 +408,28 @@ class Dataset:
         return self.snapshot(self.read_json("latest.json")["snapshot"])
 
     def snapshot(self, number: int) -> dict[str, Any]:
-        return self.read_json(f"{snapshot_folder(number)}/manifest.json")
+        manifest = self.read_json(f"{snapshot_folder(number)}/manifest.json")
+        return {name: value for name, value in manifest.items() if name != "checksum"}
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write a snapshot's manifest, then switch `latest.json` to it."""
         self.guard()
-        self.write_json(f"{snapshot_folder(manifest['number'])}/manifest.json", manifest)
-        self.write_json("latest.json", {"snapshot": manifest["number"]})
+        self.write_sealed(f"{snapshot_folder(manifest['number'])}/manifest.json", manifest)
+        self.write_sealed("latest.json", {"snapshot": manifest["number"]})
 
 
 def snapshot_folder(number: int) -> str:
     return f"snapshots/{number:06d}"
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """What `Dataset.write_sealed` writes."""
+    rest = {name: value for name, value in content.items() if name not in ("checksum", "created")}
+    return {**content, "checksum": hashlib.sha256(_json_bytes(rest)).hexdigest()}
+
+
+def _json_bytes(content: object) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()  # unsorted: the order of rules counts
 
 
 def new_id() -> str:

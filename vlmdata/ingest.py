@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name, table_folder
+from vlmdata.download import forgotten
+from vlmdata.forget.tombstones import bury
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals
@@ -50,9 +52,10 @@ def read_source(dataset: Dataset, source: Source, key: str) -> Table:
     schema = raw_schema(source)
     with dataset.spool() as folder, dataset.kept(f"reading/{key}") as scratch:
         raw = folder / "raw.parquet"
+        refused = forgotten.load(dataset)
         with pq.ParquetWriter(raw, schema) as writer:
             for batch in read(source, str(scratch)):
-                writer.write_table(with_uid(batch, schema))
+                writer.write_table(with_uid(batch, schema, refused))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
         return record(dataset, source, key, pads.dataset(str(raw)), {})
@@ -115,6 +118,7 @@ def unite(
     words = [field.name for field in FOUND.field("page_consent").type]
     deny = "CASE WHEN bool_or(page_consent.{0} = 'deny') THEN 'deny' ELSE any_value(page_consent.{0}) END"
     consent = ", ".join(f"'{word}': {deny.format(word)}" for word in words)
+    whole = "bool_and(url IS NOT NULL)"  # what one source may not bring back, no other brings
     with dataset.spool() as folder:
         connection = connect(folder)
         for place, table in enumerate(found):
@@ -123,13 +127,18 @@ def unite(
         united = connection.sql(
             f"""
             WITH pairs AS (
-                SELECT uid, count(*)::INTEGER AS occurrences,
-                       CASE WHEN count(page_consent) > 0 THEN {{{consent}}} END AS page_consent,
-                       min_by({{{columns}}}, row(place, coalesce(page_url, ''), caption_from, {rest})) AS first
+                SELECT uid, CASE WHEN {whole} THEN count(*)::INTEGER END AS occurrences,
+                       CASE WHEN {whole} AND count(page_consent) > 0 THEN {{{consent}}} END AS page_consent,
+                       min_by({{{columns}}}, row(
+                           url IS NOT NULL, place, coalesce(page_url, ''), caption_from, {rest})) AS first
                 FROM ({every}) GROUP BY uid
             )
             SELECT * EXCLUDE (first)
-            FROM (SELECT uid, occurrences, page_consent, [first.caption] AS captions, first, unnest(first) FROM pairs)
+            FROM (
+                SELECT uid, occurrences, page_consent,
+                       CASE WHEN first.url IS NOT NULL THEN [first.caption] END AS captions, first, unnest(first)
+                FROM pairs
+            )
             ORDER BY md5(url), uid LIMIT $limit
             """,
             params={"limit": limit},
@@ -145,9 +154,9 @@ def unite(
     return written[-1]
 
 
-def with_uid(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+def with_uid(batch: pa.RecordBatch, schema: pa.Schema, refused: forgotten.Forgotten) -> pa.Table:
     """A source's rows with their uids, in the source's `raw_schema`. No caption has more than LONGEST_CAPTION
-    characters, whatever the source: a longer one is cut at a space."""
+    characters, whatever the source: a longer one is cut at a space. What is refused is a tombstone: a uid alone."""
     rows = pa.table(batch)
     captions = batch["caption"]
     long = pc.greater(pc.utf8_length(captions), LONGEST_CAPTION)
@@ -160,7 +169,9 @@ def with_uid(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()
         for url, caption in zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
     ]
-    return rows.append_column("uid", pa.array(uids, pa.string())).select(schema.names).cast(schema)
+    rows = rows.append_column("uid", pa.array(uids, pa.string())).select(schema.names).cast(schema)
+    gone = refused.rows(uids, rows["url"].to_pylist(), rows["page_url"].to_pylist())
+    return bury(rows, gone)
 
 
 def connect(folder: Path) -> duckdb.DuckDBPyConnection:
@@ -196,7 +207,7 @@ def _chunks(reader: pa.RecordBatchReader, rows: int, together: str | None) -> It
     for batch in reader:
         held = pa.concat_tables([held, pa.Table.from_batches([batch])])
         while held.num_rows > rows:  # one row more than fits, to see whether it belongs to those before it
-            cut = rows if together is None else _cut_before(held[together].slice(0, rows + 1))
+            cut = rows if together is None else _cut_before(pc.fill_null(held[together].slice(0, rows + 1), ""))
             yield held.slice(0, cut)
             any_yet, held = True, held.slice(cut)
     if held.num_rows or not any_yet:

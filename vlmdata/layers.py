@@ -68,7 +68,7 @@ def statuses(dataset: Dataset, pairs: Table, images: Table) -> dict[str, int]:
     counts: dict[str, int] = {}
     for part in images.parts:
         rows = read_in_force(dataset, part, ["download_status"], masks.get(part.name))
-        for entry in pc.value_counts(rows["download_status"]).to_pylist():
+        for entry in pc.value_counts(rows["download_status"].drop_null()).to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return counts
 

@@ -15,11 +15,13 @@ import psutil
 
 from vlmdata.dataset import Dataset, new_id, unguarded
 from vlmdata.errors import DataError, MachineError, RefusedError
+from vlmdata.storage import is_s3, upload
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
+_SETTLED_SECONDS = 1.0
 RUN_VARIABLE = "VLMDATA_RUN"
 
 
@@ -80,11 +82,11 @@ class _Guard:
         dataset = Dataset(self.dataset)
         holder = _read(dataset)
         if holder is None:
-            raise RefusedError(f"{dataset.root}: this run's lock is gone, so it stops; start it again to go on")
+            raise RefusedError(f"{dataset.address('')}: this run's lock is gone, so it stops; start it again to go on")
         if holder["owner"] != self.owner:
             raise RefusedError(
-                f"{dataset.root}: {holder['what']} (process {holder['pid']} on {holder['host']}) has taken over this "
-                f"run's lock, since its heartbeat had stopped for {STALE_SECONDS:.0f} s; this run stops"
+                f"{dataset.address('')}: {holder['what']} (process {holder['pid']} on {holder['host']}) has taken over "
+                f"this run's lock, since its heartbeat had stopped for {STALE_SECONDS:.0f} s; this run stops"
             )
 
 
@@ -97,10 +99,7 @@ def _claim(dataset: Dataset, content: dict[str, Any]) -> None:
         end_orphans(dataset)
         log.info("taking over the lock of a run that is gone (process %s on %s)", left["pid"], left["host"])
     if not dataset.local:
-        dataset.write_json("lock.json", content)
-        time.sleep(1.0)  # the later writer wins; the earlier one sees it here
-        if not _ours(dataset, content):
-            raise _refused(dataset, _read(dataset) or content)
+        _claim_remote(dataset, content, left)
         return
     path = dataset.path("lock.json")
     try:
@@ -119,10 +118,37 @@ def _claim(dataset: Dataset, content: dict[str, Any]) -> None:
         raise _refused(dataset, _read(dataset) or content) from error
 
 
+def _claim_remote(dataset: Dataset, content: dict[str, Any], left: dict[str, Any] | None) -> None:
+    """An object store makes an object only where there is none, and S3 replaces only the one that was seen: of several
+    runs one gets the lock. Where a store heeds no such condition, the later writer wins and the earlier one sees it.
+    """
+    path = dataset.path("lock.json")
+    condition: dict[str, str] = {} if left else {"mode": "create"}
+    try:
+        if left and is_s3(dataset.fs):
+            with dataset.reaching("lock.json"):
+                condition["IfMatch"] = dataset.fs.info(path)["ETag"]
+            if _read(dataset) != left:
+                raise FileExistsError(path)
+        with dataset.spool() as folder, dataset.reaching("lock.json"):
+            (folder / "lock.json").write_text(json.dumps(content), "utf-8")
+            upload(dataset.fs, str(folder / "lock.json"), path, **condition)
+        time.sleep(_SETTLED_SECONDS)
+    except (FileExistsError, FileNotFoundError, MachineError) as error:
+        # A condition that does not hold comes as one of these, and for our own lock too, if the answer was lost.
+        holder = _read(dataset)
+        if isinstance(error, MachineError) and holder in (None, left):
+            raise
+        if holder is None or holder["owner"] != content["owner"]:
+            raise _refused(dataset, holder or content) from error
+    if not _ours(dataset, content):
+        raise _refused(dataset, _read(dataset) or content)
+
+
 def _refused(dataset: Dataset, holder: dict[str, Any]) -> RefusedError:
     return RefusedError(
-        f"{dataset.root}: {holder['what']} (process {holder['pid']} on {holder['host']}) is working on this dataset; "
-        "wait for it, or end it"
+        f"{dataset.address('')}: {holder['what']} (process {holder['pid']} on {holder['host']}) is working on this "
+        "dataset; wait for it, or end it"
     )
 
 
@@ -137,7 +163,8 @@ def _read(dataset: Dataset) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except DataError as error:
-        raise RefusedError(f"{dataset.path('lock.json')} is damaged: remove it when no run is at work here") from error
+        where = dataset.address("lock.json")
+        raise RefusedError(f"{where} is damaged: remove it when no run is at work here") from error
 
 
 def _alive(content: dict[str, Any]) -> bool:

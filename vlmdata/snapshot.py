@@ -1,6 +1,7 @@
 """Publishing: a snapshot's manifest with every file's hash, and what `verify` holds against it."""
 
 import datetime
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import jsonschema
 from vlmdata import schemas
 from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder, table_folder
 from vlmdata.errors import DataError
+from vlmdata.forget import proof
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.sources.urls import strip_signature, strip_urls
 
@@ -99,10 +101,24 @@ def missing_file(dataset: Dataset, content: dict[str, Any]) -> str | None:
     return next((file["path"] for file in own_files(content) if not dataset.exists(file["path"])), None)
 
 
+def page_note(manifest: str, page: bytes) -> bytes:
+    """The last line of a report, by which `verify` knows it: SHA-256 of the snapshot's manifest, times and all, and of
+    the page before it."""
+    return f"<!-- manifest {manifest} page {hashlib.sha256(page).hexdigest()} -->\n".encode()
+
+
 def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
-    """Hash every file of every snapshot; yield (path, expected, found) for each difference, each file once."""
+    """Hash every file of every snapshot, and look for what was forgotten; yield (path, expected, found) for each
+    difference, each file once."""
+    yield from _hashed(dataset)
+    yield from proof.left(dataset)
+
+
+def _hashed(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
     seen: set[str] = set()
-    newest = dataset.read_json("latest.json")["snapshot"] if dataset.exists("latest.json") else 0
+    newest = _newest(dataset)
+    if not _sealed(dataset, "latest.json"):
+        yield "latest.json", "its checksum", "damaged"
     for name in APART:
         for key in dataset.keys_of(name):
             if _state(dataset, name, key) == "damaged":  # where it is missing the stage has not ended
@@ -111,11 +127,16 @@ def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
         try:
             content = dataset.snapshot(number)
             _validate(content)
+            path = f"{snapshot_folder(number)}/manifest.json"
+            if not _sealed(dataset, path):
+                yield path, "its checksum", "damaged"
+            yield from _page(dataset, number)
         except (FileNotFoundError, DataError, jsonschema.ValidationError) as error:
             found = "missing" if isinstance(error, FileNotFoundError) else "damaged"
             yield f"{snapshot_folder(number)}/manifest.json", "a manifest", found
             continue
-        for name, table in content["tables"].items():
+        named = {**content["tables"], "samples": {"key": str(number)}}
+        for name, table in named.items():
             path = f"{table_folder(name, table['key'])}/manifest.json"
             if path not in seen and (state := _state(dataset, name, table["key"])):
                 yield path, "a manifest", state
@@ -157,9 +178,46 @@ def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
 def _state(dataset: Dataset, table: str, key: str) -> str | None:
     """None for a table's manifest that can be read, else `missing` or `damaged`."""
     try:
-        return None if dataset.read_table(table, key) else "missing"
+        if dataset.read_table(table, key) is None:
+            return "missing"
+        return None if _sealed(dataset, f"{table_folder(table, key)}/manifest.json") else "damaged"
     except DataError:
         return "damaged"
+
+
+def _sealed(dataset: Dataset, path: str) -> bool:
+    try:
+        return dataset.is_sealed(path)
+    except (DataError, AttributeError):  # no JSON, or no object
+        return False
+
+
+def _newest(dataset: Dataset) -> int:
+    """The newest snapshot's number; where `latest.json` does not say it, that of the last folder."""
+    folders = [int(path.split("/")[1]) for path in dataset.files("snapshots") if path.endswith("/manifest.json")
+               and path.count("/") == 2]  # fmt: skip
+    try:
+        number = dataset.read_json("latest.json")["snapshot"]
+    except (FileNotFoundError, DataError, KeyError, TypeError):
+        return max(folders, default=0)
+    return number if number in folders or not folders else max(folders)
+
+
+def _page(dataset: Dataset, number: int) -> Iterator[tuple[str, str, str]]:
+    """Whether a report is as it was written, and the manifest as it was then. Older ones do not say it."""
+    path, described = (f"{snapshot_folder(number)}/{name}" for name in ("report.html", "manifest.json"))
+    if not dataset.exists(path):
+        return
+    whole = dataset.read_bytes(path)
+    page, _, note = whole.removesuffix(b"\n").rpartition(b"\n")
+    page += b"\n"
+    match = re.fullmatch(rb"<!-- manifest ([0-9a-f]{64}|-) page [0-9a-f]{64} -->", note)
+    if match is None and not re.search(rb"[0-9a-f]{32}", note):
+        return
+    if match is None or whole != page + page_note(match[1].decode(), page):
+        yield path, "its last line", "damaged"
+    elif match[1] != b"-" and match[1].decode() != (found := dataset.sha256(described)[0]):
+        yield described, match[1].decode(), found
 
 
 def _trained(dataset: Dataset, table: str, key: str) -> bool:

@@ -20,6 +20,7 @@ def run(
     """Run a recipe: from its sources to a published snapshot with shards, jobs and report."""
     from vlmdata import recipe_file
     from vlmdata.dataset import Dataset
+    from vlmdata.forget import JOURNAL
     from vlmdata.jobs import missing
     from vlmdata.layers import nothing_failed
     from vlmdata.plan import STAGES, check_parts, check_writable, done_already, make_plan, tables_there
@@ -48,11 +49,17 @@ def run(
         say(f"nothing to try again: {ended}")
         classes = []
     latest = done_already(plan, dataset)
-    if latest is not None and not stages and not classes and not missing(parsed, dataset, latest["number"]):
+    if (
+        latest is not None
+        and not dataset.exists(JOURNAL)
+        and not stages
+        and not classes
+        and not missing(parsed, dataset, latest["number"])
+    ):
         folder = f"snapshots/{latest['number']:06d}"
         if dataset.exists(f"{folder}/report.html") and missing_file(dataset, latest) is None:
             say("nothing to do: the snapshot in force is just what this recipe asks for")
-            print(dataset.path(folder))
+            print(dataset.address(folder))
             return
     from vlmdata import console
 

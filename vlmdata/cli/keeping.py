@@ -1,5 +1,8 @@
 """Commands that look after a dataset and this installation."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from vlmdata.cli.application import DatasetUrl, app, say
@@ -8,9 +11,10 @@ from vlmdata.errors import InputError, MachineError
 
 @app.command()
 def verify(dataset: DatasetUrl) -> None:
-    """Hash every file that a snapshot names; a line `path<TAB>expected<TAB>found` for each difference."""
+    """Hash every file, look for what was forgotten; a line `path<TAB>expected<TAB>found` for each difference."""
     from vlmdata import snapshot
     from vlmdata.dataset import Dataset
+    from vlmdata.download.forgotten import LIST
 
     opened = Dataset(dataset)
     if not opened.exists("latest.json"):
@@ -20,7 +24,7 @@ def verify(dataset: DatasetUrl) -> None:
         print(f"{path}\t{expected}\t{found}")
     if differences:
         raise typer.Exit(1)
-    say("every file is what its manifest says")
+    say("every file is what its manifest says" + (", and nothing forgotten is left" if opened.exists(LIST) else ""))
 
 
 @app.command()
@@ -33,3 +37,52 @@ def doctor() -> None:
         print(f"{state:<8}{what}" + (f": {advice}" if advice else ""))
     if any(state == "missing" for state, _, _ in lines):
         raise typer.Exit(MachineError.exit_code)
+
+
+@app.command()
+def forget(
+    dataset: DatasetUrl,
+    uid: Annotated[list[str] | None, typer.Option(help="a pair's uid; may be repeated, as all of these")] = None,
+    url: Annotated[list[str] | None, typer.Option(help="an image's URL")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="a domain, its subdomains too; of images or pages")] = None,
+    sha256: Annotated[list[str] | None, typer.Option(help="the SHA-256 of an image's bytes as received")] = None,
+    like: Annotated[list[Path] | None, typer.Option(help="an image file: what looks like it")] = None,
+    distance: Annotated[int, typer.Option(min=0, max=16, help="of --like: differing bits of 64")] = 4,
+    from_: Annotated[list[str] | None, typer.Option("--from", help="a list of uids, URLs, domains, SHA-256s")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be forgotten")] = False,
+) -> None:
+    """Forget samples: out of tables, images, shards and reports of every snapshot, and refused when they come back.
+
+    Prints their uids. Without an option an interrupted forgetting is finished.
+    """
+    from collections import Counter
+
+    from vlmdata import forget as forgetting
+    from vlmdata.dataset import Dataset
+    from vlmdata.forget.find import KINDS
+    from vlmdata.forget.request import request
+    from vlmdata.lock import lock
+
+    opened = Dataset(dataset)
+    if not opened.exists("tables"):
+        raise InputError(f"{dataset}: no dataset here")
+    named = {"uid": uid, "url": url, "domain": domain, "sha256": sha256}
+    given = [(kind, value) for kind, values in named.items() for value in values or []]
+    asked = request(given, like or [], from_ or [], distance)
+    under_way = opened.exists(forgetting.JOURNAL)
+    if not asked and not under_way:
+        raise InputError("name what is to be forgotten: --uid, --url, --domain, --sha256, --like or --from")
+    if dry_run:
+        found = forgetting.meant(opened, asked)
+    else:
+        with lock(opened, "vlmdata forget"):
+            if forgetting.finish(opened):
+                say("the forgetting that was interrupted is finished")
+            found = forgetting.forget(opened, asked) if asked else {}
+    for each in sorted(found):
+        print(each)
+    if asked:
+        counts = Counter(found.values())
+        said = ", ".join(f"{counts[kind]:,} by {kind}" for kind in KINDS if counts[kind])
+        done = "would be forgotten" if dry_run else "forgotten"
+        say(f"{len(found):,} pairs {done}: {said}" if found else "no pair matches; it is refused should it come")

@@ -31,6 +31,7 @@ def buckets(urls: pa.ChunkedArray, of: int) -> np.ndarray:
     from vlmdata.download.fetch import parse_url
     from vlmdata.download.hosts import host_name
 
+    urls = pc.fill_null(urls, "")  # tombstones, for which nothing is asked
     whose = pc.struct_field(pc.extract_regex(urls, _WHOSE), "whose").combine_chunks().dictionary_encode()
     numbers = []
     for name in whose.dictionary.to_pylist():

@@ -10,6 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from vlmdata.download.consent import refusal
+from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.download.known import KNOWN
 from vlmdata.download.optout import LISTED
 from vlmdata.download.seams import MISMATCH, NO_HASH, Job, run
@@ -21,6 +22,7 @@ from vlmdata.schemas import table_schema
 
 _HASHES = ("sha256", "md5", "sha1", "sha512")
 _Key = tuple[str, str | None]
+_No = tuple[str | None, str | None] | None
 Told = Callable[[str, str, str | None], None]
 
 
@@ -91,15 +93,20 @@ def _rows(pairs: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*(pairs[name].to_pylist() for name in names), strict=True)
 
 
-def _refused(pairs: pa.Table, terms: Terms) -> list[tuple[str, str] | None]:
-    """For each pair: None, or why nothing is asked for, as (status, words)."""
+def _refused(pairs: pa.Table, terms: Terms) -> list[_No]:
+    """For each pair: None, or why nothing is asked for, as (status, words); a tombstone has neither."""
     hashes = [(text or "").strip().lower().partition(":") for text in pairs["expected_hash"].to_pylist()]
     of_bytes = [digest if kind == "sha256" else None for kind, _, digest in hashes]
     listed = terms.optout.rows(pairs["url"].to_pylist(), pairs["page_url"].to_pylist(), of_bytes).tolist()
-    refused: list[tuple[str, str] | None] = []
-    for said, named, (kind, _, digest) in zip(pairs["page_consent"].to_pylist(), listed, hashes, strict=True):
+    refused: list[_No] = []
+    rows = zip(pairs["url"].to_pylist(), pairs["page_consent"].to_pylist(), listed, hashes, strict=True)
+    for url, said, named, (kind, _, digest) in rows:
         word = refusal(said, terms.consent.respect)
-        if word:
+        if url is None:  # a tombstone
+            refused.append((None, None))
+        elif kind == "sha256" and terms.forgotten.has("sha256", digest):
+            refused.append((FORGOTTEN, None))
+        elif word:
             refused.append((word, f"the page says no ({word})"))
         elif named:
             refused.append(("optout", LISTED))
@@ -114,12 +121,12 @@ def _keys(pairs: pa.Table, stored: list[Stored | None]) -> list[_Key]:
     taken from there."""
     urls = list(_rows(pairs, "url", "source"))
     held = {row for row, its in zip(urls, stored, strict=True) if its is not None}
-    return [(url, source if is_local(url) or (url, source) in held else None) for url, source in urls]
+    return [
+        (url, source if (url is not None and is_local(url)) or (url, source) in held else None) for url, source in urls
+    ]
 
 
-def _jobs(
-    pairs: pa.Table, refused: list[tuple[str, str] | None], keys: list[_Key], stored: list[Stored | None]
-) -> dict[_Key, Job]:
+def _jobs(pairs: pa.Table, refused: list[_No], keys: list[_Key], stored: list[Stored | None]) -> dict[_Key, Job]:
     """Key -> job, in the order of `pairs`, for the keys of which at least one pair is not refused."""
     jobs: dict[_Key, Job] = {}
     rows = _rows(pairs, "uid", "url", "source", "fetch_url", "expected_hash")
@@ -144,7 +151,7 @@ def _expected(uid: str, text: str | None) -> str:
     return f"{kind}:{digest}"
 
 
-def _images(pairs: pa.Table, refused: list[tuple[str, str] | None], jobs: list[Job | None]) -> pa.Table:
+def _images(pairs: pa.Table, refused: list[_No], jobs: list[Job | None]) -> pa.Table:
     rows = [
         _row(job, _expected(uid, expected)) if no is None else {"download_status": no[0], "error": no[1]}
         for no, job, (uid, expected) in zip(refused, jobs, _rows(pairs, "uid", "expected_hash"), strict=True)
@@ -159,6 +166,8 @@ def _row(job: Job | None, expected: str) -> dict[str, Any]:
     assert job is not None
     assert job.answer is not None
     status, error = job.status, job.error
+    if status == FORGOTTEN:
+        return {"download_status": FORGOTTEN}
     if status != "optout" and job.digests and not job.fits(expected):
         # The URL's other rows may expect just these bytes: each row is judged by its own hash.
         status, error = "hash_mismatch", MISMATCH

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import OutageError
 from vlmdata.select import CONSENT_STATUSES
 
 # Of fewer rows nothing is concluded.
 AT_LEAST = 200
+_ASIDE = (*CONSENT_STATUSES, FORGOTTEN, None)  # None: a tombstone
 ADVICE = {
     "dns": "look at this machine's network and its DNS servers",
     "connect": "look at the network, a firewall or a proxy between; a server of your own must be running",
@@ -31,7 +33,7 @@ class Tally:
 
     def add(self, status: str, error: str | None) -> None:
         """A row's outcome."""
-        if status not in CONSENT_STATUSES:
+        if status not in _ASIDE:
             self._counts[status] += 1
             self._words.setdefault(status, error or "-")
 
@@ -40,7 +42,7 @@ class Tally:
         rows = images.select(["download_status", "error"])
         ended = rows.group_by("download_status", use_threads=False).aggregate([([], "count_all"), ("error", "min")])
         for row in ended.to_pylist():
-            if row["download_status"] not in CONSENT_STATUSES:
+            if row["download_status"] not in _ASIDE:
                 self._counts[row["download_status"]] += row["count_all"]
                 self._words.setdefault(row["download_status"], row["error_min"] or "-")
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from vlmdata.download import decode, network
 from vlmdata.download.errand import Answer
+from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.download.frontier import Frontier, Outcome
 from vlmdata.download.header import Facts, ImageError, sniff
 from vlmdata.download.hosts import CONNECTION
@@ -257,6 +258,8 @@ class _Pool:
             job.as_received = its.sha256 == here if its.sha256 else its.original is None
         if job.stored is not None and job.stored.sha256:
             job.digests["sha256"] = job.stored.sha256  # what was received once may have been encoded anew since
+        if any(self._terms.forgotten.has("sha256", sha256) for sha256 in {here, job.digests["sha256"]}):
+            return number, None, FORGOTTEN
         if known.has(job.digests) or known.has({"sha256": here}):
             return number, None, f"optout: {KNOWN}"
         if any(self._terms.optout.refuses_bytes(sha256) for sha256 in {here, job.digests["sha256"]}):
@@ -281,6 +284,8 @@ def _resize(stream: _Stream, _: object, terms: Terms) -> tuple:
     except ImageError as error:
         stream.job.original = error.size
         return None, None, None, None, None, f"{error.status}: {error}"
+    if terms.forgotten.shows(picture.jpeg):
+        return None, None, None, None, None, FORGOTTEN
     if terms.known.shows(picture.jpeg):
         return None, None, None, None, None, f"optout: {KNOWN}"
     job = stream.job

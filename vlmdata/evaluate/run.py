@@ -43,7 +43,7 @@ def evaluate(checkpoint: str, data: str, options: Evaluation) -> dict[str, Any]:
     loaded = model.load(checkpoint, options.batch)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="vlmdata-") as spool:
-        found = material.find(data, options, Path(spool))
+        found = material.find(data, options, Path(spool), loaded.frames)
         result = {task: TASKS[task].measure(loaded, found) for task in _possible(loaded, found)}
     return {
         **result,

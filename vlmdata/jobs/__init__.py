@@ -9,6 +9,7 @@ from vlmdata.dataset import Dataset
 from vlmdata.errors import JobError, MachineError, VlmdataError
 from vlmdata.jobs import local, slurm, torchrun
 from vlmdata.jobs.attempt import Attempt, Ended, job_key
+from vlmdata.jobs.chain import linked
 from vlmdata.jobs.record import Record
 from vlmdata.recipe import Job, Recipe
 
@@ -26,7 +27,7 @@ def missing(recipe: Recipe, dataset: Dataset, number: int) -> list[Job]:
         rows = dataset.read_part(part, ["snapshot", "key", "state"])
         chosen = rows.filter(pc.and_(pc.equal(rows["snapshot"], number), pc.equal(rows["state"], "done")))
         done |= set(chosen["key"].to_pylist())
-    return [job for job in recipe.jobs if job_key(job) not in done]
+    return [job for job in linked(recipe.jobs) if job_key(job) not in done]
 
 
 def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any], deploy: Start | None = None) -> dict[str, float]:
@@ -38,15 +39,19 @@ def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any], deploy: Start 
     """
     attempt = Attempt(job, dataset, manifest)
     record, code = Record(attempt), 1
+    over = True  # not where the job may run on, though this run will not see its end
     try:
         metrics = perform(attempt, deploy)
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code, over = INTERRUPTED, False
+        raise
+    except MachineError as error:
+        code, over = error.exit_code, False
         raise
     except Ended as error:
         code = error.code
         raise
-    except (MachineError, JobError) as error:
+    except JobError as error:
         code = error.exit_code
         raise
     except VlmdataError as error:
@@ -54,12 +59,17 @@ def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any], deploy: Start 
         raise JobError(f"job {job.name!r} failed: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         raise JobError(f"job {job.name!r} failed: {type(error).__name__}: {error}") from error
+    except BaseException:  # SIGTERM, as Prefect raises it
+        over = False
+        raise
     else:
         record.done(metrics)
         code = 0
     finally:
         if code:
             record.failed(code)
+        if over:
+            attempt.over()
     return metrics
 
 
@@ -68,13 +78,12 @@ def perform(attempt: Attempt, deploy: Start | None = None) -> dict[str, float]:
     places: dict[str, Start] = {"local": local.start, "torchrun": torchrun.start, "slurm": slurm.start}
     if deploy:
         places["deployment"] = deploy
-    attempt.begin()
     try:
         code = places[attempt.job.on.kind](attempt)
     finally:
         attempt.copy_small()
     if code:
         told = "".join(f"\n  {line}" for line in attempt.last_lines())
-        where = attempt.dataset.path(f"{attempt.output}/{attempt.log.name}")
+        where = attempt.dataset.address(f"{attempt.output}/{attempt.log.name}")
         raise Ended(f"job {attempt.job.name!r} failed with exit code {code}; its log is {where}{told}", code)
     return attempt.metrics()

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vlmdata.dataset import Dataset, make_key
+from vlmdata.dataset import Dataset, make_key, new_id
 from vlmdata.errors import JobError
 from vlmdata.recipe import Job
 from vlmdata.sources.urls import strip_urls
 
 VERSION = 1
-LOG, METRICS = "log.txt", "metrics.json"
+LOG, METRICS, NOTE = "log.txt", "metrics.json", "attempt.json"
 LAST_LINES = 20
 _HEADER = "=== vlmdata "
 _TAIL_BYTES = 200_000
@@ -76,6 +76,19 @@ class Attempt:
             self.dataset.remove(f"{self.output}/{name}")
             (self.folder / name).unlink(missing_ok=True)
 
+    def token(self) -> str:
+        """What this attempt is called where others run it. Until its end is recorded it stays the same, so that a run
+        finds what a killed one has started; after that another attempt begins."""
+        note = f"{self.output}/{NOTE}"
+        if not self.dataset.exists(note):
+            self.begin()
+            self.dataset.write_json(note, {"token": new_id()})
+        return str(self.dataset.read_json(note)["token"])
+
+    def over(self) -> None:
+        """Forget the attempt, whose end is recorded: the next one is another."""
+        self.dataset.remove(f"{self.output}/{NOTE}")
+
     def copy_small(self) -> None:
         """Put the small files of a remote dataset's job where everybody finds them."""
         for name in () if self.dataset.local else _SMALL:
@@ -91,12 +104,12 @@ class Attempt:
         try:
             found = json.loads(self.dataset.read_bytes(path))
         except (ValueError, RecursionError) as error:
-            raise JobError(f"job {self.job.name!r}: {self.dataset.path(path)}: not JSON ({error})") from error
+            raise JobError(f"job {self.job.name!r}: {self.dataset.address(path)}: not JSON ({error})") from error
         numbers = isinstance(found, dict) and all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in found.values()
         )
         if not numbers:
-            raise JobError(f"job {self.job.name!r}: {self.dataset.path(path)}: names with numbers are expected")
+            raise JobError(f"job {self.job.name!r}: {self.dataset.address(path)}: names with numbers are expected")
         return {name: float(value) for name, value in found.items()}
 
     def last_lines(self) -> list[str]:

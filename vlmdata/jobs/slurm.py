@@ -1,8 +1,10 @@
 """Jobs on Slurm: submitit writes and submits the batch script; the node writes the exit code beside the log.
 
-Their end is read from squeue and that file, so that no accounting is needed and no result is unpickled here.
+Their end is read from squeue and that file, so that no accounting is needed and no result is unpickled here. The
+attempt's token stands in the batch script's comment and in that file: by it a run finds what a killed one submitted.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -29,52 +31,83 @@ _MACHINES_FAULT = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED"}
 
 
 def start(attempt: Attempt) -> int:
-    """Submit a job and wait for its end; its exit code. One that an earlier run has left in the queue is waited for.
+    """Submit a job and wait for its end; its exit code. One that an earlier run submitted, and whose end is not
+    recorded, is waited for, or found ended.
 
     Raises MachineError where Slurm does not answer or a node failed, InputError where it refuses the job.
     """
-    folder = attempt.folder
-    note = folder / "slurm.json"
-    job_id = json.loads(note.read_text())["job_id"] if note.exists() else None
-    if job_id is None or _state(job_id) not in _WAITING:
-        for left in folder.glob("exit.*.json"):
-            left.unlink()
-        job_id = _submit(attempt)
-        note.write_text(json.dumps({"job_id": job_id}) + "\n")
+    _check(attempt)
+    token = attempt.token()
+    job_id = _submitted(attempt, token) or _submit(attempt, token)
     log.info("job %s: Slurm's job %s; its log: %s", attempt.job.name, job_id, attempt.log)
     try:
         state = _wait(job_id)
+    except MachineError:  # it may run on: the next run finds it
+        raise
     except BaseException:
         subprocess.run(["scancel", job_id], check=False, capture_output=True)  # noqa: S603, S607 - Slurm's, by its number
+        attempt.over()
         raise
-    code = _exit_code(folder, job_id, state)
+    code = _exit_code(attempt, token, job_id, state)
     if code:
         with attempt.log.open("a", encoding="utf-8") as handle:
             handle.write(f"Slurm's job {job_id} ended as {state or 'unknown'}\n")
     if state in _MACHINES_FAULT:
+        attempt.over()
         raise MachineError(f"job {attempt.job.name!r}: Slurm's job {job_id} ended as {state}; run it again to go on")
     return code
 
 
-def _submit(attempt: Attempt) -> str:
+def _check(attempt: Attempt) -> None:
+    """Raise InputError where Slurm cannot do the job."""
+    name = attempt.job.name
+    for program in ("sbatch", "srun", "squeue", "scancel"):
+        if shutil.which(program) is None:
+            raise InputError(f"job {name!r}: on: slurm: there is no {program} on this machine")
+    if not attempt.dataset.local:
+        raise InputError(f"job {name!r}: on: slurm: the dataset must lie on a disk that the nodes share")
+    if not str(attempt.folder).isprintable() or any(sign in str(attempt.folder) for sign in "%\"'\\"):
+        raise InputError(
+            f"{attempt.folder}: Slurm cannot write into a folder with %, quotes or backslashes in its name"
+        )
+
+
+def _name(attempt: Attempt) -> str:
+    """The same for all attempts of a job on a snapshot, and no other's: Slurm runs one of that name at a time."""
+    return f"vlmdata-{attempt.job.name}-{hashlib.sha256(str(attempt.folder).encode()).hexdigest()[:16]}"
+
+
+def _submitted(attempt: Attempt, token: str) -> str | None:
+    """Slurm's number of the attempt's job, where it has been submitted."""
+    listed = _squeue(f"--name={_name(attempt)}", "--format=%i %k")
+    for job_id, comment in (line.split(maxsplit=1) for line in listed if " " in line):
+        if comment.strip() == token:
+            _hand_over(attempt.folder / "slurm", job_id)
+            return job_id
+    ended = _ends(attempt.folder, token)
+    return str(ended[0]["job_id"]) if ended else None
+
+
+def _hand_over(folder: Path, job_id: str) -> None:
+    """Give a job what it waits for, where the run was killed before submitit had renamed it."""
+    waited_for = folder / f"{job_id}_submitted.pkl"
+    left = [path for path in folder.glob("*.pkl") if "_" not in path.name]
+    if left and not waited_for.exists():
+        max(left, key=lambda path: path.stat().st_mtime).rename(waited_for)
+
+
+def _submit(attempt: Attempt, token: str) -> str:
     try:
         import submitit
     except ImportError as error:
         raise InputError("on: slurm needs submitit: pip install 'vlmdata[slurm]'") from error
     job, place = attempt.job, attempt.job.on
     assert isinstance(place, SlurmPlace)
-    for program in ("sbatch", "srun", "squeue", "scancel"):
-        if shutil.which(program) is None:
-            raise InputError(f"job {job.name!r}: on: slurm: there is no {program} on this machine")
-    if not attempt.dataset.local:
-        raise InputError(f"job {job.name!r}: on: slurm: the dataset must lie on a disk that the nodes share")
-    if not str(attempt.folder).isprintable() or any(sign in str(attempt.folder) for sign in "%\"'\\"):
-        raise InputError(
-            f"{attempt.folder}: Slurm cannot write into a folder with %, quotes or backslashes in its name"
-        )
     executor = submitit.SlurmExecutor(folder=attempt.folder / "slurm", max_num_timeout=0)
     parameters: dict[str, Any] = {
-        "job_name": f"vlmdata-{job.name}",
+        "job_name": _name(attempt),
+        "comment": token,
+        "dependency": "singleton",  # one that was cancelled may still be ending in the same folder
         "time": place.time,
         "nodes": place.nodes,
         "ntasks_per_node": 1,
@@ -93,6 +126,7 @@ def _submit(attempt: Attempt) -> str:
             command.arguments(attempt),
             command.environment(attempt),
             str(attempt.folder),
+            token,
             place.processes,
             timeout,
         )
@@ -102,7 +136,9 @@ def _submit(attempt: Attempt) -> str:
     return str(submitted.job_id)
 
 
-def work(arguments: list[str], environment: dict[str, str], folder: str, processes: int, timeout: float | None) -> None:
+def work(
+    arguments: list[str], environment: dict[str, str], folder: str, token: str, processes: int, timeout: float | None
+) -> None:
     """On a node: run the program, write its exit code as exit.<node>.json, and end with it."""
     from submitit import JobEnvironment
 
@@ -119,7 +155,7 @@ def work(arguments: list[str], environment: dict[str, str], folder: str, process
     name = "log.txt" if here.node == 0 else f"log.{here.node}.txt"
     code = run_process(arguments, environment, Path(folder, name), timeout)
     aside = Path(folder, f".exit.{here.node}")
-    aside.write_text(json.dumps({"exit_code": code}) + "\n")
+    aside.write_text(json.dumps({"exit_code": code, "job_id": here.job_id, "token": token}) + "\n")
     os.replace(aside, Path(folder, f"exit.{here.node}.json"))
     if code:
         raise SystemExit(code)
@@ -144,25 +180,36 @@ def _wait(job_id: str) -> str | None:
 
 def _state(job_id: str) -> str | None:
     """What squeue calls a job's state, None for one that it does not know. Raises MachineError where it fails."""
-    asked = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 - Slurm's, by its number
+    return next(iter(_squeue(f"--jobs={job_id}", "--format=%T")), None)
+
+
+def _squeue(*options: str) -> list[str]:
+    """Its lines, also about jobs that have just ended. Raises MachineError where it fails."""
+    asked = ["squeue", "--noheader", "--states=all", *options]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 - names and numbers of ours
     if answer.returncode:
         if "Invalid job id" in answer.stderr:
-            return None
+            return []
         raise MachineError(f"squeue: {' '.join(answer.stderr.split()) or 'no word'}")
-    return next(iter(answer.stdout.split()), None)
+    return [line.strip() for line in answer.stdout.splitlines()]
 
 
-def _exit_code(folder: Path, job_id: str, state: str | None) -> int:
-    """The first exit code that is not 0 of the nodes; where none was written, 1 and the script's own log."""
-    waited = time.monotonic()
-    while not (found := sorted(folder.glob("exit.*.json"))) and time.monotonic() - waited < LATE_SECONDS:
-        if state not in ("COMPLETED", None):
-            break
+def _ends(folder: Path, token: str) -> list[dict[str, Any]]:
+    """What the nodes have written at the end of this very attempt."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("exit.*.json"))]
+    return [end for end in found if end.get("token") == token]
+
+
+def _exit_code(attempt: Attempt, token: str, job_id: str, state: str | None) -> int:
+    """The first exit code that is not 0 of the nodes; where one did not write any, 1 and the script's own log."""
+    folder, waited = attempt.folder, time.monotonic()
+    assert isinstance(attempt.job.on, SlurmPlace)
+    whole, well = attempt.job.on.nodes, state in ("COMPLETED", None)
+    while len(ends := _ends(folder, token)) < whole and well and time.monotonic() - waited < LATE_SECONDS:
         time.sleep(0.5)
-    codes = [json.loads(path.read_text())["exit_code"] for path in found]
-    if not codes or (state not in ("COMPLETED", None) and not any(codes)):
-        with (folder / "log.txt").open("a", encoding="utf-8") as handle:
+    codes = [int(end["exit_code"]) for end in ends]
+    if not any(codes) and (len(codes) < whole or not well):
+        with attempt.log.open("a", encoding="utf-8") as handle:
             for path in sorted((folder / "slurm").glob(f"{job_id}_*_log.out")):
                 handle.write(path.read_text("utf-8", "replace"))
         return 1

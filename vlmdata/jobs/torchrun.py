@@ -10,6 +10,7 @@ from vlmdata.recipe import CommandJob
 
 def start(attempt: Attempt) -> int:
     """Run a job to its end; its exit code."""
+    attempt.begin()
     timeout = attempt.job.timeout if isinstance(attempt.job, CommandJob) else None
     extra = command.environment(attempt)
     return run_process(spread(command.arguments(attempt), attempt.job.on.processes), extra, attempt.log, timeout)

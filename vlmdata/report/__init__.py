@@ -19,22 +19,25 @@ from vlmdata.report.contamination import contamination
 from vlmdata.report.histograms import histograms
 from vlmdata.report.sheets import contact_sheets, cut
 from vlmdata.report.training import training_jobs
+from vlmdata.snapshot import page_note
 
 
 def write_report(dataset: Dataset, manifest: dict[str, Any]) -> str:
     """Write `snapshots/<number>/report.html` and return where it is.
 
-    manifest: of the newest snapshot, as it was published. Times of stages and jobs are taken from `jobs`, so the report
+    manifest: of a snapshot, as it was published. Times of stages and jobs are taken from `jobs`, so the report
     is written after them. Raises DataError where a file that the manifest names is not there.
     """
-    connection = catalog.connect(dataset)
+    connection = catalog.connect(dataset, manifest)
     try:
         page = environment().get_template("page.html").render(_content(dataset, connection, manifest))
     finally:
         connection.close()
-    relative = f"{snapshot_folder(manifest['number'])}/report.html"
-    dataset.write_bytes(relative, page.encode("utf-8", "replace"))
-    return dataset.path(relative)
+    folder = snapshot_folder(manifest["number"])
+    relative, content = f"{folder}/report.html", page.rstrip("\n").encode("utf-8", "replace") + b"\n"
+    described = dataset.sha256(f"{folder}/manifest.json")[0] if dataset.exists(f"{folder}/manifest.json") else "-"
+    dataset.write_bytes(relative, content + page_note(described, content))
+    return dataset.address(relative)
 
 
 def _content(dataset: Dataset, connection: Any, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from vlmdata import schemas
 from vlmdata.select import CONSENT_STATUSES
 
 LANGUAGES, SOURCES, FILES = 12, 20, 40
+_THERE = "reason IS DISTINCT FROM 'forgotten'"  # of tombstones there is nothing to tell
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def languages(connection: duckdb.DuckDBPyConnection, manifest: dict[str, Any]) -
         return []
     rows = connection.execute(
         "SELECT coalesce(lang, '') AS lang, count(*) FILTER (kept), count(*) FILTER (NOT kept) FROM samples "
-        "GROUP BY 1 ORDER BY count(*) DESC, 1"
+        f"WHERE {_THERE} GROUP BY 1 ORDER BY count(*) DESC, 1"
     ).fetchall()
     bars = [Bar(lang or "no text", kept, rejected) for lang, kept, rejected in rows]
     return _first(bars, LANGUAGES, "languages")
@@ -149,7 +150,7 @@ def sources(connection: duckdb.DuckDBPyConnection) -> list[Bar]:
     """Pairs by source and by where the caption stood."""
     rows = connection.execute(
         "SELECT source, caption_from, count(*) FILTER (kept), count(*) FILTER (NOT kept) FROM samples "
-        "GROUP BY 1, 2 ORDER BY count(*) DESC, 1, 2"
+        f"WHERE {_THERE} GROUP BY 1, 2 ORDER BY count(*) DESC, 1, 2"
     ).fetchall()
     bars = [Bar(source or "", kept, rejected, note or "") for source, note, kept, rejected in rows]
     return _first(bars, SOURCES, "kinds")
@@ -192,7 +193,7 @@ def downloads(connection: duckdb.DuckDBPyConnection) -> list[Bar]:
     """Pairs by download status, with one error in its own words; success comes first."""
     rows = connection.execute(
         "SELECT download_status, count(*) FILTER (kept), count(*) FILTER (NOT kept), min(error) FROM samples "
-        "GROUP BY 1 ORDER BY download_status = 'success' DESC, count(*) DESC, 1"
+        f"WHERE {_THERE} GROUP BY 1 ORDER BY download_status = 'success' DESC, count(*) DESC, 1"
     ).fetchall()
     return [Bar(status or "", kept, rejected, note or "") for status, kept, rejected, note in rows]
 

@@ -137,7 +137,8 @@ def _choose(connection: duckdb.DuckDBPyConnection, seed: str, duplicates: bool) 
         f"SELECT min_by(uid, md5($seed || uid), {KEPT}) FROM samples WHERE kept", parameters
     ).fetchall()
     rejected = connection.execute(
-        f"SELECT reason, min_by(uid, md5($seed || uid), {REJECTED}) FROM samples WHERE NOT kept GROUP BY reason",
+        f"SELECT reason, min_by(uid, md5($seed || uid), {REJECTED}) FROM samples WHERE NOT kept "
+        "AND reason <> 'forgotten' GROUP BY reason",
         parameters,
     ).fetchall()
     choice = _Choice(kept[0][0] or [], dict(rejected), [])

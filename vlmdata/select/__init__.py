@@ -1,8 +1,8 @@
 """Which pairs are kept, and why the others are not: rules, then the survivor of each duplicate group, then shards.
 
-Every pair ends with one verdict. The order of reasons: consent, download, rules in order, duplicates by method (those
-that stand in an evaluation set first), top, balance, sample. What the row alone decides is `judge`; what only a look at
-all pairs decides is `settle`.
+Every pair ends with one verdict. The order of reasons: forgotten, consent, download, rules in order, duplicates by
+method (those that stand in an evaluation set first), top, balance, sample. What the row alone decides is `judge`; what
+only a look at all pairs decides is `settle`.
 """
 
 from vlmdata.select.captions import with_merged

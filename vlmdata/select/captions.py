@@ -48,4 +48,5 @@ def with_merged(captions: pa.ChunkedArray, merged: pa.ChunkedArray) -> pa.Array:
     rows = pa.chunked_array([pc.list_parent_indices(own), pc.list_parent_indices(got)])
     values = pa.chunked_array([own.flatten(), got.flatten()])
     order = np.argsort(rows.to_numpy(), kind="stable")  # a row's own stand before those it got
-    return pa.ListArray.from_arrays(pa.array(offsets), values.take(pa.array(order)).combine_chunks())
+    united = pa.ListArray.from_arrays(pa.array(offsets), values.take(pa.array(order)).combine_chunks())
+    return united if not own.null_count else pc.if_else(own.is_valid(), united, None)  # tombstones have none

@@ -12,7 +12,8 @@ def funnel(counts: dict[str | None, int], choice: Choice) -> list[dict[str, Any]
     """
     left = sum(counts.values())
     steps: list[dict[str, Any]] = [{"reason": None, "rejected": 0, "left": left}]
-    order = [f"consent: {word}" for word in CONSENT_STATUSES] + [f"download: {word}" for word in ERROR_CLASSES]
+    order = ["forgotten"]
+    order += [f"consent: {word}" for word in CONSENT_STATUSES] + [f"download: {word}" for word in ERROR_CLASSES]
     for name in choice.rules:
         order += [f"{name}: not measured", name]
     order += [f"duplicate: {method}" for method in choice.methods]

@@ -46,6 +46,8 @@ def judge_part(
     for said, words in no:
         reason = pc.if_else(pc.and_(said, pc.invert(consent)), words, reason)
         consent = pc.or_(consent, said)
+    if "url" in rows.column_names:  # only a tombstone has none
+        reason = pc.if_else(rows["url"].is_null(), "forgotten", reason)
     values = evaluate(rows, choice.rules)
     for name, expression in choice.rules.items():
         value = values[name]

@@ -239,6 +239,8 @@ def _wanted(
     wanted = rows["length"].is_valid().to_numpy() if images(measurement.options) else np.ones(rows.num_rows, bool)
     for name in reads(measurement.options):
         wanted = wanted & there[name].column(1).is_valid().to_numpy(zero_copy_only=False)
+    if "url" in rows.column_names:  # only a tombstone has none
+        wanted = wanted & rows["url"].is_valid().to_numpy()
     return wanted & passing(rows, rules)
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,6 +10,7 @@ import fsspec
 
 from vlmdata.errors import InputError
 from vlmdata.sources.urls import strip_signature
+from vlmdata.storage import reaching
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
@@ -24,9 +26,10 @@ def find(url: str, where: str) -> list[tuple[Any, str]]:
         filesystem, path = fsspec.core.url_to_fs(url)
         if _WEB.match(path):
             return [(filesystem, path)]
-        paths = sorted(match for match in filesystem.glob(path) if not filesystem.isdir(match))
-        if not paths and filesystem.exists(path) and not filesystem.isdir(path):
-            paths = [path]  # a file whose name has a glob's signs in it
+        with reaching(shown) if "://" in url else nullcontext():
+            paths = sorted(match for match in filesystem.glob(path) if not filesystem.isdir(match))
+            if not paths and filesystem.exists(path) and not filesystem.isdir(path):
+                paths = [path]  # a file whose name has a glob's signs in it
     except (ImportError, ValueError, OSError) as error:
         said = str(error).replace(url, shown)
         raise InputError(f"{where}: {shown!r} cannot be reached: {said}") from error

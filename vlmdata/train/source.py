@@ -82,7 +82,7 @@ def shard_urls(dataset: Dataset, manifest: dict[str, Any], form: str) -> dict[st
     found: dict[str, list[str]] = {}
     for shard in manifest["shards"]:
         if shard["format"] == form:
-            found.setdefault(shard["split"], []).append(_url(dataset, dataset.path(shard["path"])))
+            found.setdefault(shard["split"], []).append(dataset.address(shard["path"]))
     return found
 
 

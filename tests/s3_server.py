@@ -1,0 +1,96 @@
+"""An S3 server on loopback (moto's), in front of which a test can refuse requests as a throttled one does."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+import boto3
+import fsspec
+import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+SLOW_DOWN = ("503 Slow Down", "SlowDown", "Please reduce your request rate.")
+FAILED = ("400 Bad Request", "InvalidRequest", "The part could not be taken.")
+
+
+@dataclass
+class Request:
+    """What a client asks for: `parts` are the query's values."""
+
+    method: str
+    path: str
+    parts: dict[str, list[str]]
+
+
+@dataclass
+class Store:
+    """The server. `refuse` gives the answer to a request that is not let through: status, code, message."""
+
+    refuse: Callable[[Request], tuple[str, str, str] | None] = lambda request: None
+    seen: list[Request] = field(default_factory=list)
+    refused: int = 0
+    client: Any = None
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def __call__(self, environ: Any, start: Any) -> Any:
+        request = Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], parse_qs(environ["QUERY_STRING"], True))
+        with self._lock:
+            self.seen.append(request)
+            refusal = self.refuse(request)
+            self.refused += refusal is not None
+        if refusal is None:
+            return self._moto(environ, start)
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        status, code, message = refusal
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [b"" if request.method == "HEAD" else body]
+
+    def open(self) -> None:
+        """Let everything through again, and forget what came."""
+        self.refuse, self.refused, self.seen = lambda request: None, 0, []
+
+    def __post_init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *_: Any) -> None:
+        """Requests are in `Store.seen`."""
+
+
+@contextmanager
+def serve_s3(bucket: str) -> Iterator[Store]:
+    """A server with one bucket; fsspec's `s3://` means it in the block, with few and short retries."""
+    store = Store()
+    server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=_Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        _forget_servers()
+        store.client = boto3.client("s3")
+        store.client.create_bucket(Bucket=bucket)
+        yield store
+    server.shutdown()
+    server.server_close()
+    _forget_servers()
+
+
+def _forget_servers() -> None:
+    """fsspec keeps a filesystem, and with it the server that it once asked."""
+    from vlmdata.train import data
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    data._filesystem.cache_clear()

@@ -1,0 +1,81 @@
+"""What manifests say of a dataset from which something was forgotten: files, tables made from others, the funnel."""
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmdata.dataset import File
+from vlmdata.download.forgotten import FORGOTTEN
+from vlmdata.forget.journal import Staged
+
+
+@dataclass
+class Gone:
+    """What goes of each snapshot: verdicts (null for kept) and samples of each split."""
+
+    reasons: dict[int, Counter[str | None]] = field(default_factory=dict)
+    splits: dict[int, Counter[str]] = field(default_factory=dict)
+    trimmed: set[str] = field(default_factory=set)  # uids that stay, with fewer captions
+
+
+def tables(staged: Staged, gone: Gone) -> None:
+    """The tables' manifests: their parts, and the tables that they note as made from."""
+    dataset = staged.dataset
+    folders = [*dataset.files("tables"), *dataset.files("images"), *dataset.files("snapshots")]
+    paths = [
+        p
+        for p in folders
+        if re.fullmatch(r"(tables/[^/]+/[^/]+|images/[^/]+|snapshots/\d{6}/samples)/manifest\.json", p)
+    ]
+    before = {path: dataset.read_json(path) for path in paths}
+    after = {path: follow(staged, content) for path, content in before.items()}
+    became = {(f"{old['table']}/{old['key']}", _sha256(old)): _sha256(after[path]) for path, old in before.items()}
+    for path, content in after.items():
+        content["inputs"] = {name: became.get((name, sha256), sha256) for name, sha256 in content["inputs"].items()}
+        about = content["about"]
+        about.pop("returned", None)
+        if content["table"] == "samples" and int(content["key"]) in gone.reasons:
+            about["funnel"] = funnel(about["funnel"], gone.reasons[int(content["key"])])
+            about["splits"] = less(about["splits"], gone.splits[int(content["key"])])
+        if content != before[path]:
+            staged.put_sealed(path, {name: value for name, value in content.items() if name != "checksum"})
+
+
+def follow(staged: Staged, value: Any) -> Any:
+    """A manifest, or a part of one, with every file as it will be."""
+    if isinstance(value, list):
+        return [follow(staged, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    followed = {key: follow(staged, item) for key, item in value.items()}
+    if isinstance(value.get("path"), str) and "sha256" in value and value["path"] in staged.files:
+        file: File = staged.files[value["path"]][1]
+        followed |= {"bytes": file.bytes, "sha256": file.sha256}
+    return followed
+
+
+def funnel(steps: list[dict[str, Any]], gone: Counter[str | None]) -> list[dict[str, Any]]:
+    """A funnel with so many pairs of each reason (null: kept) forgotten."""
+    earlier = sum(step["rejected"] for step in steps[1:] if step["reason"] == FORGOTTEN)
+    count = earlier + gone.total()
+    if not count:
+        return steps
+    left = steps[0]["left"] - count
+    again = [steps[0], {"reason": FORGOTTEN, "rejected": count, "left": left}]
+    for step in steps[1:]:
+        if step["reason"] != FORGOTTEN:
+            rejected = step["rejected"] - gone[step["reason"]]
+            left -= rejected
+            again.append({"reason": step["reason"], "rejected": rejected, "left": left})
+    return again
+
+
+def less(splits: dict[str, int], gone: Counter[str]) -> dict[str, int]:
+    return {name: count - gone[name] for name, count in splits.items()}
+
+
+def _sha256(table: dict[str, Any]) -> str:
+    """As `Table.sha256`."""
+    return hashlib.sha256("".join(part["sha256"] for part in table["parts"]).encode()).hexdigest()
