@@ -236,7 +236,7 @@ def test_a_reader_sees_the_old_snapshot_or_the_new_one(s3, remote, photos):
     def read():
         while not over.is_set() or len(set(told)) < 2:
             connection = catalog.connect(Dataset(url))
-            told.append(connection.sql(query).fetchone())
+            told.extend(connection.sql(query).fetchall())
             connection.close()
 
     reader = threading.Thread(target=read, daemon=True)
