@@ -14,6 +14,9 @@ from vlmdata.errors import DataError
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.sources.urls import strip_signature, strip_urls
 
+# What a selection leaves beside the samples, and a manifest takes over.
+_SELECTED = ("base", "settled", "balance", "grouped")
+
 
 def next_number(dataset: Dataset) -> int:
     """The number of the snapshot that the next run publishes."""
@@ -39,8 +42,8 @@ def manifest(
         "revision": 1,
         "parent": number - 1 if number > 1 else None,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        # The runner and the place of the dataset change no value.
-        "recipe": without_secrets(plan.recipe.model_dump(mode="json", exclude={"dataset", "runner"})),
+        # The runner, the place of the dataset and the gates change no value.
+        "recipe": without_secrets(plan.recipe.model_dump(mode="json", exclude={"dataset", "runner", "gates"})),
         "limit": plan.limit,
         "keys": snapshot_keys(plan),
         "tables": {name: _entry(table) for name, table in tables.items()},
@@ -49,7 +52,7 @@ def manifest(
         "documents": documents,
         "funnel": samples.about["funnel"],
         "splits": samples.about["splits"],
-        **{name: file for name, file in samples.about.items() if name in ("balance", "grouped")},
+        **{name: file for name, file in samples.about.items() if name in _SELECTED},
         "columns": {field.name: str(field.type) for field in plan.columns},
     }
     _validate(content)
