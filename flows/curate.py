@@ -12,7 +12,7 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import card, ingest, layers, snapshot
+from vlmdata import card, gates, ingest, layers, snapshot
 from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
@@ -89,9 +89,7 @@ def curate(
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:
             _add_layer(run, retry)
-        _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
-        _stage(run, "signals", run.plan.signal_tables, measure)
-        _stage(run, "dedup", [name for name in run.plan.tables if name in GROUPED], group_duplicates)
+        compute(run)
         latest = dataset.latest()
         lost = latest and snapshot.missing_file(dataset, latest)
         if lost:
@@ -101,21 +99,32 @@ def curate(
             if wanted and "select" not in run.stages:
                 raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")
             latest = publish(run) if "select" in run.stages else None
-        if latest is None:
-            return _unpublished(run)
-        shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
-        download_stage.clean(dataset)
-        _log_times(run, latest["number"])
-        try:
-            if "jobs" in run.stages:
-                for job in missing(parsed, dataset, latest["number"]):
-                    do_job.with_options(name=f"job {job.name}")(job, dataset, latest)
-        finally:  # a snapshot has its report, whatever became of its jobs
-            if "report" in run.stages:
-                with _timed(run, "report"):
-                    report(dataset, latest)
-                _log_times(run, latest["number"])
-        return dataset.path(snapshot_folder(latest["number"]))
+        return finish(run, latest) if latest is not None else _unpublished(run)
+
+
+def compute(run: Run) -> None:
+    """The stages from the download to the duplicates: what is missing of them."""
+    _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
+    _stage(run, "signals", run.plan.signal_tables, measure)
+    _stage(run, "dedup", [name for name in run.plan.tables if name in GROUPED], group_duplicates)
+
+
+def finish(run: Run, latest: dict[str, Any]) -> str:
+    """What comes behind the snapshot in force: its jobs that were not done, and its report. Returns its folder."""
+    dataset = run.dataset
+    shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
+    download_stage.clean(dataset)
+    _log_times(run, latest["number"])
+    try:
+        if "jobs" in run.stages:
+            for job in missing(run.plan.recipe, dataset, latest["number"]):
+                do_job.with_options(name=f"job {job.name}")(job, dataset, latest)
+    finally:  # a snapshot has its report, whatever became of its jobs
+        if "report" in run.stages:
+            with timed(run, "report"):
+                report(dataset, latest)
+            _log_times(run, latest["number"])
+    return dataset.path(snapshot_folder(latest["number"]))
 
 
 def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[str, Table]]) -> None:
@@ -125,7 +134,7 @@ def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[st
     if name not in run.stages:
         run.ready(name, tables)
         return
-    with _timed(run, name):
+    with timed(run, name):
         run.tables |= work(run)
 
 
@@ -143,15 +152,22 @@ def _add_layer(run: Run, classes: list[str]) -> None:
     run.tables |= {table.table: table for table in grown}
 
 
-def publish(run: Run) -> dict[str, Any] | None:
+def publish(run: Run, parent: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The manifest of the next snapshot: the full selection, or with a parent what its later layers add to it.
+
+    None where the stages end before the shards. Raises RefusedError where a gate is shut, before a shard is written.
+    """
     dataset, plan = run.dataset, run.plan
     number = snapshot.next_number(dataset)
-    with _timed(run, "select"):
-        selection = cast(select_stage.Selection, select(run, number))
+    with timed(run, "select"):
+        selection = cast(select_stage.Selection, select(run, number, parent))
     if "shards" not in run.stages:
         return None
-    with _timed(run, "shards"):
-        shards = write_shards(run, selection, number)
+    if parent is not None:
+        gates.check(dataset, plan.recipe.gates, selection.written, parent)
+    with timed(run, "shards"):
+        earlier = parent["shards"] if parent else []
+        shards = [*earlier, *write_shards(run, selection, number)]
         manifest = snapshot.manifest(plan, number, run.tables, selection.samples, shards, [])
         documents = card.write_documents(dataset, manifest)
         manifest = snapshot.manifest(plan, number, run.tables, selection.samples, shards, documents)
@@ -167,7 +183,8 @@ def _unpublished(run: Run) -> str:
 
 
 @contextmanager
-def _timed(run: Run, stage: str) -> Iterator[None]:
+def timed(run: Run, stage: str) -> Iterator[None]:
+    """Log when a stage begins and ends, and keep its time for `jobs`."""
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     get_run_logger().info("%s: begins", stage)
     yield
@@ -194,7 +211,7 @@ def _worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(error, MachineError) and not isinstance(error, OutageError)
 
 
-_retried: dict[str, Any] = {
+retried: dict[str, Any] = {
     "retries": 1,
     "retry_delay_seconds": 5,
     "retry_condition_fn": _worth_a_retry,
@@ -202,7 +219,7 @@ _retried: dict[str, Any] = {
 }
 
 
-@task(name="ingest", **_retried)
+@task(name="ingest", **retried)
 def ingest_pairs(run: Run) -> dict[str, Table]:
     """Read the sources that were not read yet, and unite their pairs."""
     dataset, plan = run.dataset, run.plan
@@ -221,7 +238,7 @@ def ingest_pairs(run: Run) -> dict[str, Table]:
     return {"pairs": pairs, **({"source_signals": layers.cut(dataset, brought, pairs)} if brought else {})}
 
 
-@task(name="download", **_retried)
+@task(name="download", **retried)
 def download_images(run: Run) -> dict[str, Table]:
     """Download the images of `pairs`, and hold what is stored against the lists of known images."""
     images = run.current("images") or download_stage.run(run.plan, run.dataset, run.tables["pairs"])
@@ -230,7 +247,7 @@ def download_images(run: Run) -> dict[str, Table]:
     return {"images": images, "known": known_stage.run(run.plan, run.dataset, images)}
 
 
-@task(name="signals", **_retried)
+@task(name="signals", **retried)
 def measure(run: Run) -> dict[str, Table]:
     """Measure what is missing of the signals."""
     names = run.plan.signal_tables
@@ -240,7 +257,7 @@ def measure(run: Run) -> dict[str, Table]:
     return signals_stage.run(run.plan, run.dataset, run.tables)
 
 
-@task(name="dedup", **_retried)
+@task(name="dedup", **retried)
 def group_duplicates(run: Run) -> dict[str, Table]:
     """Group duplicates by every method of the recipe."""
     names = [name for name in run.plan.tables if name in GROUPED]
@@ -249,19 +266,19 @@ def group_duplicates(run: Run) -> dict[str, Table]:
     return {name: table for name in names if (table := run.current(name))}
 
 
-@task(name="select", **_retried)
-def select(run: Run, number: int) -> select_stage.Selection:
-    """Give every pair its verdict."""
-    return select_stage.run(run.plan, run.dataset, run.tables, number)
+@task(name="select", **retried)
+def select(run: Run, number: int, parent: dict[str, Any] | None) -> select_stage.Selection:
+    """Give every pair its verdict, or those of new layers beside a parent's."""
+    return select_stage.run(run.plan, run.dataset, run.tables, number, parent)
 
 
-@task(name="shards", **_retried)
+@task(name="shards", **retried)
 def write_shards(run: Run, selection: select_stage.Selection, number: int) -> list[dict[str, Any]]:
     """Write the kept pairs into shards."""
     return shards_stage.run(run.plan, run.dataset, run.tables, selection, number)
 
 
-@task(name="job", **_retried)
+@task(name="job", **retried)
 def do_job(job: Any, dataset: Dataset, manifest: dict[str, Any]) -> None:
     """Run one job on the snapshot, wherever it says."""
     metrics = run_job(job, dataset, manifest, deploy)

@@ -81,7 +81,7 @@ def vlmdata(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def content(folder: Path) -> dict[str, bytes]:
     """All files that two equal runs must have in common, without the times that DESIGN.md names."""
-    apart = ("tables/observations/", "tables/jobs/", "tables/metrics/", "jobs/")
+    apart = ("tables/observations/", "tables/seen/", "tables/jobs/", "tables/metrics/", "jobs/")
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -359,8 +359,12 @@ def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:
 
 
 def made_from(manifest: dict[str, Any], plan: Plan, tables: Iterable[Table]) -> bool:
-    """Whether a snapshot is what the plan asks for, made from just these parts of the tables."""
-    return manifest["keys"] == snapshot_keys(plan) and all(same_parts(manifest, table) for table in tables)
+    """Whether a snapshot is the full selection that the plan asks for, made from just these parts of the tables."""
+    return (
+        "base" not in manifest
+        and manifest["keys"] == snapshot_keys(plan)
+        and all(same_parts(manifest, table) for table in tables)
+    )
 
 
 def tables_there(plan: Plan, dataset: Dataset) -> dict[str, Table]:

@@ -68,6 +68,36 @@ def run(
 
 
 @app.command()
+def refresh(
+    recipe: RecipePath,
+    set_: Setting = None,
+    discard: Annotated[bool, typer.Option("--discard", help="drop a layer that a gate has held back, first")] = False,
+) -> None:
+    """Publish what is new in the sources as the next snapshot; what is out stays as it is."""
+    from vlmdata import console, recipe_file
+    from vlmdata.dataset import Dataset
+    from vlmdata.plan import make_plan
+
+    parsed = recipe_file.load(recipe, set_)
+    dataset = Dataset(parsed.dataset)
+    with recipe_file.located(recipe, set_):
+        make_plan(parsed)
+    before = dataset.latest()
+    console.prepare_prefect(dataset)
+    with console.progress():
+        from vlmdata.flows.refresh import run_here
+
+        folder = run_here(parsed, str(recipe), discard)
+    latest = dataset.latest()
+    if before is not None and latest is not None and latest["number"] == before["number"]:
+        say(f"nothing is new: snapshot {latest['number']} stays in force")
+    else:
+        for line in console.summary(dataset, parsed.dataset):
+            say(line)
+    print(folder)
+
+
+@app.command()
 def adopt(
     folder: Annotated[str, typer.Argument(help="what img2dataset wrote", metavar="IMG2DATASET_FOLDER")],
     dataset: DatasetUrl,
