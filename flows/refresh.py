@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 
-from vlmdata import ingest, layers, recipe_file, snapshot
+from vlmdata import layers, recipe_file, snapshot
 from vlmdata import refresh as renewal
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import DataError
@@ -68,7 +68,6 @@ def refresh(recipe: str, discard: bool = False) -> str:
 def look(run: curate.Run, latest: dict[str, Any], discard: bool) -> dict[str, Table]:
     """Read the sources again, and make a layer of the pairs that are new; a layer that waits comes first."""
     dataset, plan = run.dataset, run.plan
-    ingest.clean(dataset)
     pairs = dataset.read_table("pairs", plan.pairs)
     assert pairs is not None, "the snapshot in force has it"
     brought = dataset.read_table("source_signals", plan.pairs) if plan.brings else None

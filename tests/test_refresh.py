@@ -117,7 +117,7 @@ def test_only_the_new_layers_parts_are_computed(first, refreshed):
         assert new == {"000002-0000000"}, table
         assert all(parts[refreshed][name] == sha256 for name, sha256 in parts[first].items())
     old = {path: path.stat().st_mtime_ns for path in (first / "runs/it").glob("[it]*/**/000001-*.parquet")}
-    copied = [refreshed / path.relative_to(first) for path in old if "tables/found" not in str(path)]
+    copied = [refreshed / path.relative_to(first) for path in old if "tables/seen" not in str(path)]
     assert copied
     assert all(path.stat().st_mtime_ns == old[first / path.relative_to(refreshed)] for path in copied)
 
@@ -157,7 +157,7 @@ def test_a_changed_selection_is_refused_and_run_publishes_it(refreshed, tmp_path
     assert manifest["number"] == 3
     assert "base" not in manifest
     assert all(shard["path"].startswith("snapshots/000003/") for shard in manifest["shards"])
-    out, err = ok(folder, "run", "recipe.yaml")
+    _, err = ok(folder, "run", "recipe.yaml")
     assert "nothing to do" in err
 
 

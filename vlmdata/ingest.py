@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name, table_folder
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
-from vlmdata.sources import read, signals, states
+from vlmdata.sources import read, signals, states, visited
 from vlmdata.sources.urls import LONGEST_CAPTION, shorten
 
 if TYPE_CHECKING:
@@ -72,11 +72,12 @@ def read_files(
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
         table = record(dataset, source, key, pads.dataset(str(raw)), {}, earlier)
-        note_seen(dataset, key, now)
+        pages = visited(source, str(scratch))
+        note_seen(dataset, key, now if pages is None else pages)
         return table
 
 
-def note_seen(dataset: Dataset, key: str, states: dict[str, str | None]) -> None:
+def note_seen(dataset: Dataset, key: str, states: Mapping[str, str | None]) -> None:
     """Record what a source consists of, in the place of what was recorded before."""
     schema = table_schema("seen")
     before = dataset.read_table("seen", key)

@@ -37,7 +37,7 @@ def read_again(dataset: Dataset, source: Source, key: str, found: Table) -> Tabl
     progress.info("ingest: %s", source.name, extra={"stage": "ingest", "done": 0, "total": None})
     before, now = ingest.seen(dataset, key), states(source)
     if not now:  # a crawl
-        return ingest.read_files(dataset, source, key, now, None, found)
+        return ingest.read_files(dataset, source, key, now, before, found)
     chosen = changed(before, now)
     if not chosen:
         return found

@@ -39,6 +39,7 @@ __all__ = [
     "states",
     "strip_signature",
     "unite_signals",
+    "visited",
 ]
 
 # What a source yields: ingest adds uid, captions and occurrences to `pairs`, and moves crawled_at to `observations`.
@@ -124,11 +125,17 @@ def states(source: Source) -> dict[str, str | None]:
     return module.states(source) if hasattr(module, "states") else {}
 
 
+def visited(source: Source, scratch: str) -> dict[str, str] | None:
+    """After `read`, a crawl's pages with what tells that they have changed; None for a source of files."""
+    module = _module(source)
+    return module.visited(source, scratch) if hasattr(module, "visited") else None
+
+
 def read(source: Source, scratch: str, chosen: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a source in batches of at most some 5,000, in any order: the columns of `ROWS`, then `signals`.
 
     scratch: a folder for the source's files; after a kill the next run finds it as it was. chosen: of `states` the
-    files to read; all otherwise.
+    files to read, all otherwise; of a crawl the pages to ask about, with what `visited` gave.
     Every text is valid UTF-8 without NUL; `url` and `caption` are never null or empty; signatures stand in
     `fetch_url` alone.
     Raises InputError for a source that cannot be what the recipe says, DataError for one that holds nothing.
