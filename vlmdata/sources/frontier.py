@@ -109,10 +109,10 @@ class Frontier:
         self._find_level()
 
     def visited(self) -> dict[str, str]:
-        """The pages that a later crawl should ask about, with what it needs for it, as JSON."""
+        """The pages and sitemaps that a later crawl should ask about, with what it needs for it, as JSON."""
         found = self._db.execute(
             "SELECT url, depth, etag, modified, lastmod FROM pages LEFT JOIN validators USING (url) "
-            "WHERE depth >= 0 AND state IN (?, ?, ?) UNION ALL "
+            "WHERE state IN (?, ?, ?) UNION ALL "
             "SELECT url, depth, NULL, NULL, NULL FROM pages "  # they are not known as they are now
             "WHERE depth >= 0 AND state = ? AND outcome NOT IN ('HTTP 404', 'HTTP 410') ORDER BY url",
             (READ, COPY, UNCHANGED, FAILED),
@@ -352,14 +352,17 @@ class Frontier:
         self._find_level()
 
     def _nearest(self, host: str) -> Waiting | None:
+        """Pages of an earlier crawl whose sitemap dates them wait for what their host's sitemaps say now."""
         held = sum(page.host == host for page in self._in_hand.values())
         if host in self._left or held >= self.per_host:
             return None
         aside = sum(page.host == host for page in self._aside.values())
         found = self._db.execute(
             "SELECT id, url, host, depth, etag, modified FROM pages LEFT JOIN validators USING (url) "
-            "WHERE state = 0 AND host = ? ORDER BY depth, id LIMIT ?",
-            (host, held + aside + 1),
+            "WHERE state = 0 AND host = ? AND NOT (known = 1 AND lastmod IS NOT NULL AND EXISTS ("
+            "SELECT 1 FROM pages AS sitemap WHERE sitemap.state = 0 AND sitemap.host = ? AND sitemap.depth < 0)) "
+            "ORDER BY depth, id LIMIT ?",
+            (host, host, held + aside + 1),
         )
         page = next((Waiting(*row) for row in found if row[0] not in self._in_hand and row[0] not in self._aside), None)
         return None if page is None or (self.max_depth is not None and page.depth > self._level) else page
