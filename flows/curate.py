@@ -12,7 +12,7 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import card, gates, ingest, layers, snapshot
+from vlmdata import card, gates, ingest, layers, snapshot, status
 from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
@@ -84,7 +84,7 @@ def curate(
     parsed = whole.get() or Recipe.model_validate(recipe)
     dataset = Dataset(parsed.dataset)
     run = Run(make_plan(parsed, limit), dataset, tuple(stages or STAGES))
-    with lock(dataset, "vlmdata run"):
+    with lock(dataset, "vlmdata run") as held, status.recorded(dataset, held):
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:

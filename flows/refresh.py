@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 
-from vlmdata import layers, recipe_file, snapshot
+from vlmdata import layers, recipe_file, snapshot, status
 from vlmdata import refresh as renewal
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import DataError
@@ -42,7 +42,7 @@ def refresh(recipe: str, discard: bool = False) -> str:
     check_writable(dataset)
     if dataset.latest() is None:
         return curate.run_here(parsed)
-    with lock(dataset, "vlmdata refresh"):
+    with lock(dataset, "vlmdata refresh") as held, status.recorded(dataset, held):
         dataset.remove("work")
         run = curate.Run(plan, dataset, STAGES)
         latest = dataset.latest()

@@ -85,7 +85,7 @@ def content(folder: Path) -> dict[str, bytes]:
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name.startswith(apart) or name.endswith("report.html"):
+        if path.is_dir() or name.startswith(apart) or name.endswith(("report.html", "status.json")):
             continue
         files[name] = path.read_bytes()
         if name.startswith("snapshots/") and name.count("/") == 2 and name.endswith("manifest.json"):

@@ -134,7 +134,11 @@ def _tried_again(dataset: Dataset, manifest: dict[str, Any]) -> list[str]:
     """What the layers came to that this snapshot has and its parent had not."""
     from vlmdata.layers import outcomes
 
-    tables = [dataset.snapshot(n)["tables"]["pairs"] for n in (manifest["parent"], manifest["number"]) if n]
+    tables = [
+        dataset.snapshot(n)["tables"]["pairs"]
+        for n in (manifest["parent"], manifest["number"])
+        if n in dataset.numbers()
+    ]
     newest = [part_from(table["parts"][-1]).layer for table in tables]
     if len(newest) < 2 or tables[0]["key"] != tables[1]["key"]:
         return []

@@ -105,12 +105,11 @@ def missing_file(dataset: Dataset, content: dict[str, Any]) -> str | None:
 def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
     """Hash every file of every snapshot; yield (path, expected, found) for each difference, each file once."""
     seen: set[str] = set()
-    newest = dataset.read_json("latest.json")["snapshot"] if dataset.exists("latest.json") else 0
     for name in APART:
         for key in dataset.keys_of(name):
             if _state(dataset, name, key) == "damaged":  # where it is missing the stage has not ended
                 yield f"{table_folder(name, key)}/manifest.json", "a manifest", "damaged"
-    for number in range(1, newest + 1):
+    for number in dataset.numbers():
         try:
             content = dataset.snapshot(number)
             _validate(content)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vlmdata import tags
 from vlmdata.errors import InputError
 from vlmdata.jobs.attempt import write_metrics
 from vlmdata.jobs.record import record_by_hand
@@ -45,7 +46,7 @@ def train(job: TrainJob, data: str, out: Path, resume: bool) -> dict[str, float]
     from vlmdata.train import source
     from vlmdata.train.loop import train as train_loop
 
-    found = source.snapshot(data)
+    found = tags.find(data)
     shards = source.of_snapshot(*found) if found else source.shards(data, job.train_split, job.test_split)
     started = datetime.datetime.now(datetime.UTC)
     metrics = train_loop(job, shards, str(out), resume=resume)
