@@ -16,6 +16,7 @@ from vlmdata import card, gates, ingest, layers, snapshot, status
 from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
+from vlmdata.flows import artifacts
 from vlmdata.flows.train import deploy
 from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
@@ -47,6 +48,7 @@ class Run:
     stages: tuple[str, ...]
     tables: dict[str, Table] = field(default_factory=dict)
     seconds: dict[str, tuple[datetime.datetime, float]] = field(default_factory=dict)
+    progress: artifacts.Progress = field(default_factory=artifacts.Progress)
 
     def ready(self, stage: str, names: list[str]) -> None:
         """Take a stage's tables from an earlier run. Raises InputError where they are not there."""
@@ -124,6 +126,8 @@ def finish(run: Run, latest: dict[str, Any]) -> str:
             with timed(run, "report"):
                 report(dataset, latest)
             _log_times(run, latest["number"])
+        artifacts.publish(dataset, latest)
+    run.progress.ends()
     return dataset.path(snapshot_folder(latest["number"]))
 
 
@@ -187,6 +191,7 @@ def timed(run: Run, stage: str) -> Iterator[None]:
     """Log when a stage begins and ends, and keep its time for `jobs`."""
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     get_run_logger().info("%s: begins", stage)
+    run.progress.begins(stage, len(run.stages))
     yield
     seconds = time.monotonic() - clock
     get_run_logger().info("%s: done in %.1f s", stage, seconds)

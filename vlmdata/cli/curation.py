@@ -98,6 +98,35 @@ def refresh(
 
 
 @app.command()
+def schedule(
+    recipe: RecipePath,
+    cron: Annotated[str, typer.Option(help='when, as cron has it: "0 3 * * *" is every night at three')],
+    timezone: Annotated[str, typer.Option(help="of --cron")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Prefect's work pool, made where there is none")] = "vlmdata",
+    name: Annotated[str | None, typer.Option(help="the deployment's name; default: the dataset's")] = None,
+) -> None:
+    """Have `refresh` run on a schedule: makes or changes a Prefect deployment, and prints its name."""
+    import os
+    import re
+
+    from vlmdata import recipe_file
+    from vlmdata.plan import make_plan
+
+    parsed = recipe_file.load(recipe)
+    with recipe_file.located(recipe):
+        make_plan(parsed)
+    from vlmdata.flows.schedule import deploy
+
+    name = name or re.sub(r"[^A-Za-z0-9_.-]+", "-", parsed.dataset).strip("-")
+    made = deploy(recipe, cron, timezone, pool, name)
+    say(
+        f"a worker runs it, in {os.getcwd()}; start one with the environment that the recipe needs, and leave it running:"
+    )
+    say(f"  prefect worker start --type process --pool {pool}")
+    print(made)
+
+
+@app.command()
 def adopt(
     folder: Annotated[str, typer.Argument(help="what img2dataset wrote", metavar="IMG2DATASET_FOLDER")],
     dataset: DatasetUrl,
