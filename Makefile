@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test test-peers test-slurm peers lint bench clean pins
+.PHONY: setup demo test test-peers test-slurm test-schedule peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -65,6 +65,10 @@ test-slurm: $(STAMP)
 		test "$$(id -u)" = 0 || { echo "the test needs Slurm: sudo apt-get install slurm-wlm"; exit 1; }; \
 		(apt-get install -y -qq --no-install-recommends slurm-wlm || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm; }) >/dev/null; }
 	@$(BIN)/python -m pytest -n 0 tests/slurm
+
+# Refreshes that a real Prefect server starts and a real worker runs; some two minutes.
+test-schedule: $(STAMP)
+	@$(BIN)/python -m pytest -n 0 tests/schedule
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check -q . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }

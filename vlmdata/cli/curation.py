@@ -119,9 +119,7 @@ def schedule(
 
     name = name or re.sub(r"[^A-Za-z0-9_.-]+", "-", parsed.dataset).strip("-")
     made = deploy(recipe, cron, timezone, pool, name)
-    say(
-        f"a worker runs it, in {os.getcwd()}; start one with the environment that the recipe needs, and leave it running:"
-    )
+    say(f"a worker runs it, in {os.getcwd()}; start one with the recipe's environment, and leave it running:")
     say(f"  prefect worker start --type process --pool {pool}")
     print(made)
 
