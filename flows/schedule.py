@@ -6,15 +6,17 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.flows import EntrypointType
 from prefect.settings import PREFECT_API_URL
+from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from vlmdata.errors import InputError, MachineError
 from vlmdata.flows.refresh import refresh
+
+ENTRYPOINT = "vlmdata.flows.refresh.refresh"
 
 
 def deploy(recipe: Path, cron: str, timezone: str, pool: str, name: str) -> str:
@@ -41,15 +43,20 @@ def deploy(recipe: Path, cron: str, timezone: str, pool: str, name: str) -> str:
                 client.read_work_pool(pool)
             except ObjectNotFound:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-        made: Any = refresh.to_deployment(
-            name,
-            schedules=[schedule],
-            parameters={"recipe": str(recipe.resolve())},
-            work_pool_name=pool,
-            job_variables={"working_dir": os.getcwd()},
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        made.apply()
+            # Without a step that only changes the folder Prefect would copy all that is in it before each run.
+            pull = {"prefect.deployments.steps.set_working_directory": {"directory": os.getcwd()}}
+            client.create_deployment(  # or changes the one of this name
+                flow_id=client.create_flow(refresh),
+                name=name,
+                entrypoint=ENTRYPOINT,
+                description="What is new in a recipe's sources, as the next snapshot",
+                parameters={"recipe": str(recipe.resolve())},
+                parameter_openapi_schema=parameter_schema(refresh).model_dump_for_openapi(),
+                schedules=[DeploymentScheduleCreate(schedule=schedule, active=True)],
+                work_pool_name=pool,
+                job_variables={"working_dir": os.getcwd()},
+                pull_steps=[pull],
+            )
     except httpx.TransportError as error:
         raise MachineError(f"no Prefect server answers at {url}: {error}") from error
     except PrefectHTTPStatusError as error:

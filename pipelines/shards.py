@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata import blur, layers, shards
+from vlmdata import blur, disk, layers, shards
 from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
 from vlmdata.errors import MachineError
 from vlmdata.pipelines.runner import run_parts
@@ -88,7 +88,10 @@ def run(
         return []
     recipe: Shards = plan.recipe.shards
     columns = columns_of(plan)
-    into = shards.buckets(selection.splits, recipe.samples, _image_bytes(dataset, selection), selection.first)
+    image_bytes = _image_bytes(dataset, selection)
+    written_twice = 1 + len(recipe.formats)  # first scattered, then in every format
+    disk.check(dataset, sum(selection.splits.values()) * image_bytes * written_twice, "writing the shards")
+    into = shards.buckets(selection.splits, recipe.samples, image_bytes, selection.first)
     work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
     images = tables["images"].parts[-len(selection.written) :]
     faces = tables["boxes_faces"].parts[-len(images) :] if recipe.blur_faces else [None] * len(images)

@@ -1,6 +1,7 @@
 """Refreshes that a real Prefect server starts and a real worker runs, as `vlmdata schedule` has them
 (`make test-schedule`)."""
 
+import datetime
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ from vlmdata.dataset import Dataset
 from vlmdata.lock import lock
 
 PREFECT = [sys.executable, "-m", "prefect"]
-EVERY = "* * * * * */10"  # the sixth field is that of seconds
 
 
 @contextmanager
@@ -63,6 +63,14 @@ class Prefect:
     def runs(self, state=None):
         found = self.api.post("/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"}).json()
         return [run for run in found if state is None or run["state_type"] == state]
+
+    def start(self, deployment):
+        return self.api.post(f"/deployments/{deployment['id']}/create_flow_run", json={}).json()
+
+    def ended(self, run):
+        """The run as it is, once it has come to an end."""
+        now = self.api.get(f"/flow_runs/{run['id']}").json()
+        return now if now["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
     def tasks(self, run):
         wanted = {"flow_runs": {"id": {"any_": [run["id"]]}}}
@@ -123,37 +131,43 @@ def test_a_schedule_refreshes_retries_is_refused_by_the_lock_and_leaves_what_is_
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     dataset = Dataset(str(folder / "runs/it"))
-    made = vlmdata(folder, environment, "schedule", "recipe.yaml", "--cron", EVERY)
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=75)  # the minute that begins by then
+    cron = f"{soon.minute} {soon.hour} * * *"
+    made = vlmdata(folder, environment, "schedule", "recipe.yaml", "--cron", cron)
     assert made.returncode == 0, made.stderr
     assert made.stdout == "refresh/runs-it\n"
     deployment = prefect.api.get("/deployments/name/refresh/runs-it").json()
     assert deployment["parameters"] == {"recipe": str(folder / "recipe.yaml")}
     worker = [*PREFECT, "worker", "start", "--pool", "vlmdata"]
     with process(*worker, cwd=tmp_path, env=environment, log=tmp_path / "worker.log"):
-        # the first run finds no snapshot and publishes the first
-        wait_for(lambda: dataset.exists("latest.json") and dataset.latest()["number"] == 1)
-        wait_for(lambda: prefect.runs("COMPLETED"))
+        # the scheduled run finds no snapshot and publishes the first
+        assert not dataset.exists("latest.json")
+        (scheduled,) = wait_for(lambda: prefect.runs("COMPLETED"), 240)
+        assert scheduled["auto_scheduled"]
+        assert dataset.latest()["number"] == 1
 
-        # what is new comes with the next one, whose failed task is tried again
+        # a task that fails for the machine's sake is tried again, and the run ends well
         (table,) = dataset.tables_named("text")
         in_the_way = folder / f"runs/it/tables/text/{table.key}/000002-0000000.parquet"
         in_the_way.mkdir()
         add(folder, 10, "a new photo of the secret thing")
-        wait_for(lambda: any(_measuring(prefect, run)["state_name"] == "AwaitingRetry" for run in prefect.runs()))
+        run = prefect.start(deployment)
+        wait_for(lambda: _measuring(prefect, run)["state_name"] == "AwaitingRetry")
         assert dataset.latest()["number"] == 1
         in_the_way.rmdir()
-        wait_for(lambda: dataset.latest()["number"] == 2)
-        wait_for(lambda: any(_measuring(prefect, run)["run_count"] == 2 for run in prefect.runs("COMPLETED")))
+        assert wait_for(lambda: prefect.ended(run))["state_type"] == "COMPLETED"
+        assert _measuring(prefect, run)["run_count"] == 2
+        assert dataset.latest()["number"] == 2
 
         # while another holds the dataset a run is refused, and nothing changes
+        add(folder, 11, "one more photo of the secret thing")
         with lock(dataset, "the test"):
-            held = {run["id"] for run in prefect.runs("FAILED")}
-            add(folder, 11, "one more photo of the secret thing")
-            refused = wait_for(lambda: [run for run in prefect.runs("FAILED") if run["id"] not in held])
-            assert dataset.latest()["number"] == 2
-        assert "the test (process" in refused[0]["state"]["message"]
-        assert "is working on this dataset" in refused[0]["state"]["message"]
-        wait_for(lambda: dataset.latest()["number"] == 3)
+            other = prefect.start(deployment)
+            refused = wait_for(lambda: prefect.ended(other))
+        assert refused["state_type"] == "FAILED"
+        assert "the test (process" in refused["state"]["message"]
+        assert "is working on this dataset" in refused["state"]["message"]
+        assert dataset.latest()["number"] == 2
         if shots := os.environ.get("VLMDATA_TEST_SCREENSHOTS"):
             _look(prefect, Path(shots))
     kinds = {artifact["key"]: artifact["type"] for artifact in prefect.artifacts()}
