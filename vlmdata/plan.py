@@ -408,6 +408,11 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
     latest = dataset.latest()
     if latest is not None and done_already(plan, dataset):
         lines.append(f"{'snapshot':<23}there: number {latest['number']}, {latest['funnel'][-1]['left']:,} kept")
+    elif latest is not None and "base" in latest and latest["keys"] == snapshot_keys(plan):
+        lines.append(
+            f"{'snapshot':<23}there: number {latest['number']}, to which a refresh has added; "
+            "a run publishes the full selection"
+        )
     else:
         lines.append(f"{'snapshot':<23}missing: the next is number {(latest['number'] if latest else 0) + 1}")
     if pairs:

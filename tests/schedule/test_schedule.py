@@ -1,7 +1,6 @@
 """Refreshes that a real Prefect server starts and a real worker runs, as `vlmdata schedule` has them
 (`make test-schedule`)."""
 
-import datetime
 import json
 import os
 import shutil
@@ -131,9 +130,7 @@ def test_a_schedule_refreshes_retries_is_refused_by_the_lock_and_leaves_what_is_
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     dataset = Dataset(str(folder / "runs/it"))
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=75)  # the minute that begins by then
-    cron = f"{soon.minute} {soon.hour} * * *"
-    made = vlmdata(folder, environment, "schedule", "recipe.yaml", "--cron", cron)
+    made = vlmdata(folder, environment, "schedule", "recipe.yaml", "--cron", "* * * * *")
     assert made.returncode == 0, made.stderr
     assert made.stdout == "refresh/runs-it\n"
     deployment = prefect.api.get("/deployments/name/refresh/runs-it").json()
@@ -142,9 +139,17 @@ def test_a_schedule_refreshes_retries_is_refused_by_the_lock_and_leaves_what_is_
     with process(*worker, cwd=tmp_path, env=environment, log=tmp_path / "worker.log"):
         # the scheduled run finds no snapshot and publishes the first
         assert not dataset.exists("latest.json")
-        (scheduled,) = wait_for(lambda: prefect.runs("COMPLETED"), 240)
-        assert scheduled["auto_scheduled"]
+        begun = wait_for(lambda: prefect.runs("RUNNING"), 240)
+        again = vlmdata(
+            folder, environment, "schedule", "recipe.yaml", "--cron", "0 3 1 1 *", "--timezone", "Asia/Tokyo"
+        )
+        assert again.returncode == 0, again.stderr
+        assert wait_for(lambda: prefect.ended(begun[0]), 240)["state_type"] == "COMPLETED"
+        assert begun[0]["auto_scheduled"]
         assert dataset.latest()["number"] == 1
+        wait_for(lambda: not prefect.runs("RUNNING") and not prefect.runs("PENDING"))
+        (schedule,) = prefect.api.get("/deployments/name/refresh/runs-it").json()["schedules"]
+        assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 1 1 *", "Asia/Tokyo")
 
         # a task that fails for the machine's sake is tried again, and the run ends well
         (table,) = dataset.tables_named("text")
