@@ -142,13 +142,13 @@ class _Masked:
 
     def evaluate(self, samples: "_Masked.Samples", batch: int) -> dict[str, float]:
         assert batch <= len(samples.uids)
-        return {"masked/text/accuracy": 0.5, "masked/text/accuracy/majority": 0.25, "retrieval/n": 2.0}
+        return {"masked/text/accuracy": 0.5, "masked/text/accuracy/majority": 0.25, "retrieval/n": 1.0}
 
 
 def test_what_a_masked_objective_measures_is_nested_with_its_baseline_beside_it(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {uid: {"jpg": jpg((1, 2, 3)), "txt": "a"} for uid in "ab"})
     found = material.find(path, Evaluation(), tmp_path)
     measured = objective.measure(model.Model("m", masked=_Masked()), found)
-    assert measured == {"n": 2, "text": {"accuracy": 0.5, "accuracy/majority": 0.25}, "retrieval": {"n": 2.0}}
+    assert measured == {"n": 1, "text": {"accuracy": 0.5, "accuracy/majority": 0.25}, "retrieval": {"n": 1.0}}
     assert found.broken == {"b"}
     assert objective.refused(MODEL, found) is not None

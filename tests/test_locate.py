@@ -18,7 +18,7 @@ from vlmdata import lite
 from vlmdata.cli import app
 from vlmdata.errors import InputError
 from vlmdata.locate import _of_vit, boxes, cells, locate, looking
-from vlmdata.recipe import ContrastiveJob
+from vlmdata.recipe import ContrastiveJob, MaskedJob
 from vlmdata.train import checkpoint
 from vlmdata.train.contrastive import build
 from vlmdata.train.loop import train
@@ -168,5 +168,8 @@ def test_what_cannot_be_looked_at_is_refused(
 
 
 def test_a_model_that_is_not_contrastive_is_refused() -> None:
-    with pytest.raises(InputError, match="needs a contrastive model"):
-        looking(object(), "red")
+    class Trained:
+        job = MaskedJob(kind="train", objective="masked")
+
+    with pytest.raises(InputError, match="no cells of a model of the objective masked: it needs one of contrastive"):
+        looking(Trained(), "red")

@@ -120,6 +120,7 @@ def test_a_later_versions_new_option_leaves_the_keys_as_they_are(kind: type[Opti
     required: dict[str, Any] = {
         "start": ["http://h.example/"], "path": "p", "paths": ["p"], "format": "wat", "by": "words", "count": 1,
         "head": "h", "trusted": ["s"], "against": ["p"], "targets": ["p"], "data": "d", "run": ["x"],
+        "job": "one",
     }  # fmt: skip
     for name in {"kind", "objective"} & kind.model_fields.keys():
         required[name] = get_args(kind.model_fields[name].annotation)[0]

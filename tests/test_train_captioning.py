@@ -13,6 +13,7 @@ from test_train_contrastive import SMALL as CLIP
 from test_train_contrastive import WORDS, shard
 
 from vlmdata.errors import InputError
+from vlmdata.evaluate import run
 from vlmdata.locate import looking
 from vlmdata.recipe import CaptioningJob
 from vlmdata.train import checkpoint, data, openclip
@@ -126,3 +127,23 @@ def test_the_default_model_is_a_coca_and_others_are_refused() -> None:
     assert build(job(model="tiny")).size == 64
     with pytest.raises(InputError, match="no decoder of captions"):
         build(job(model=CLIP))
+
+
+def test_what_cannot_be_decoded_is_left_out_of_what_is_measured(tmp_path: Path) -> None:
+    objective = build(job())
+    samples = objective.samples(data.index([shard(tmp_path / "a.tar", broken=True)], tmp_path), tmp_path)
+    assert objective.evaluate(samples, 4)["retrieval/n"] == 15
+    assert samples.broken == {"cat"}
+
+
+def test_a_checkpoint_is_measured_by_its_contrastive_half(
+    learnt: tuple[Path, data.Index, dict[str, float]], tmp_path: Path
+) -> None:
+    path, index, final = learnt
+    found = run.evaluate(str(path), index.tars[0], run.options(tasks=("retrieval",), resamples=0, batch=5))["retrieval"]
+    for direction in ("image_to_text", "text_to_image"):
+        assert found[direction]["R@1"] == final[f"retrieval/{direction}/R@1"]
+    encoder = checkpoint.load(path).encoder(3)
+    vectors = encoder.encode_texts(["a cat", "a house"])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+    assert (vectors == np.concatenate([encoder.encode_texts([text]) for text in ("a cat", "a house")])).all()

@@ -74,6 +74,18 @@ def test_flavas_codebook_gives_its_own_codes(index: data.Index, tmp_path: Path) 
     assert (found[0] == model.get_codebook_indices(pixels * 0.8 + 0.1).flatten().numpy()).all()
 
 
+def test_flavas_codebook_runs_where_the_model_does(
+    index: data.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=8, vocab_size=32)).save_pretrained(tmp_path / "book")
+    monkeypatch.setattr(codebook, "torch_device", lambda: ("meta", False))  # a device that every machine has
+    encode, _ = codebook.flava_codebook(str(tmp_path / "book"), 7)
+    picture = data.image(index, 0)
+    assert picture is not None
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # all was computed there; nothing can come back
+        encode([picture])
+
+
 def test_a_codebook_without_weights_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from vlmdata import lite, recipe
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals import openclip
 from vlmdata.train import checkpoint, data, order
@@ -165,6 +165,32 @@ def test_a_picture_that_cannot_be_decoded_is_skipped_by_name(tmp_path: Path, cap
         final = train(job(steps=3), {"train": shards}, str(tmp_path / "out"))
     assert caplog.text.count("cat cannot be decoded and is skipped") == 1
     assert np.isfinite(final["train/loss"])
+
+
+def test_a_picture_that_cannot_be_decoded_is_left_out_of_what_is_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")], "test": [shard(tmp_path / "b.tar", broken=True)]}
+    final = train(job(steps=3, eval_every=1), shards, str(tmp_path / "out"))
+    assert (final["retrieval/n"], final["test/broken"], final["train/broken"]) == (15, 1, 0)
+    assert caplog.text.count("cat cannot be decoded") == 1
+    trained = checkpoint.load(tmp_path / "out")
+    both = {
+        name: trained.vectors(trained.samples(data.index(paths, tmp_path), tmp_path), 4)
+        for name, paths in shards.items()
+    }
+    for whole, rest in zip(both["train"], both["test"], strict=True):
+        np.testing.assert_allclose(rest, whole[1:], atol=1e-6)
+
+
+def test_a_split_of_which_nothing_can_be_decoded_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.tar"
+    with tarfile.open(path, "w") as out:
+        for name in ("b.jpg", "b.txt"):
+            out.addfile(tarfile.TarInfo(name))
+    objective = build(job())
+    with pytest.raises(DataError, match=r"b\.tar: no picture of 1 samples to be measured can be decoded"):
+        objective.evaluate(objective.samples(data.index([str(path)], tmp_path), tmp_path), 4)
 
 
 def test_a_configuration_comes_from_a_file_too(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def test_a_word_gives_a_picture_of_its_colour(tmp_path: Path, language: str, sha
     final = train(job(language, steps=250, ema=0.98), shards, str(tmp_path / "out"))
     assert final["drawing/loss"] < 0.2 * final["drawing/loss/zero"]
     assert final["drawing/loss"] < 0.5 * final["drawing/loss/shuffled"]
-    assert final["train/broken"] == 1
+    assert final["train/broken"] == final["test/broken"] == 1
+    assert final["drawing/n"] == final["train/samples"] - 1
     loaded = checkpoint.load(tmp_path / "out")
     drawn = loaded.draw([f"a {word} picture" for word in COLOURS], seed=3, steps=10, guidance=1.5)
     assert drawn.shape == (4, 8, 8, 3)

@@ -281,3 +281,51 @@ def test_a_step_whose_gradient_is_not_finite_is_not_taken(tmp_path: Path, monkey
     torch.manual_seed(0)
     begun = build(job()).model.state_dict()
     assert all((value == begun[name].numpy()).all() for name, value in weights(tmp_path / "skipped", 2).items())
+
+
+def test_a_finished_run_is_resumed_without_another_word(tmp_path: Path) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")], "test": [shard(tmp_path / "b.tar", "v")]}
+    final = train(job(steps=2), shards, str(tmp_path / "out"))
+    written = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    assert train(job(steps=2), shards, str(tmp_path / "out"), resume=True) == final
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == written
+    *rest, last = written.splitlines(keepends=True)
+    (tmp_path / "out" / "metrics.jsonl").write_bytes(b"".join(rest))  # killed before the end was written
+    train(job(steps=2), shards, str(tmp_path / "out"), resume=True)
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == b"".join([*rest, last])
+
+
+def test_the_last_measure_counts_for_the_best_checkpoint(tmp_path: Path) -> None:
+    colours = {"train": [shard(tmp_path / "a.tar")], "test": [shard(tmp_path / "b.tar", "v")]}
+    options = {"lr": 3e-3, "crop": 1.0, "batch": 8, "keep": 1, "eval_every": 1, "steps": 24}
+    final = train(job(**options, best="-retrieval/image_to_text/median_rank"), colours, str(tmp_path / "out"))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row[name] for row in rows if (name := "retrieval/image_to_text/median_rank") in row}
+    assert final["retrieval/image_to_text/median_rank"] == measured[24]
+    best = min(measured, key=lambda step: (measured[step], step))
+    noted = json.loads((tmp_path / "out" / "best.json").read_text())
+    assert (noted["step"], noted["value"]) == (best, measured[best])
+    assert {int(p.name) for p in (tmp_path / "out" / "checkpoints").iterdir()} == {best, 24}
+    whole = train(
+        job(steps=3, best="retrieval/n", keep=1), colours, str(tmp_path / "once")
+    )  # measured at the end alone
+    noted = json.loads((tmp_path / "once" / "best.json").read_text())
+    assert (noted["step"], noted["value"]) == (3, whole["retrieval/n"])
+
+
+@pytest.mark.parametrize("eval_every", [1, 100])
+def test_a_best_metric_that_does_not_exist_is_refused_before_the_training_is_done(
+    tmp_path: Path, eval_every: int
+) -> None:
+    shards = {"train": [shard(tmp_path / "a.tar")], "test": [shard(tmp_path / "b.tar", "v")]}
+    taken: list[int] = []
+    with pytest.raises(InputError, match=r"no metric 'retrieval/R@1'; there are .*retrieval/image_to_text/R@1"):
+        train(
+            job(best="-retrieval/R@1", eval_every=eval_every),
+            shards,
+            str(tmp_path / "out"),
+            on_step=lambda step, metrics: taken.append(step),
+        )
+    assert taken == []
+    with pytest.raises(InputError, match="no samples of the split 'test'"):
+        train(job(best="retrieval/n"), {"train": shards["train"]}, str(tmp_path / "none"))

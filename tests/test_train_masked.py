@@ -3,6 +3,7 @@ of the seeds, several processes and a resumed run equal a single one, and its ba
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer, FlavaForPreTraining, FlavaModel
 
 from vlmdata.errors import DataError, InputError
+from vlmdata.evaluate import run
 from vlmdata.evaluate.masked import masked_accuracy
 from vlmdata.recipe import MaskedJob
-from vlmdata.train import checkpoint, data, mixture, order
+from vlmdata.train import checkpoint, codebook, data, mixture, order
 from vlmdata.train.loop import build, train
 from vlmdata.train.masking import IGNORED, masked_patches, masked_tokens
 
@@ -247,8 +249,30 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(folder: Path, tmp_path: P
         tmp_path / "whole"
     )  # with the codes' centres: it measures without learning them again
     measured = loaded.evaluate(loaded.samples(data.index(shards["test"], tmp_path), tmp_path / "elsewhere"), 8)
-    assert measured == {name: value for name, value in whole.items() if not name.startswith("train/")}
+    assert measured == {name: value for name, value in whole.items() if not name.startswith(("train/", "test/"))}
     assert not list((tmp_path / "elsewhere" / "features").glob("centres*"))
+
+
+def test_a_resumption_takes_the_codes_of_its_checkpoint_and_learns_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {"train": [str(folder / "some.tar")]}
+    made = job(folder, targets="kmeans", codes=16, image_size=112, patch_size=16, steps=2, save_every=1)
+
+    def kill(step: int, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made, shards, str(tmp_path / "killed"), on_step=kill)
+    shutil.rmtree(tmp_path / "killed" / "features")
+
+    def learn(*_: Any) -> np.ndarray:
+        raise AssertionError("these codes are known")
+
+    monkeypatch.setattr(codebook, "learn", learn)
+    train(made, shards, str(tmp_path / "killed"), resume=True)
+    one, other = (tmp_path / "killed" / "checkpoints" / step / "model.safetensors" for step in ("1", "2"))
+    np.testing.assert_array_equal(load_file(one)["centres"], load_file(other)["centres"])
 
 
 def test_the_export_is_loaded_by_transformers_with_the_same_states(folder: Path, tmp_path: Path) -> None:
@@ -289,10 +313,12 @@ def test_the_first_gradients_are_of_a_common_length(folder: Path, tmp_path: Path
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] < 100
 
 
-def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["kmeans", "pixels"])
+def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, tmp_path: Path, targets: str) -> None:
     shards = [photo_pairs.shard(tmp_path / "a.tar", 16, broken="brick1")]
-    final = train(job(folder, targets="kmeans", codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
-    assert final["train/broken"] == 1
+    final = train(job(folder, targets=targets, codes=16), {"train": shards, "test": shards}, str(tmp_path / "out"))
+    assert final["test/broken"] == 1
+    assert final["train/broken"] == 1 or targets == "pixels"  # which are not read before they are drawn
     assert final["retrieval/n"] == 15
     assert np.isfinite(final["train/loss"])
 
@@ -300,11 +326,14 @@ def test_a_picture_that_cannot_be_decoded_is_skipped_and_counted(folder: Path, t
 def test_texts_and_images_alone_come_from_elsewhere(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "grass"}\n\n{"text": "gravel"}\n')
     made = job(folder, texts=str(tmp_path / "texts.jsonl"), images=str(folder / "all.tar"))
-    _, samples = samples_of(made, folder / "some.tar", tmp_path)
+    objective, samples = samples_of(made, folder / "some.tar", tmp_path)
     assert samples.texts == ["grass", "gravel"]
     assert samples.images is not None
     assert len(samples.images.shards) == 64
     seen = [samples.batch(np.arange(8), order.seeds(0, number, range(8))) for number in range(20)]
+    others = data.index([str(folder / "some.tar")], tmp_path)
+    measured = objective.samples(others, tmp_path)  # the second call is that of the test split
+    assert measured.images is measured.texts is None
     alone = {row.numpy().tobytes() for batch in seen for row in batch["image"]}
     assert len(alone) > 16  # more than the pairs have
     assert all(batch["text"].shape == (2, 8) and (batch["text"] != 0).sum() == 2 * 3 for batch in seen)
@@ -355,3 +384,16 @@ def test_options_that_cannot_be_are_refused(folder: Path, options: dict[str, Any
 def test_a_model_that_cannot_be_made_is_refused(folder: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         build(job(folder, **options))
+
+
+def test_a_checkpoint_is_measured_by_its_contrastive_heads(folder: Path, tmp_path: Path) -> None:
+    shards = {"train": [str(folder / "some.tar")], "test": [str(folder / "some.tar")]}
+    final = train(job(folder, steps=12), shards, str(tmp_path / "out"))
+    found = run.evaluate(str(tmp_path / "out"), shards["test"][0], run.options(tasks=("retrieval",), resamples=0))
+    for direction in ("image_to_text", "text_to_image"):
+        for name in ("R@1", "R@5", "median_rank"):
+            assert found["retrieval"][direction][name] == final[f"retrieval/{direction}/{name}"]
+    encoder: Any = checkpoint.load(tmp_path / "out")
+    vectors = encoder.encoder(4).encode_images([np.full((30, 40, 3), 99, np.uint8)])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+    assert build(job(folder, weights=NO_CONTRAST)).encoder(4) is None  # type: ignore[attr-defined]

@@ -1,28 +1,35 @@
 """What a trained model is asked for: captions of pictures in files, answers about them, drawings."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from vlmdata import frames
+from vlmdata.download.header import ImageError
 from vlmdata.errors import InputError
+from vlmdata.sources.scenes import every
+from vlmdata.sources.video import EXTENSIONS
 from vlmdata.train import checkpoint, data
+from vlmdata.train.videos import drawn
 
 _TRAINED = {"caption": "projector", "answer": "projector", "draw": "drawing"}
 
 
 def captions(path: Path, pictures: list[Path]) -> list[str]:
-    """A caption for each picture. path: the folder of a training. Raises InputError, as `picture` and `_model` do."""
-    found = [picture(each) for each in pictures]
+    """A caption for each picture, or video where the model has learnt from several frames. path: the folder of a
+    training. Raises InputError, as `picture`, `video` and `_model` do."""
+    found = [_seen(path, each) for each in pictures]
     return _model(path, "caption").caption(found)
 
 
 def answer(path: Path, image: Path, question: str) -> str:
-    """What the model of a training answers to a question about a picture."""
+    """What the model of a training answers to a question about a picture or a video."""
     if not question.strip():
         raise InputError("the question is blank")
-    found = picture(image)
+    found = _seen(path, image)
     return _model(path, "answer").answer(found, question)
 
 
@@ -38,15 +45,44 @@ def draw(path: Path, prompt: str, out: Path, seed: int, steps: int, guidance: fl
 
 
 def picture(path: Path) -> np.ndarray:
-    """uint8 RGB [height, width, 3]. Raises InputError for a file that is no picture that training would read."""
+    """uint8 RGB [height, width, 3], upright. Raises InputError for a file that is no picture that is decoded here."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     found = data.decoded(content)
     if found is None:
-        raise InputError(f"{path}: is no picture (jpg, png, webp), or one of more than {data.MAX_PIXELS:,} pixels")
+        raise InputError(
+            f"{path}: is no picture of a known kind, broken, or one of more than {data.MAX_PIXELS:,} pixels"
+        )
     return found
+
+
+def video(path: Path, n: int) -> list[np.ndarray]:
+    """n frames of a video, as a training's samples are measured: the middle one of each of n equal parts, uint8 RGB
+    [height, width, 3], upright; fewer where some cannot be decoded. Raises InputError where none can."""
+
+    def choose(times: Iterator[int]) -> list[int]:
+        known = every(times, 0.1)
+        return [known[place] for place in drawn(len(known), n, None)] if len(known) else []
+
+    try:
+        found = [shown for _, shown in frames.at_times(path, choose, data.MAX_PIXELS)]
+    except (ImageError, OSError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if not found:
+        raise InputError(f"{path}: no frame of it can be decoded")
+    return found
+
+
+def _seen(path: Path, file: Path) -> np.ndarray | list[np.ndarray]:
+    """The picture, or the frames of the video, that the model of a training is shown."""
+    if file.suffix.lower() not in EXTENSIONS:
+        return picture(file)
+    n = getattr(checkpoint.run_of(path)[2], "frames", 1)
+    if n == 1:
+        raise InputError(f"{file}: {path} has learnt from single pictures; for videos train with `frames: 8` or so")
+    return video(file, n)
 
 
 def _model(path: Path, ability: str) -> Any:

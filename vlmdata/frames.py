@@ -5,8 +5,9 @@ no protocol to open anything else with, a list of decoders, and a limit of pixel
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -25,6 +26,7 @@ CODECS = (
     "h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2",
     "msmpeg4", "wmv1", "wmv2", "wmv3", "vc1", "h263", "theora", "mjpeg", "prores", "dnxhd",
 )  # fmt: skip
+_HOURS = 12  # of a video that is asked about
 _BUFFER = 1 << 18  # bytes: fewer calls into Python than with PyAV's 32 kB
 _MARGIN = 256  # pixels of a side, more than any decoder adds
 # Slower by a few milliseconds, but the same pixels on every CPU.
@@ -154,6 +156,31 @@ class _Bytes:
             return self._file.seek(offset, whence)
         except (OSError, ValueError, OverflowError):
             return self._file.seek(0, os.SEEK_END)
+
+
+def at_times(
+    path: Path, choose: Callable[[Iterator[int]], Iterable[int]], max_pixels: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(time, uint8 RGB [height, width, 3], upright) of the frames at the times that `choose` takes of all those of a
+    video file, which come in the file's order. Raises OSError, and ImageError as `Video` does and for more than 12 h.
+    """
+
+    def within(times: Iterator[int]) -> Iterator[int]:
+        for time in times:
+            if time > _HOURS * 3_600_000:
+                raise ImageError("type", f"longer than {_HOURS} hours")
+            yield time
+
+    with path.open("rb") as file, Video(file, max_pixels) as video:
+        chosen = set(choose(within(video.times())))
+    with path.open("rb") as file, Video(file, max_pixels) as video:
+        for time, frame in video.frames() if chosen else ():
+            if time in chosen:
+                picture = cv2.imdecode(np.frombuffer(to_bmp(frame), np.uint8), cv2.IMREAD_COLOR)
+                assert picture is not None
+                yield time, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            if time >= max(chosen):
+                break
 
 
 def to_bmp(frame: av.VideoFrame) -> bytes:

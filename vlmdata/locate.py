@@ -30,7 +30,6 @@ SIDE = 1024  # pixels of a picture's shorter side that is looked at
 LONGEST = 16  # times as long as wide, at most
 MOST_FRAMES = 60  # of a video that are looked at
 BEST_FRAMES = 5  # of these that are told
-_HOURS = 12  # of a video
 _SMALLEST = 0.005  # of a box, share of the picture
 
 # From a picture, uint8 RGB [height, width, 3], to heat, float32 [height, width], and the whole picture's cosine.
@@ -80,34 +79,24 @@ def _picture(file: Path) -> Iterator[tuple[None, float, np.ndarray]]:
 def _frames(file: Path) -> Iterator[tuple[float, float, np.ndarray]]:
     """(seconds, 1, uint8 RGB) of a video's frames, one a second and MOST_FRAMES in all, evenly spread."""
     try:
-        with file.open("rb") as opened, frames.Video(opened, data.MAX_PIXELS) as video:
-            chosen = set(thin(every(_within(file, video.times()), 1.0), MOST_FRAMES))
-        with file.open("rb") as opened, frames.Video(opened, data.MAX_PIXELS) as video:
-            for time, frame in video.frames() if chosen else ():
-                if time in chosen:
-                    picture = cv2.imdecode(np.frombuffer(frames.to_bmp(frame), np.uint8), cv2.IMREAD_COLOR)
-                    assert picture is not None
-                    yield time / 1000, 1.0, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-                if time >= max(chosen):
-                    break
+        shown = frames.at_times(file, lambda times: thin(every(times, 1.0), MOST_FRAMES), data.MAX_PIXELS)
+        for time, picture in shown:
+            yield time / 1000, 1.0, picture
     except ImageError as error:
         raise InputError(f"{file}: {error}") from error
 
 
-def _within(file: Path, times: Iterator[int]) -> Iterator[int]:
-    for time in times:
-        if time > _HOURS * 3_600_000:
-            raise InputError(f"{file}: longer than {_HOURS} hours")
-        yield time
-
-
 def looking(objective: Any, phrase: str) -> Look:
-    """Looks for a phrase with a trained objective. Raises InputError for one that is not contrastive."""
+    """Looks for a phrase with a trained objective. Raises InputError for one whose cells are not known: FLAVA's have no
+    part in its contrastive vector, and the others have none."""
     if hasattr(objective, "clip"):
         return _with_open_clip(objective, phrase)
     if hasattr(objective, "heads"):
         return _with_lite(objective.heads, phrase)
-    raise InputError("locate needs a contrastive model; train one by `vlmdata train contrastive`")
+    raise InputError(
+        f"locate knows no cells of a model of the objective {objective.job.objective}: it needs one of contrastive or "
+        "captioning; train one by `vlmdata train contrastive`"
+    )
 
 
 @torch.inference_mode()

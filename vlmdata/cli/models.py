@@ -38,7 +38,9 @@ def train(
 @app.command()
 def caption(
     checkpoint: CheckpointPath,
-    images: Annotated[list[Path], typer.Argument(help="pictures: jpg, png, webp", metavar="IMAGE…")],
+    images: Annotated[
+        list[Path], typer.Argument(help="pictures, or videos for a model of several frames", metavar="IMAGE…")
+    ],
 ) -> None:
     """Describe pictures by a trained model, one line for each."""
     from vlmdata import ask as asking
@@ -51,7 +53,7 @@ def caption(
 @app.command()
 def ask(
     checkpoint: CheckpointPath,
-    image: Annotated[Path, typer.Argument(help="a picture: jpg, png, webp", metavar="IMAGE")],
+    image: Annotated[Path, typer.Argument(help="a picture, or a video for a model of several frames", metavar="IMAGE")],
     question: Annotated[str, typer.Argument(metavar="QUESTION")],
 ) -> None:
     """Ask a trained model about a picture."""

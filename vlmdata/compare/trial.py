@@ -13,7 +13,7 @@ from vlmdata.evaluate.retrieval import ranks
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.train.loop import train
 
-VERSION = 1
+VERSION = 2
 
 
 def trial_key(job: ContrastiveJob, chosen: pa.Table, pool: dict[str, Any], test: str) -> str:

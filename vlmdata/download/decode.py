@@ -67,11 +67,7 @@ def to_jpeg(data: bytes, size: int, quality: int, max_pixels: int) -> Picture:
     Raises ImageError: `type` for what is no image of a kind that is decoded here, `pixels` for more than `max_pixels`
     or a side that no JPEG can have, `decode` for what is broken, truncated too.
     """
-    mime = sniff(data)
-    if mime not in _PLUGINS:
-        raise ImageError(
-            "type", f"not an image but {mime}" if mime else "not an image of a known type" if data else "empty"
-        )
+    mime = _kind(data)
     if mime == "image/jpeg":
         pixels, facts, (width, height) = _read_jpeg(data, size, max_pixels)
     else:
@@ -80,9 +76,18 @@ def to_jpeg(data: bytes, size: int, quality: int, max_pixels: int) -> Picture:
     if max(wanted) > _LONGEST_SIDE:
         raise ImageError("pixels", f"{width} x {height}: a side too long for a JPEG", (width, height))
     turn = facts.exif_orientation or 1
-    pixels = _upright(_shrink(pixels, *wanted), turn)
+    pixels = upright(_shrink(pixels, *wanted), turn)
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
     return Picture(jpeg, pixels.shape[1], pixels.shape[0], (height, width) if turn > 4 else (width, height), facts)
+
+
+def to_rgb(data: bytes, max_pixels: int) -> np.ndarray:
+    """The picture's pixels in their own size, uint8 RGB [height, width, 3], as `to_jpeg` would store them; same errors.
+
+    Of a JPEG too, but slowly: by Pillow.
+    """
+    pixels, facts, _ = _read_other(data, _kind(data), max_pixels)
+    return upright(pixels, facts.exif_orientation or 1)
 
 
 def as_it_is(jpeg: bytes, size: int, max_pixels: int) -> Picture | None:
@@ -102,6 +107,15 @@ def as_it_is(jpeg: bytes, size: int, max_pixels: int) -> Picture | None:
     except (ValueError, KeyError):
         return None
     return Picture(jpeg, width, height, (width, height), facts)
+
+
+def _kind(data: bytes) -> str:
+    mime = sniff(data)
+    if mime not in _PLUGINS:
+        raise ImageError(
+            "type", f"not an image but {mime}" if mime else "not an image of a known type" if data else "empty"
+        )
+    return mime
 
 
 def shrunk(width: int, height: int, size: int) -> tuple[int, int]:
@@ -230,8 +244,8 @@ def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Undo EXIF's orientation: https://exiftool.org/TagNames/EXIF.html, 0x0112."""
+def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Undo EXIF's orientation, 1 to 8: https://exiftool.org/TagNames/EXIF.html, 0x0112. A view of the pixels."""
     if turn > 4:
         pixels = pixels.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):

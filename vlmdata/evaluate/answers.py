@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmdata.errors import InputError
 from vlmdata.evaluate import bootstrap
-from vlmdata.evaluate.material import Material
+from vlmdata.evaluate.material import Material, clips, seen
 from vlmdata.evaluate.pictures import batches
 from vlmdata.train import data
 
@@ -49,18 +49,20 @@ def measure(model: "Model", material: Material) -> dict[str, Any]:
     """
     assert model.answer is not None
     pairs, options = material.pairs, material.options
-    asked = [found for place in range(len(pairs)) if (found := questions(pairs, place))]
+    shown = clips(pairs, model.frames)
+    asked = [(clip, found) for clip in shown if (found := questions(pairs, int(clip[0])))]
     said, of = list[str](), list[list[Question]]()
     for numbers, pictures in batches(
-        lambda number: data.image(pairs, asked[number][0].place),
-        [pairs.uids[found[0].place] for found in asked],
+        lambda number: seen(pairs, asked[number][0], model.frames, 0, material.broken),
+        [pairs.uids[clip[0]] for clip, _ in asked],
         options,
         material.broken,
         "answers",
     ):
-        for number, picture in zip(numbers, pictures, strict=True):
-            said += [normalised(model.answer(picture, question.text)) for question in asked[number]]
-            of.append(asked[number])
+        for number, clip in zip(numbers, pictures, strict=True):
+            given = clip if model.frames > 1 else clip[0]
+            said += [normalised(model.answer(given, question.text)) for question in asked[number][1]]
+            of.append(asked[number][1])
     if not of:
         raise InputError(f"{material.url}: there is no picture with a question that can be decoded")
     every = [question for found in of for question in found]

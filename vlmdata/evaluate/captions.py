@@ -7,10 +7,9 @@ import numpy as np
 
 from vlmdata.errors import InputError
 from vlmdata.evaluate import bootstrap
-from vlmdata.evaluate.material import Material, captioned
+from vlmdata.evaluate.material import Material, captioned, seen
 from vlmdata.evaluate.pictures import batches
 from vlmdata.recipe import Evaluation
-from vlmdata.train import data
 
 if TYPE_CHECKING:
     from vlmdata.evaluate.model import Model
@@ -29,16 +28,16 @@ def measure(model: "Model", material: Material) -> dict[str, Any]:
     """
     assert model.caption is not None
     pairs, options = material.pairs, material.options
-    images = captioned(pairs, "all")
+    images = captioned(pairs, "all", model.frames)
     written, references = list[str](), list[list[str]]()
     for numbers, pictures in batches(
-        lambda number: data.image(pairs, images[number][0], model.shorter),
-        [pairs.uids[place] for place, _ in images],
+        lambda number: seen(pairs, images[number][0], model.frames, model.shorter, material.broken),
+        [pairs.uids[clip[0]] for clip, _ in images],
         options,
         material.broken,
         "captions",
     ):
-        written += model.caption(pictures)
+        written += model.caption(pictures if model.frames > 1 else [frame for clip in pictures for frame in clip])
         references += [images[number][1] for number in numbers]
     if not written:
         raise InputError(f"{material.url}: there is no picture with a caption that can be decoded")

@@ -62,7 +62,7 @@ def measure(model: "Flava", samples: "Mixed", batch: int) -> dict[str, float]:
         else:
             note(name, predicted.argmax(-1), of["codes"][hidden])
 
-    places = [place for place, uid in enumerate(samples.uids) if uid not in samples.broken]
+    places = samples.pictures.whole.tolist()
     for start in range(0, len(places), batch):
         for number in range(ROUNDS):
             of = {n: t.to(device) for n, t in samples.whole(places[start : start + batch], _SEED, number).items()}

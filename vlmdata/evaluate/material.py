@@ -10,7 +10,7 @@ import numpy as np
 from vlmdata.errors import InputError
 from vlmdata.evaluate.labelled import IMAGES, Labelled, from_folder, from_huggingface, from_shards
 from vlmdata.recipe import Evaluation, nearest
-from vlmdata.train import data, source
+from vlmdata.train import data, source, videos
 
 HUB = "hf:"
 
@@ -108,19 +108,32 @@ def chosen(n: int, options: Evaluation) -> np.ndarray:
     return np.sort(np.random.default_rng(options.seed).permutation(n)[: options.limit])
 
 
-def captioned(pairs: data.Index, which: str) -> list[tuple[int, list[str]]]:
-    """(place of an image, its captions): `first` the .txt of every sample, `all` as in Karpathy's test sets: samples
-    with one `url` are one image, and to it belong their .txt, or its lines where there are several, and the `captions`
-    of their JSON, each once."""
+def clips(pairs: data.Index, frames: int) -> list[np.ndarray]:
+    """The places of each thing that is measured: of a picture one, or, for a model that sees several frames of a video
+    at once, those of all frames with one caption (`videos.clips`)."""
+    return videos.clips(pairs) if frames > 1 else list(np.arange(len(pairs))[:, None])
+
+
+def captioned(pairs: data.Index, which: str, frames: int = 1) -> list[tuple[np.ndarray, list[str]]]:
+    """(places of an image or of a video's frames, its captions): `first` the .txt of the first one, `all` as in
+    Karpathy's test sets: samples with one `url` are one image, and to it belong their .txt, or its lines where there
+    are several, and the `captions` of their JSON, each once."""
+    found = clips(pairs, frames)
     if which == "first":
-        return [(place, [data.caption(pairs, place)]) for place in range(len(pairs))]
-    images: dict[str, tuple[int, dict[str, None]]] = {}
-    for place in range(len(pairs)):
-        about = data.meta(pairs, place)
-        url = about.get("url")
-        _, captions = images.setdefault(f"url {url}" if url else f"uid {pairs.uids[place]}", (place, {}))
-        listed = about.get("captions")
-        more = listed if isinstance(listed, list) else []
-        lines = [line for line in data.caption(pairs, place).splitlines() if line.strip()]
-        captions |= dict.fromkeys([*lines, *(str(text) for text in more if text)])
-    return [(place, list(captions)) for place, captions in images.values() if captions]
+        return [(clip, [data.caption(pairs, int(clip[0]))]) for clip in found]
+    images: dict[str, tuple[np.ndarray, dict[str, None]]] = {}
+    for clip in found:
+        url = data.meta(pairs, int(clip[0])).get("url")
+        _, captions = images.setdefault(f"url {url}" if url else f"uid {pairs.uids[clip[0]]}", (clip, {}))
+        for place in clip:
+            listed = data.meta(pairs, int(place)).get("captions")
+            more = listed if isinstance(listed, list) else []
+            lines = [line for line in data.caption(pairs, int(place)).splitlines() if line.strip()]
+            captions |= dict.fromkeys([*lines, *(str(text) for text in more if text)])
+    return [(clip, list(captions)) for clip, captions in images.values() if captions]
+
+
+def seen(pairs: data.Index, clip: np.ndarray, frames: int, shorter: int, broken: set[str]) -> list[np.ndarray] | None:
+    """The picture at a place, or the frames of a video as they are measured in training; None where none of them can be
+    decoded. Frames that cannot be are noted in `broken`."""
+    return videos.pictures(pairs, clip, frames, None, shorter, broken) or None

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -28,8 +27,9 @@ class Model:
     shorter: int = 0  # the shorter side in pixels at which a JPEG may be decoded; 0: at full scale only
     encoder: Encoder | None = None
     masked: Any = None  # the objective whose own measures are its masked accuracies
-    caption: Callable[[list[np.ndarray]], list[str]] | None = None
-    answer: Callable[[np.ndarray, str], str] | None = None
+    caption: Callable[[list[Any]], list[str]] | None = None
+    answer: Callable[[Any, str], str] | None = None
+    frames: int = 1  # of a video that it was trained to see at once: then `caption`, `answer` take lists of these
 
 
 def load(name: str, batch: int) -> Model:
@@ -68,7 +68,8 @@ def _open_clip(name: str, which: dict[str, Any], batch: int) -> Model:
 
 
 def _trained(name: str, path: Path, batch: int) -> Model:
-    """`encoder(batch)`, `caption(pictures)` and `answer(picture, question)` are what an objective may have."""
+    """`encoder(batch)` (None where a run did not train it), `caption(pictures)` and `answer(picture, question)` are
+    what an objective may have."""
     _, _, job = checkpoint.run_of(path)
     objective = checkpoint.load(path)
     encoder = objective.encoder(batch) if hasattr(objective, "encoder") else None
@@ -82,4 +83,5 @@ def _trained(name: str, path: Path, batch: int) -> Model:
         masked=objective if isinstance(job, MaskedJob) else None,
         caption=getattr(objective, "caption", None),
         answer=getattr(objective, "answer", None),
+        frames=getattr(job, "frames", 1),
     )

@@ -22,7 +22,7 @@ def measure(model: "Model", material: Material) -> dict[str, Any]:
         raise InputError(f"{material.url}: there is no sample to measure on")
     metrics = model.masked.evaluate(samples, min(material.options.batch, len(samples.uids)))
     material.broken |= samples.broken
-    return {"n": len(samples.uids), **nested(metrics)}
+    return {"n": len(set(samples.uids) - samples.broken), **nested(metrics)}
 
 
 def nested(metrics: dict[str, float]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,22 +12,24 @@ from vlmdata.train import data
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
 
+T = TypeVar("T")
+
 
 def batches(
-    read: Callable[[int], np.ndarray | None],
+    read: Callable[[int], T | None],
     uids: list[str],
     options: Evaluation,
     broken: set[str],
     task: str,
-) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+) -> Iterator[tuple[list[int], list[T]]]:
     """(places, their pictures) in order, `options.batch` at most; decoding goes on in threads ahead of the reader.
 
-    read: the picture of a place, uint8 RGB [height, width, 3], or None where it cannot be decoded: that place is left
-    out, and its uid added to `broken`.
+    read: the picture of a place, uint8 RGB [height, width, 3] (or a video's frames), or None where it cannot be
+    decoded: that place is left out, and its uid added to `broken`.
     """
     n, size = len(uids), options.batch
 
-    def decode(number: int) -> list[tuple[int, np.ndarray | None]]:
+    def decode(number: int) -> list[tuple[int, T | None]]:
         return [(place, read(place)) for place in range(number * size, min((number + 1) * size, n))]
 
     for number, found in enumerate(data.ahead(decode, range(-(-n // size)), options.workers)):
@@ -42,8 +45,8 @@ def batches(
 
 
 def encoded(
-    encode: Callable[[list[np.ndarray]], np.ndarray],
-    read: Callable[[int], np.ndarray | None],
+    encode: Callable[[list[T]], np.ndarray],
+    read: Callable[[int], T | None],
     uids: list[str],
     options: Evaluation,
     broken: set[str],

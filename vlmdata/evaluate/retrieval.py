@@ -6,10 +6,9 @@ import numpy as np
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.evaluate import bootstrap
-from vlmdata.evaluate.material import Material, captioned
+from vlmdata.evaluate.material import Material, captioned, seen
 from vlmdata.evaluate.pictures import encoded
 from vlmdata.evaluate.ranks import both
-from vlmdata.train import data
 
 if TYPE_CHECKING:
     from vlmdata.evaluate.model import Model
@@ -30,11 +29,11 @@ def measure(model: "Model", material: Material) -> dict[str, Any]:
     """
     assert model.encoder is not None
     pairs, options = material.pairs, material.options
-    images = captioned(pairs, options.captions)
+    images = captioned(pairs, options.captions, model.frames)
     places, image_vectors = encoded(
-        model.encoder.encode_images,
-        lambda number: data.image(pairs, images[number][0], model.shorter),
-        [pairs.uids[place] for place, _ in images],
+        lambda clips: pooled(model, clips),
+        lambda number: seen(pairs, images[number][0], model.frames, model.shorter, material.broken),
+        [pairs.uids[clip[0]] for clip, _ in images],
         options,
         material.broken,
         "retrieval",
@@ -53,6 +52,17 @@ def measure(model: "Model", material: Material) -> dict[str, Any]:
         "image_to_text": _recall(of_image, np.ones(n, np.int64), _chances(sizes, m), material),
         "text_to_image": _recall(of_text, sizes, [min(1.0, k / n) for k in KS], material),
     }
+
+
+def pooled(model: "Model", clips: list[list[np.ndarray]]) -> np.ndarray:
+    """Unit vectors of videos, float32 [n, d], each of `model.frames` frames: the mean of the frames', normalised, as
+    `vlmdata.train.contrastive` learns it. One frame's is its own."""
+    assert model.encoder is not None
+    vectors = model.encoder.encode_images([frame for clip in clips for frame in clip])
+    if model.frames == 1:
+        return vectors
+    mean = vectors.reshape(len(clips), model.frames, -1).mean(1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 
 def _recall(ranks: np.ndarray, sizes: np.ndarray, chances: list[float], material: Material) -> dict[str, Any]:

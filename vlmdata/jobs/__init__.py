@@ -9,6 +9,7 @@ from vlmdata.dataset import Dataset
 from vlmdata.errors import JobError, MachineError, VlmdataError
 from vlmdata.jobs import local, slurm, torchrun
 from vlmdata.jobs.attempt import Attempt, Ended, job_key
+from vlmdata.jobs.chain import linked
 from vlmdata.jobs.record import Record
 from vlmdata.recipe import Job, Recipe
 
@@ -26,7 +27,7 @@ def missing(recipe: Recipe, dataset: Dataset, number: int) -> list[Job]:
         rows = dataset.read_part(part, ["snapshot", "key", "state"])
         chosen = rows.filter(pc.and_(pc.equal(rows["snapshot"], number), pc.equal(rows["state"], "done")))
         done |= set(chosen["key"].to_pylist())
-    return [job for job in recipe.jobs if job_key(job) not in done]
+    return [job for job in linked(recipe.jobs) if job_key(job) not in done]
 
 
 def run_job(job: Job, dataset: Dataset, manifest: dict[str, Any], deploy: Start | None = None) -> dict[str, float]:

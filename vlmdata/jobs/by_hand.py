@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from vlmdata import tags
 from vlmdata.errors import InputError
 from vlmdata.jobs.attempt import write_metrics
+from vlmdata.jobs.chain import started as started_from
 from vlmdata.jobs.record import record_by_hand
 from vlmdata.recipe import OBJECTIVES, TrainJob, nearest
 from vlmdata.recipe_file import apply_setting, read_yaml
@@ -47,6 +48,8 @@ def train(job: TrainJob, data: str, out: Path, resume: bool) -> dict[str, float]
     from vlmdata.train.loop import train as train_loop
 
     found = tags.find(data)
+    if found:
+        job = started_from(job, found[0], found[1]["number"])
     shards = source.of_snapshot(*found) if found else source.shards(data, job.train_split, job.test_split)
     started = datetime.datetime.now(datetime.UTC)
     metrics = train_loop(job, shards, str(out), resume=resume)

@@ -13,6 +13,7 @@ from pathlib import Path
 from vlmdata.errors import InputError
 from vlmdata.jobs import command
 from vlmdata.jobs.attempt import Attempt, logged, write_metrics
+from vlmdata.jobs.chain import started
 from vlmdata.recipe import CommandJob
 
 GRACE_SECONDS = 10.0
@@ -29,7 +30,8 @@ def start(attempt: Attempt) -> int:
 
     with _our_lines(attempt.log, attempt.job.name):
         shards = source.of_snapshot(attempt.dataset, attempt.manifest)
-        metrics = train(attempt.job, shards, str(attempt.folder), resume=True)
+        job = started(attempt.job, attempt.dataset, attempt.number)
+        metrics = train(job, shards, str(attempt.folder), resume=True)
     write_metrics(attempt.folder, metrics)
     return 0
 

@@ -72,6 +72,7 @@ from vlmdata.recipe.train import (
     CaptioningJob,
     ContrastiveJob,
     DrawingJob,
+    EarlierJob,
     LiteHeads,
     Lora,
     MaskedJob,
@@ -105,6 +106,7 @@ __all__ = [
     "DeploymentPlace",
     "Download",
     "DrawingJob",
+    "EarlierJob",
     "Evaluation",
     "ExactDedup",
     "FacesSignal",
@@ -227,6 +229,19 @@ class Recipe(Options):
                     raise ValueError(
                         f"signals.{signal.kind}.after: no rule is called {rule!r}{nearest(rule, self.select.rules)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _chained(self) -> "Recipe":
+        known: list[str] = []
+        for job in self.jobs:
+            if isinstance(job, ProjectorJob):
+                if isinstance(job.start, EarlierJob) and job.start.job not in known:
+                    near = nearest(job.start.job, known)
+                    raise ValueError(
+                        f"jobs.{job.name}.start: no projector training before it is called {job.start.job!r}{near}"
+                    )
+                known.append(job.name)
         return self
 
 

@@ -173,6 +173,13 @@ class Lora(Options):
     dropout: float = Field(0.05, ge=0, lt=1)
 
 
+class EarlierJob(Options):
+    """A job of the same recipe that stands before this one: its newest finished output on the same snapshot."""
+
+    job: Name
+    key: str | None = Field(None, pattern=r"^[0-9a-f]{16}$", description="which job that is; a run fills it in")
+
+
 class ProjectorJob(TrainJob):
     """LLaVA (Liu 2023, arXiv:2304.08485)."""
 
@@ -193,10 +200,13 @@ class ProjectorJob(TrainJob):
         "frozen", description="what of the language model stage 2 trains: nothing, adapters, or all"
     )
     lora: Lora = Field(Lora(), description="of `language: lora`")
-    start: str | None = Field(None, description="the --out of an earlier run, such as stage 1's, to go on from")
+    start: str | EarlierJob | None = Field(
+        None, description="the --out of an earlier run, such as stage 1's, to go on from; or {job: NAME} of a recipe"
+    )
     conversations: str | None = Field(None, description="LLaVA's JSON: pictures with turns, trained on beside the data")
     images: str | None = Field(None, description="the folder that its pictures lie in; its own otherwise")
     prompt: str = Field("Describe the picture.", min_length=1, description="what stage 2 asks where there is a caption")
+    frames: int = Field(1, gt=0, description="of a video in a sample, whose tokens are averaged place by place")
     length: int = Field(512, ge=8, description="tokens of a sample, the visual ones too; what is beyond is cut off")
     answer: int = Field(48, gt=0, description="the most tokens of a generated caption or answer")
 

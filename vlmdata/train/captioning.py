@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from vlmdata.errors import InputError
 from vlmdata.evaluate.retrieval import retrieval
 from vlmdata.recipe import CaptioningJob
+from vlmdata.signals.openclip import Encoder
 from vlmdata.train import data, openclip, order
-from vlmdata.train.contrastive import Pictures, vectors
+from vlmdata.train.contrastive import Pictures, encoder_of, vectors
 
 
 def build(job: CaptioningJob) -> "Captioning":
@@ -49,17 +50,21 @@ class Captioning:
         self.model.eval()
         device = next(self.model.parameters()).device
         own, shuffled, tokens = 0.0, 0.0, 0.0
-        other = order.derangement(len(samples.uids), self.job.seed)
-        for start in range(0, len(samples.uids), batch):
-            places = np.arange(start, min(start + batch, len(samples.uids)))
-            rows = {name: value.to(device) for name, value in samples.batch(places, None).items()}
+        whole = samples.whole
+        other = whole[order.derangement(len(whole), self.job.seed)]
+        for start in range(0, len(whole), batch):
+            rows = {name: value.to(device) for name, value in samples.batch(whole[start : start + batch], None).items()}
             count = self.terms(rows)["caption"]
             own += count * self.model(rows)["caption"].item()
-            image = samples.batch(other[places], None)["image"].to(device)
+            image = samples.batch(other[start : start + batch], None)["image"].to(device)
             shuffled += count * self.model(rows | {"image": image})["caption"].item()
             tokens += count
         found = {"caption/loss": own / tokens, "caption/loss/shuffled": shuffled / tokens}
         return retrieval(*vectors(self.model, samples, batch)) | found
+
+    def encoder(self, batch: int) -> Encoder:
+        """Of pictures and captions, by the contrastive half."""
+        return encoder_of(self.model, self.tokenizer, self.size, batch)
 
     @torch.inference_mode()
     def caption(self, pictures: list[np.ndarray]) -> list[str]:
@@ -100,7 +105,7 @@ class Captioning:
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
-        openclip.save(self.clip, self.config, folder)
+        openclip.save(self.clip, self.tokenizer, self.config, folder)
 
 
 class _Described(nn.Module):
@@ -115,7 +120,13 @@ class _Described(nn.Module):
 
     def encode(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB [b, size, size, 3] and int64 [b, context] as unit vectors [b, d]."""
-        return self.clip.encode_image(openclip.pixels(self.clip, image)), self.clip.encode_text(text)
+        return self.encode_image(image), self.encode_text(text)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        return self.clip.encode_image(openclip.pixels(self.clip, image), normalize=True)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return self.clip.encode_text(text, normalize=True)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         found = self.clip(openclip.pixels(self.clip, batch["image"]), batch["text"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import AnyTrainJob, TrainJob
-from vlmdata.train import weights
+from vlmdata.train import places, weights
 
 # Keys that may differ between a run and its resumption: they change no number.
 _FREE = {"name", "on", "workers", "save_every", "eval_every", "keep", "best", "peak_tflops"}
@@ -27,19 +27,19 @@ def begin(job: TrainJob, folder: Path, resume: bool, trained: weights.Trained) -
 
     Raises InputError for a folder with a run that is not to be, or cannot be, gone on with.
     """
-    config = job.model_dump(mode="json") | {"processes": trained.world}
+    config = places.absolute(job.model_dump(mode="json")) | {"processes": trained.world}
     steps = _steps(folder)
     if steps and not resume:
         raise InputError(f"{folder}: holds a run already; go on with --resume, or train into another folder")
     if steps:
-        before = _read(folder / "config.json")
+        before = places.absolute(_read(folder / "config.json"))
         for key in sorted((before.keys() | config.keys()) - _FREE):
             if before.get(key) != config.get(key):
                 raise InputError(
                     f"{folder}: its run has {key}: {before.get(key)!r}, this one {config.get(key)!r}; "
                     "train into another folder"
                 )
-        return steps[-1], _read(folder / "checkpoints" / str(steps[-1]) / "state.json")
+        return steps[-1], _state(folder, steps[-1])
     trained.wait()  # no other process may find what this one writes
     if trained.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,14 @@ def save(
     (partial / "state.json").write_text(json.dumps(state, sort_keys=True) + "\n")
     shutil.rmtree(checkpoints / str(step), ignore_errors=True)
     os.replace(partial, checkpoints / str(step))
+    prune(folder, keep, best)
+
+
+def prune(folder: Path, keep: int, best: int) -> None:
+    """Delete the checkpoints but the last `keep` and the one of step `best`."""
     for old in _steps(folder)[:-keep]:
         if old != best:
-            shutil.rmtree(checkpoints / str(old))
+            shutil.rmtree(folder / "checkpoints" / str(old))
 
 
 def restored(folder: Path, step: int) -> dict[str, dict[str, Tensor]]:
@@ -99,9 +104,9 @@ def load(path: str | Path) -> Any:
     from vlmdata.train.loop import build
 
     folder, step, job = run_of(path)
-    found = restored(folder, step)
+    state, found = _state(folder, step), restored(folder, step)
     objective = build(job)
-    if _read(folder / "checkpoints" / str(step) / "state.json")["frozen"] != frozen_identity(objective.model):
+    if state["frozen"] != frozen_identity(objective.model):
         raise InputError(f"{path}: the locked part of the model is not the one it was trained with")
     weights.load(objective.model, found["model"] | found.get("average", {}))
     objective.model.eval()
@@ -144,14 +149,22 @@ class Best:
         self.step: int = known["step"] if mine else 0
         self.value: float | None = known["value"] if mine else None
 
-    def improved(self, step: int, metrics: dict[str, float]) -> bool:
-        """Whether these metrics are the best so far; then they are noted."""
+    def value_of(self, metrics: dict[str, float]) -> float | None:
+        """The metric's value; None where there is no metric to go by, or nothing was measured in this process.
+
+        Raises InputError, with the names there are, for a metric that is none of them."""
         if self.metric is None or not metrics:
-            return False
+            return None
         name = self.metric.removeprefix("-")
         if name not in metrics:
             raise InputError(f"best: there is no metric {name!r}; there are {', '.join(sorted(metrics))}")
-        value = metrics[name]
+        return metrics[name]
+
+    def improved(self, step: int, metrics: dict[str, float]) -> bool:
+        """Whether these metrics are the best so far; then they are noted. Raises as `value_of`."""
+        value = self.value_of(metrics)
+        if self.metric is None or value is None:
+            return False
         if self.value is not None and (value >= self.value if self.metric.startswith("-") else value <= self.value):
             return False
         self.step, self.value = step, value
@@ -161,6 +174,18 @@ class Best:
 
 def _steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*"))
+
+
+def _state(folder: Path, step: int) -> dict[str, Any]:
+    """A checkpoint's state.json. Raises InputError for one that a later version wrote."""
+    path = folder / "checkpoints" / str(step) / "state.json"
+    state = _read(path)
+    if state["format_version"] > _FORMAT:
+        raise InputError(
+            f"{path}: has format_version {state['format_version']}, and this vlmdata reads up to {_FORMAT}: take a "
+            "newer one"
+        )
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 
 from vlmdata import towers
 from vlmdata.errors import InputError, first_line
+from vlmdata.signals.models import torch_device
 from vlmdata.train import data
 
 log = logging.getLogger(__name__)
@@ -122,14 +123,15 @@ def flava_codebook(name: str, grid: int) -> tuple[Encode, int]:
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         raise InputError(f"codebook: {name} lacks weights of the image codebook, which would be random: no targets")
-    model.eval().requires_grad_(False)
+    device = torch.device(torch_device()[0])
+    model.eval().requires_grad_(False).to(device)
 
     @torch.inference_mode()
     def encode(pictures: list[np.ndarray]) -> np.ndarray:
         squares = np.stack([data.square(picture, 8 * grid) for picture in pictures])
-        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2) / 255
+        pixels = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2) / 255
         # As DALL-E's encoder has it (Ramesh 2021, arXiv:2102.12092, appendix A.3): away from 0 and 1.
-        return model.get_codebook_indices(0.8 * pixels + 0.1).flatten(1).numpy().astype(np.int32)
+        return model.get_codebook_indices(0.8 * pixels + 0.1).flatten(1).cpu().numpy().astype(np.int32)
 
     return encode, model.config.vocab_size
 

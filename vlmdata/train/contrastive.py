@@ -1,6 +1,8 @@
 """The contrastive objective: CLIP (Radford 2021, arXiv:2103.00020), models and loss from open_clip."""
 
 import json
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +53,27 @@ class Contrastive:
         return retrieval(*self.vectors(samples, batch))
 
     def vectors(self, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors of a split's images and of their captions, float32 [n, d] each."""
+        """Unit vectors of a split's images and of their captions, float32 [n, d] each: see `vectors` below."""
         return vectors(self.model, samples, batch)
 
     def encoder(self, batch: int) -> Encoder:
         """As `load` gives it, of the model as it is now."""
-        return _encoder(self.model, self.tokenizer, batch)
+        return encoder_of(self.model, self.tokenizer, self.size, batch)
 
     def export(self, folder: Path) -> None:
         """As open_clip's own folder: `open_clip.create_model("local-dir:<folder>")` loads it."""
-        openclip.save(self.clip, self.config, folder)
+        openclip.save(self.clip, self.tokenizer, self.config, folder)
 
 
 @torch.inference_mode()
 def vectors(model: Any, samples: "Pictures", batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of all samples the images' and texts' vectors, float32 [n, d], by a model's `encode(image, text)`."""
+    """Of all samples that can be decoded the images' and texts' vectors, float32 [n, d], by a model's
+    `encode(image, text)`. Raises DataError where none can be."""
     model.eval()
     device = next(model.parameters()).device
     images, texts = [], []
-    for start in range(0, len(samples.uids), batch):
-        rows = samples.batch(np.arange(start, min(start + batch, len(samples.uids))), None)
+    for start in range(0, len(samples.whole), batch):
+        rows = samples.batch(samples.whole[start : start + batch], None)
         image, text = model.encode(rows["image"].to(device), rows["text"].to(device))
         images.append(image.float().cpu().numpy())
         texts.append(text.float().cpu().numpy())
@@ -83,6 +86,11 @@ class Pictures:
     def __init__(self, shards: data.Index, size: int, crop: float, tokenizer: Any) -> None:
         self.shards, self.uids, self.size, self.crop, self.tokenizer = shards, shards.uids, size, crop, tokenizer
         self.first, self.broken = np.arange(len(shards)), set[str]()
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The places of what can be decoded, int64; see `data.whole`."""
+        return data.whole(self.shards, round(1.5 * self.size), self.broken)
 
     def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
         """image: uint8 RGB [b, size, size, 3]; text: int64 [b, context]."""
@@ -103,6 +111,11 @@ class Clips(Pictures):
         self.frames, self.clips = frames, videos.clips(shards)
         self.first = np.array([clip[0] for clip in self.clips], np.int64)
         self.uids = tuple("+".join(shards.uids[place] for place in clip) for clip in self.clips)
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The places of the clips of which a frame can be decoded, of those that are measured."""
+        return videos.whole(self.shards, self.clips, self.frames, round(1.5 * self.size), self.broken)
 
     def batch(self, places: np.ndarray, seeds: np.ndarray | None) -> dict[str, Tensor]:
         """image: uint8 RGB [b, frames, size, size, 3], all frames of a video cut alike; text: int64 [b, context].
@@ -134,7 +147,10 @@ class _Paired(nn.Module):
 
     def encode(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (see `encode_image`) and int64 [b, context] as unit vectors [b, d]."""
-        return self.encode_image(image), self.clip.encode_text(text, normalize=True)
+        return self.encode_image(image), self.encode_text(text)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return self.clip.encode_text(text, normalize=True)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """uint8 RGB [b, size, size, 3] as unit vectors [b, d], or the frames of videos, uint8 [b, n, size, size, 3].
@@ -163,23 +179,24 @@ def load(folder: Path, batch: int) -> Encoder:
 
     Raises InputError where open_clip cannot load it.
     """
-    import open_clip
-
     torch.set_num_threads(1)  # parts are spread over the cores
     try:
         about = json.loads((folder / "open_clip_config.json").read_text("utf-8"))
         refuse_code(about["model_cfg"], str(folder))
-        clip = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: holds no trained model: {first_line(error)}") from error
-    return _encoder(_Paired(clip), tokenizer, batch)
+    try:
+        clip, tokenizer, _ = openclip.make(f"local-dir:{folder}", None, {})
+    except InputError as error:  # which begins with the key of a recipe's job
+        raise InputError(f"{folder}: holds no trained model: {str(error).partition(': ')[2]}") from error
+    return encoder_of(_Paired(clip), tokenizer, openclip.side(clip), batch)
 
 
-def _encoder(paired: "_Paired", tokenizer: Any, batch: int) -> Encoder:
+def encoder_of(model: Any, tokenize: Callable[[list[str]], Tensor], size: int, batch: int) -> Encoder:
+    """Of pictures of any size and of texts, by a model's `encode_image` (uint8 RGB [b, size, size, 3]) and
+    `encode_text` (what `tokenize` gives), in batches of one size, on a GPU where there is one."""
     device, _ = torch_device()
-    model = paired.eval().to(device)
-    size = openclip.side(model.clip)
+    model = model.eval().to(device)
 
     @torch.inference_mode()
     def images(squares: list[np.ndarray]) -> np.ndarray:
@@ -187,7 +204,7 @@ def _encoder(paired: "_Paired", tokenizer: Any, batch: int) -> Encoder:
 
     @torch.inference_mode()
     def texts(captions: list[str]) -> np.ndarray:
-        return model.clip.encode_text(tokenizer(captions).to(device), normalize=True).float().cpu().numpy()
+        return model.encode_text(tokenize(captions).to(device)).float().cpu().numpy()
 
     return Encoder(
         lambda pixels: in_batches(images, pixels, batch, lambda picture: data.square(picture, size)),

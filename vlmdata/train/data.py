@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import math
 import os
-import struct
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +18,8 @@ import fsspec
 import numpy as np
 import simplejpeg
 
-from vlmdata.download.header import ImageError, sniff, webp_size
+from vlmdata.download.decode import to_rgb, upright
+from vlmdata.download.header import ImageError, jpeg_exif
 from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.train import parquet
 
@@ -232,30 +231,20 @@ def image(shards: Index, position: int, shorter: int = 0) -> np.ndarray | None:
 
 
 def decoded(data: bytes, shorter: int = 0) -> np.ndarray | None:
-    """A picture's bytes as `image` gives them."""
+    """A picture's bytes as `image` gives them: of any kind that the download decodes, upright, on white."""
     try:
         if data[:2] == b"\xff\xd8":
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if height * width > MAX_PIXELS:
                 return None
-            scale = shorter / min(height, width) if shorter else 1.0
-            least = {"min_height": round(height * scale), "min_width": round(width * scale)} if scale < 1 else {}
-            return simplejpeg.decode_jpeg(data, "RGB", **least)
-        if _stated_pixels(data) > MAX_PIXELS:
-            return None
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (ValueError, cv2.error, ImageError):
+            if colours not in ("CMYK", "YCCK"):
+                scale = shorter / min(height, width) if shorter else 1.0
+                least = {"min_height": round(height * scale), "min_width": round(width * scale)} if scale < 1 else {}
+                pixels = simplejpeg.decode_jpeg(data, "RGB", **least)
+                return np.ascontiguousarray(upright(pixels, jpeg_exif(data)[0] or 1))
+        return np.ascontiguousarray(to_rgb(data, MAX_PIXELS))
+    except (ValueError, KeyError, ImageError):  # KeyError: a kind of subsampling that TurboJPEG does not know
         return None
-    return None if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def _stated_pixels(data: bytes) -> float:
-    """What the header says, before any memory is taken: a small file may be a huge picture. inf for other kinds."""
-    kind = sniff(data)
-    if kind == "image/png" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return width * height
-    return math.prod(webp_size(data)) if kind == "image/webp" else math.inf
 
 
 def decodable(shards: Index, position: int, shorter: int, broken: set[str]) -> tuple[int, np.ndarray]:
@@ -280,6 +269,20 @@ def tell_broken(shards: Index, position: int, broken: set[str]) -> None:
         broken.add(uid)
         tar = shards.tars[shards.tar[position]]
         log.warning("%s: %s cannot be decoded and is skipped (%d so far)", tar, uid, len(broken))
+
+
+def whole(shards: Index, shorter: int, broken: set[str]) -> np.ndarray:
+    """The places whose picture can be decoded, int64 [n]: what is measured, since no other sample may stand in for one
+    there and count twice. The others are noted in `broken`. Raises DataError where none can be."""
+    places = []
+    for place in range(len(shards)):
+        if image(shards, place, shorter) is None:
+            tell_broken(shards, place, broken)
+        else:
+            places.append(place)
+    if not places:
+        raise DataError(f"{shards.tars[0]}: no picture of {len(shards)} samples to be measured can be decoded")
+    return np.array(places, np.int64)
 
 
 def pictures(

@@ -5,6 +5,7 @@ A picture x and noise e meet at x_t = (1 - t) x + t e; the transformer is asked 
 a frozen language model, once for each caption.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,16 @@ class Drawing:
     def evaluate(self, samples: "Pictures", batch: int) -> dict[str, float]:
         """drawing/loss: mean squared error of the velocity at five times, noise fixed by the place; beside it what
         `zero`, a model that says nothing, has, and `shuffled`: the loss with another sample's caption."""
-        n, device = len(samples.uids), next(self.model.parameters()).device
+        whole, device = samples.whole, next(self.model.parameters()).device
+        n = len(whole)
         sums = dict.fromkeys(("loss", "loss/zero", "loss/shuffled"), 0.0)
-        others = order.derangement(n, self.job.seed)
+        others = whole[order.derangement(n, self.job.seed)]
+        seeds = order.seeds(0, 0, range(len(samples.uids)))
         for start in range(0, n, batch):
-            places = np.arange(start, min(start + batch, n))
-            rows = samples.batch(places, order.seeds(0, 0, range(places[0], places[-1] + 1)), plain=True)
+            places = whole[start : start + batch]
+            rows = samples.batch(places, seeds[places], plain=True)
             rows = {name: value.to(device) for name, value in rows.items()}
-            other = {name: value.to(device) for name, value in samples.text(others[places]).items()}
+            other = {name: value.to(device) for name, value in samples.text(others[start : start + batch]).items()}
             for time in MEASURED:
                 rows["time"] = torch.full((len(places),), time, device=device)
                 right, target = self.model.velocity(rows)
@@ -124,6 +127,11 @@ class Pictures:
     def __init__(self, shards: data.Index, job: DrawingJob, captions: Captions, shape: tuple[int, int, int]) -> None:
         self.shards, self.uids, self.job, self.captions, self.shape = shards, shards.uids, job, captions, shape
         self.first, self.broken = np.arange(len(shards)), set[str]()
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The places of what can be decoded, int64; see `data.whole`."""
+        return data.whole(self.shards, round(1.5 * self.job.size), self.broken)
 
     def batch(self, places: np.ndarray, seeds: np.ndarray | None, plain: bool = False) -> dict[str, Tensor]:
         """image: float32 [b, 3, size, size], -1 to 1; text: float32 [b, words, width]; noise: float32 [b, c, s, s];

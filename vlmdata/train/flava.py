@@ -173,11 +173,16 @@ class Flava(nn.Module):
         return states, states[:, 2:first], states[:, first:]
 
     def vectors(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of pictures and texts, [b, projection_dim] each."""
+        """Unit vectors of pictures and texts by the contrastive heads, [b, projection_dim] each."""
+        return self.encode_image(image), self.encode_text(ids)
+
+    def encode_image(self, image: Tensor) -> Tensor:
         model = self.net.flava
-        images = model.image_model(self.normalised(image)).last_hidden_state[:, 0]
-        texts = self.text_states(ids)[:, 0]
-        return F.normalize(model.image_projection(images), dim=-1), F.normalize(model.text_projection(texts), dim=-1)
+        states = model.image_model(self.normalised(image)).last_hidden_state[:, 0]
+        return F.normalize(model.image_projection(states), dim=-1)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        return F.normalize(self.net.flava.text_projection(self.text_states(ids)[:, 0]), dim=-1)
 
     def _attended(self, ids: Tensor) -> Tensor:
         return (ids != self.padding).long()

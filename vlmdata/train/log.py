@@ -45,6 +45,7 @@ class Log:
         replace(path, "".join(kept))
         first = json.loads(kept[0]) if kept else {"step": 1}
         self.before: dict[str, float] = {} if first.pop("step") else first  # measured before the first step
+        self.ended = any("train/loss" in json.loads(line) for line in kept[-1:])  # the last line of a run is its end's
         self.lines = path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder), purge_step=done + 1)
         self.every = 0.0

@@ -24,6 +24,7 @@ from vlmdata.recipe import ContrastiveJob, TrainJob
 from vlmdata.train import cached, checkpoint, data, order, source
 from vlmdata.train.log import Log, Speed
 from vlmdata.train.weights import Trained
+from vlmdata.train.weights import load as load_weights
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,9 @@ def train(
     torch.manual_seed(job.seed)
     objective = build(job)
     objective.model.to(trained.device)  # what is computed once of locked towers is computed there too
+    restored = checkpoint.restored(folder, done) if done else None
+    if restored:  # before the samples: what an objective learns from these, such as codes, is not learnt again
+        load_weights(objective.model, restored["model"])
     with trained.main_first():  # what an objective caches in `out` is made once
         kept = Path(cache) if cache else folder
         own = source.of_job(job, shards[job.train_split], kept)
@@ -129,7 +133,7 @@ def train(
         raise InputError(f"{out}: the run to resume was trained on other samples; train into another folder")
     if done and state["frozen"] != about["frozen"]:
         raise InputError(f"{out}: the locked part of the model is not that of the run to resume")
-    trained.take(objective, checkpoint.restored(folder, done) if done else None)
+    trained.take(objective, restored)
 
     def load(number: int) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Micro-batch `number`: all ranks' parts of it are one batch of the epoch's permutation."""
@@ -153,8 +157,13 @@ def train(
         if main:
             checkpoint.save(folder, step, content, about | {"loss": metrics["loss"]}, job.keep, best.step)
 
-    before = measure() if job.measure_before and not done else {}
-    if journal and before:
+    if job.best and not test.uids:
+        raise InputError(f"best: there are no samples of the split {job.test_split!r} to measure on")
+    # Where the first measure would be the last one, a metric that does not exist would be found out at the end.
+    unchecked = job.best and done < job.steps <= (done // job.eval_every + 1) * job.eval_every
+    before = measure() if unchecked or (job.measure_before and not done) else {}
+    best.value_of(before)
+    if journal and before and job.measure_before and not done:
         journal.write(0, before, job.steps)
     skipped = 0
     for step in range(done, job.steps):
@@ -178,17 +187,23 @@ def train(
         if on_step:
             on_step(step + 1, metrics)
 
+    found = measure()
+    best.improved(job.steps, found)
+    if main:
+        checkpoint.prune(folder, job.keep, best.step)
     final = {
         "train/loss": metrics["loss"] if metrics else float(state["loss"]),
         "train/samples": len(samples.uids),
         "train/broken": len(samples.broken),
-        **measure(),
+        **({"test/broken": len(test.broken)} if found else {}),
+        **found,
     }
     if journal:
         final |= {f"{name}/before": value for name, value in journal.before.items()}
     with trained.measured() as measured:
         if journal and measured:
-            journal.write(job.steps, final, job.steps)
+            if not journal.ended:
+                journal.write(job.steps, final, job.steps)
             journal.close()
             measured.export(folder / "model")
             if finished and test.uids:

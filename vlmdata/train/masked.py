@@ -10,7 +10,9 @@ from torch import Tensor
 from vlmdata.errors import InputError
 from vlmdata.evaluate import masked as measures
 from vlmdata.recipe import MaskedJob
+from vlmdata.signals.openclip import Encoder
 from vlmdata.train import codebook, data, flava, mixture, source
+from vlmdata.train.contrastive import encoder_of
 from vlmdata.train.masking import IGNORED
 
 
@@ -26,6 +28,7 @@ class Masked:
         self.job, self.weights = job, job.losses()
         self.tokenizer = flava.tokenizer_of(job)
         self.encode: codebook.Encode | None = None
+        self.opened = False
         codes = job.codes
         if job.targets == "pixels":
             codes = 3 * job.patch_size**2
@@ -38,6 +41,7 @@ class Masked:
             pixels=job.targets == "pixels",
             centres=(codes, codebook.WIDTH) if job.targets == "kmeans" else None,
         )
+        self.size = self.model.side
         if job.targets == "kmeans" and self.model.grid != codebook.GRID:
             raise InputError(
                 f"targets: the codes of kmeans lie on 7 x 7 patches, and {job.image_size} pixels in patches of "
@@ -61,15 +65,18 @@ class Masked:
         return {name: float(counts[name]) for name in self.weights}
 
     def samples(self, shards: data.Index, out: Path) -> mixture.Mixed:
-        """The first call, that of the training split, also learns the codes of `targets: kmeans`."""
+        """The first call, that of the training split, also learns the codes of `targets: kmeans`, and opens `images`
+        and `texts`, which nothing that is only measured needs."""
         pictures = self._pictures(shards, out / "features")
-        images = None
-        if self.job.images:
+        images = texts = None
+        to_train, self.opened = self.model.training and not self.opened, True
+        if self.job.images and to_train:
             found = source.shards(self.job.images, self.job.train_split, self.job.test_split)
             if not found.get(self.job.train_split):
                 raise InputError(f"images: {self.job.images} has no shards of the split {self.job.train_split!r}")
             images = self._pictures(data.index(found[self.job.train_split], out), out / "features")
-        texts = mixture.texts_of(self.job.texts) if self.job.texts else None
+        if self.job.texts and to_train:
+            texts = mixture.texts_of(self.job.texts)
         return mixture.Mixed(self.job, self.tokenizer, self.model.grid, pictures, images, texts)
 
     def _pictures(self, shards: data.Index, folder: Path) -> mixture.Pictures:
@@ -89,6 +96,20 @@ class Masked:
     def evaluate(self, samples: mixture.Mixed, batch: int) -> dict[str, float]:
         """See `vlmdata.evaluate.masked.measure`."""
         return measures.measure(self.model, samples, batch)
+
+    def encoder(self, batch: int) -> Encoder | None:
+        """Of pictures and captions, by the global contrastive heads; None where the run did not train these."""
+        if "contrastive" not in self.weights:
+            return None
+
+        def tokenize(captions: list[str]) -> Tensor:
+            ids = np.full((len(captions), self.job.tokens), self.tokenizer.pad_token_id, np.int64)
+            for row, caption in zip(ids, captions, strict=True):
+                found = self.tokenizer.backend_tokenizer.encode(caption).ids
+                row[: len(found)] = found
+            return torch.from_numpy(ids)
+
+        return encoder_of(self.model, tokenize, self.size, batch)
 
     def export(self, folder: Path) -> None:
         """In transformers' form: FlavaForPreTraining, FlavaModel, AutoTokenizer and FlavaImageProcessor load it."""

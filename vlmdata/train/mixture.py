@@ -1,6 +1,7 @@
 """The samples of masked training: pairs, mismatched pairs, images alone and texts alone, mixed in each batch."""
 
 import json
+from functools import cached_property
 from typing import Any
 
 import fsspec
@@ -22,6 +23,14 @@ class Pictures:
 
     def __init__(self, shards: data.Index, size: int, codes: np.ndarray | None, broken: set[str]) -> None:
         self.shards, self.size, self.codes, self.broken = shards, size, codes, broken
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """The places of what can be decoded, int64: as the codes were found, else as `data.whole`."""
+        if self.codes is None:
+            return data.whole(self.shards, round(1.5 * self.size), self.broken)
+        good = [place for place, uid in enumerate(self.shards.uids) if uid not in self.broken]
+        return np.array(good, np.int64)
 
     def at(self, place: int) -> tuple[int, np.ndarray, np.ndarray]:
         """The picture at a place or, if it cannot be decoded, at one after it: its place, uint8 RGB [size, size, 3],

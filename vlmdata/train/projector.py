@@ -5,6 +5,7 @@ on captions, stage 2 on conversations too, with the language model whole or by L
 once and kept, so that a step is the language model's alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmdata.errors import InputError
-from vlmdata.recipe import ProjectorJob
-from vlmdata.train import checkpoint, data, language_models, order, vision_towers
+from vlmdata.recipe import EarlierJob, ProjectorJob
+from vlmdata.train import checkpoint, data, language_models, order, places, vision_towers
 from vlmdata.train.answers import Answers
 from vlmdata.train.conversations import Prompts
 from vlmdata.train.masking import IGNORED
 
 ALIKE = ("vision", "tokens", "vision_layer", "language_model", "projector")  # in a run and the one it starts from
+Seen = np.ndarray | list[np.ndarray]  # a picture, uint8 RGB [height, width, 3] of any size, or a video's frames
 ASKED = 8  # pictures that a caption is generated for at once
 
 
@@ -107,8 +109,8 @@ class Projector:
             }
         return {f"projector/{name}": float(value) for name, value in found.items()}
 
-    def caption(self, pictures: list[np.ndarray]) -> list[str]:
-        """Captions of uint8 RGB pictures [height, width, 3] of any size, as the training's stage wrote them."""
+    def caption(self, pictures: Sequence[Seen]) -> list[str]:
+        """Captions of pictures, or of videos, as the training's stage wrote them."""
         if self.job.stage == 1:
             ids = self.prompts.caption(None).ids
         else:
@@ -116,23 +118,25 @@ class Projector:
         parts = [pictures[start : start + ASKED] for start in range(0, len(pictures), ASKED)]
         return [text for part in parts for text in self._generate(ids, part)]
 
-    def answer(self, picture: np.ndarray, question: str) -> str:
-        """What the model answers to a question about a picture."""
+    def answer(self, picture: Seen, question: str) -> str:
+        """What the model answers to a question about a picture or a video."""
         return self._generate(self.prompts.conversation([("user", question)]).ids, [picture])[0]
 
     @torch.inference_mode()
-    def _generate(self, ids: list[int], pictures: list[np.ndarray]) -> list[str]:
+    def _generate(self, ids: list[int], pictures: Sequence[Seen]) -> list[str]:
         """What follows ids for each picture, by the likeliest token each time."""
         llava = self.llava.to(next(self.model.parameters()).device).eval()
         given = torch.tensor([ids] * len(pictures), device=llava.device)
+        frames = [picture if isinstance(picture, list) else [picture] for picture in pictures]
+        seen = self.tower.read([frame for each in frames for frame in each])
+        pooled = torch.stack([part.mean(0) for part in seen.split([len(each) for each in frames])])
         written = llava.generate(
-            input_ids=given,
+            inputs_embeds=self.model.embedded(given, pooled),
             attention_mask=torch.ones_like(given),
-            pixel_values=self.tower.pixels(pictures).to(llava.device),
             do_sample=False,
             max_new_tokens=self.job.answer,
         )
-        texts = self.tokenizer.batch_decode(written[:, len(ids) :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def export(self, folder: Path) -> None:
@@ -176,16 +180,18 @@ class _Joined(nn.Module):
             self.language_model.eval()
         return self
 
+    def embedded(self, ids: Tensor, image: Tensor) -> Tensor:
+        """Tokens, int64 [b, length], with pictures' features [b, tokens, width] in their place: [b, length, width]."""
+        known = self.language_model.get_input_embeddings()(ids)
+        return known.masked_scatter((ids == self.image)[..., None], self.projector(image).to(known.dtype))
+
     def scores(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits of the k tokens that are learnt, float32 [k, vocabulary], and these tokens, int64 [k]."""
-        embeddings = self.language_model.get_input_embeddings()
-        known = embeddings(batch["ids"])
-        seen = self.projector(batch["image"]).to(known.dtype)
-        known = known.masked_scatter((batch["ids"] == self.image)[..., None], seen)
+        known = self.embedded(batch["ids"], batch["image"])
         hidden = self.language_model(inputs_embeds=known, attention_mask=batch["mask"], use_cache=False)[0]
         targets = batch["labels"][:, 1:]
         learnt = targets != IGNORED
-        weight = embeddings.weight if self.head is None else self.head.weight
+        weight = self.language_model.get_input_embeddings().weight if self.head is None else self.head.weight
         return F.linear(hidden[:, :-1][learnt], weight).float(), targets[learnt]
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -224,11 +230,13 @@ def _llava(tower: vision_towers.Tower, causal: Any, tokenizer: Any, job: Project
 
 def _earlier(job: ProjectorJob) -> Projector:
     """The objective of the run that `start` names. Raises InputError where that is of other models."""
+    if isinstance(job.start, EarlierJob):
+        raise InputError(f"start: the job {job.start.job!r} is of a dataset's snapshot, and these data are none")
     found = checkpoint.load(str(job.start))
     if not isinstance(found, Projector):
         raise InputError(f"start: {job.start} is no run of the objective projector")
+    mine, theirs = (places.absolute(each.model_dump(mode="json")) for each in (job, found.job))
     for key in ALIKE:
-        mine, theirs = getattr(job, key), getattr(found.job, key)
-        if mine != theirs:
-            raise InputError(f"start: {job.start} has {key}: {theirs!r}, this run {mine!r}")
+        if mine[key] != theirs[key]:
+            raise InputError(f"start: {job.start} has {key}: {theirs[key]!r}, this run {mine[key]!r}")
     return found

@@ -51,12 +51,27 @@ def decoded(
     """
     for step in range(min(100, len(made))):
         clip = made[(number + step) % len(made)]
-        places = clip[drawn(len(clip), n, draw)]
-        pictures = {int(place): data.image(shards, int(place), shorter) for place in places}
-        for place, picture in pictures.items():
-            if picture is None:
-                data.tell_broken(shards, place, broken)
-        good = [picture for place in places if (picture := pictures[int(place)]) is not None]
-        if good:
-            return int(clip[0]), [good[i * len(good) // n] for i in range(n)]
+        if found := pictures(shards, clip, n, draw, shorter, broken):
+            return int(clip[0]), found
     raise DataError(f"{shards.tars[0]}: no frame of the clips from {shards.uids[made[number][0]]} on can be decoded")
+
+
+def pictures(
+    shards: data.Index, clip: np.ndarray, n: int, draw: np.ndarray | None, shorter: int, broken: set[str]
+) -> list[np.ndarray]:
+    """n frames of a clip as `decoded` gives them; none where none of those that are drawn can be decoded."""
+    places = clip[drawn(len(clip), n, draw)]
+    found = {int(place): data.image(shards, int(place), shorter) for place in places}
+    for place, picture in found.items():
+        if picture is None:
+            data.tell_broken(shards, place, broken)
+    good = [picture for place in places if (picture := found[int(place)]) is not None]
+    return [good[i * len(good) // n] for i in range(n)] if good else []
+
+
+def whole(shards: data.Index, made: Sequence[np.ndarray], n: int, shorter: int, broken: set[str]) -> np.ndarray:
+    """The numbers of the clips that can be measured, int64; otherwise as `data.whole`."""
+    found = [number for number, clip in enumerate(made) if pictures(shards, clip, n, None, shorter, broken)]
+    if not found:
+        raise DataError(f"{shards.tars[0]}: no frame of {len(made)} clips to be measured can be decoded")
+    return np.array(found, np.int64)

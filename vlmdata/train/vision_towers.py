@@ -39,12 +39,14 @@ class Tower(NamedTuple):
     def features(self, pictures: list[np.ndarray]) -> np.ndarray:
         """float32 [n, tokens, width], of uint8 RGB pictures of any size."""
 
-        def run(given: list[np.ndarray]) -> np.ndarray:
-            found = self.model(self.pixels(given).to(self.model.device), output_hidden_states=True)
-            hidden = found.hidden_states[self.layer]
-            return (hidden[:, 1:] if self.select == "default" else hidden).float().cpu().numpy()
+        return in_batches(lambda given: self.read(given).cpu().numpy(), pictures, BATCH)
 
-        return in_batches(run, pictures, BATCH)
+    @torch.inference_mode()
+    def read(self, pictures: list[np.ndarray]) -> Tensor:
+        """As `features`, all at once, on the tower's device."""
+        found = self.model(self.pixels(pictures).to(self.model.device), output_hidden_states=True)
+        hidden = found.hidden_states[self.layer]
+        return (hidden[:, 1:] if self.select == "default" else hidden).float()
 
     def identity(self) -> str:
         """Hex sha256 of all that features depend on."""

@@ -43,11 +43,10 @@ class Trained:
         self.average: dict[str, Tensor] = {}
 
     def take(self, objective: "Objective", restored: dict[str, dict[str, Tensor]] | None) -> None:
-        """Spread the objective's model and make its optimiser; `restored` is what `state` gave of an earlier run."""
+        """Spread the objective's model and make its optimiser; `restored` is what `state` gave of an earlier run, whose
+        `model` the objective has already (see `load`)."""
         self.objective = objective
         bare = objective.model.to(self.device)
-        if restored:
-            load(bare, restored["model"])
         if self.sharded:
             _shard(bare)
             self.model: nn.Module = bare
@@ -65,6 +64,8 @@ class Trained:
                 self.optimizer.state[like][what] = value if what == "step" else _as(value, like)
             for name, value in restored.get("average", {}).items():
                 self.average[name] = _as(value, parameters[name])
+            if self.accelerator.scaler is not None and "scaler" in restored:
+                load_scaler(self.accelerator.scaler, restored["scaler"])
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.objective.model.named_parameters() if p.requires_grad)
@@ -145,7 +146,7 @@ class Trained:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What exact resume needs, whole and on the CPU: `model` (what is trained, and buffers), `optimizer`'s moments,
-        and the `average` where there is one. To be called by all processes."""
+        the `average` where there is one, with fp16 the `scaler`'s numbers. To be called by all processes."""
         bare = self.objective.model
         locked = {name for name, p in bare.named_parameters() if not p.requires_grad}
         names = {parameter: name for name, parameter in bare.named_parameters()}
@@ -158,7 +159,11 @@ class Trained:
             "model": {name: _cpu(value) for name, value in bare.state_dict().items() if name not in locked},
             "optimizer": moments,
         }
-        return kept | ({"average": {name: _cpu(v) for name, v in self.average.items()}} if self.average else {})
+        if self.average:
+            kept["average"] = {name: _cpu(value) for name, value in self.average.items()}
+        if self.accelerator.scaler is not None:
+            kept["scaler"] = scaler_state(self.accelerator.scaler)
+        return kept
 
     @contextmanager
     def measured(self) -> Iterator["Objective | None"]:
@@ -211,6 +216,17 @@ def load(model: nn.Module, state: dict[str, Tensor]) -> None:
     locked = {name for name, p in model.named_parameters() if not p.requires_grad}
     strange = {*unknown, *set(missing) - locked}
     assert not strange, f"these weights are not of one model and checkpoint: {sorted(strange)}"
+
+
+def scaler_state(scaler: Any) -> dict[str, Tensor]:
+    """The numbers of fp16's gradient scaler (torch.amp.GradScaler), float64: its scale, and steps since it changed."""
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in scaler.state_dict().items()}
+
+
+def load_scaler(scaler: Any, state: dict[str, Tensor]) -> None:
+    """Give a scaler what `scaler_state` read, each number of the kind that the scaler has."""
+    kinds = {name: type(value) for name, value in scaler.state_dict().items()}
+    scaler.load_state_dict({name: kind(state[name].item()) for name, kind in kinds.items()})
 
 
 def _whole(value: Any) -> Any:
