@@ -41,7 +41,11 @@ def refresh(recipe: str, discard: bool = False) -> str:
     check_parts(plan, dataset)
     check_writable(dataset)
     if dataset.latest() is None:
-        return curate.run_here(parsed)
+        token = curate.whole.set(parsed)
+        try:
+            return curate.curate({})  # nothing of the recipe becomes a parameter here either
+        finally:
+            curate.whole.reset(token)
     with lock(dataset, "vlmdata refresh") as held, status.recorded(dataset, held):
         dataset.remove("work")
         run = curate.Run(plan, dataset, STAGES)

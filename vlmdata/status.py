@@ -13,11 +13,11 @@ from vlmdata.errors import MachineError, RefusedError, VlmdataError
 from vlmdata.lock import holder
 
 STATUS = "status.json"
-_SECONDS = 1.0  # between two writings
+_SECONDS, _SECONDS_AWAY = 1.0, 10.0  # between two writings, on a local disk and elsewhere
 
 
 class _Recorder(logging.Handler):
-    """Takes the records of `vlmdata.progress` into the file, at most once a second and at each stage's begin."""
+    """Takes the records of `vlmdata.progress` into the file, now and then and at each stage's begin."""
 
     def __init__(self, dataset: Dataset, content: dict[str, Any]) -> None:
         super().__init__()
@@ -34,7 +34,8 @@ class _Recorder(logging.Handler):
             if begins:
                 self.content |= {"stage": stage, "stage_started": time.time()}
             self.content |= {"done": done, "total": total, "told": time.time()}
-            if begins or time.monotonic() - self.written >= _SECONDS:
+            pause = _SECONDS if self.dataset.local else _SECONDS_AWAY
+            if begins or time.monotonic() - self.written >= pause:
                 self.written = time.monotonic()
                 self.write()
 
