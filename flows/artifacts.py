@@ -2,6 +2,7 @@
 URL of a pair is among them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import (
@@ -51,5 +52,5 @@ def publish(dataset: Dataset, manifest: dict[str, Any]) -> None:
     if measured:
         create_table_artifact(measured, key="metrics", description=f"snapshot {number}: what its jobs measured")
     report = dataset.path(f"{snapshot_folder(number)}/report.html")
-    link = f"file://{report}" if dataset.local else without_secrets(dataset.fs.unstrip_protocol(report))
+    link = Path(report).as_uri() if dataset.local else without_secrets(dataset.fs.unstrip_protocol(report))
     create_link_artifact(link, link_text=f"report of snapshot {number}", key="report", description=report)
