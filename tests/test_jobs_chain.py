@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError, JobError
 from vlmdata.jobs import Attempt, by_hand, job_key, missing, run_job
+from vlmdata.jobs.chain import linked, started
 from vlmdata.recipe import Recipe
 from vlmdata.train import checkpoint
 from vlmdata.train.places import absolute
@@ -52,6 +53,13 @@ def test_a_job_goes_on_from_the_output_of_an_earlier_one(tiny: dict[str, str], t
     assert not {job_key(job) for job in changed} & {job_key(one), job_key(two)}
     with pytest.raises(JobError, match="the job 'one' has no finished output"):
         run_job(changed[1], dataset, manifest)
+    renamed = recipe(tiny).model_dump(mode="json")
+    for job in renamed["jobs"]:
+        job["name"] = f"other_{job['name']}"
+    renamed["jobs"][1]["start"]["job"] = "other_one"
+    assert missing(Recipe.model_validate(renamed), dataset, 1) == [], "names are no part of what was done"
+    other = linked(Recipe.model_validate(renamed).jobs)[1]
+    assert started(other, dataset, 1).start == str(first)
 
     by_name = by_hand.from_options("projector", None, ["stage=2", "steps=1", "batch=4", "start={job: one}",
         f"vision={tiny['clip']}", f"language_model={tiny['language']}", "workers=0"])  # fmt: skip

@@ -6,19 +6,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from conftest import prefect_server
+from httpx import ConnectError
 from made_dataset import pair, picture, publish
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Completed
 from pydantic import TypeAdapter
 
 from vlmdata import catalog
 from vlmdata.errors import InputError, JobError, MachineError
 from vlmdata.flows import train
-from vlmdata.jobs import Attempt, Ended, run_job
+from vlmdata.jobs import Attempt, Ended, job_key, run_job
 from vlmdata.recipe import Job
 
 CHANGES = {"signals": ["text"], "dedup": [], "select": {}, "jobs": [], "shards": {"samples": 3}}
@@ -167,6 +172,66 @@ def test_a_flow_run_that_no_worker_has_taken_is_cancelled_by_sigterm(server, pub
     run.send_signal(signal.SIGTERM)
     run.wait(240)
     assert [run.state.name for run in flow_runs(token)] == ["Cancelled"]
+
+
+def test_what_a_killed_run_had_asked_for_and_somebody_cancelled_is_asked_for_anew(server, published):
+    dataset, manifest = published
+    task = python("anew", WAITS, "train/nobody")
+    attempt = Attempt(task, dataset, manifest)
+    with get_client(sync_client=True) as client:
+        client.create_deployment(client.create_flow(train.train), name="nobody")
+        earlier = run_deployment("train/nobody", parameters={}, timeout=0, idempotency_key=attempt.token())
+        client.set_flow_run_state(earlier.id, Cancelling())
+    token = attempt.token()
+    run = driver(server, dataset, task)
+    asked = until(lambda: [found for found in flow_runs(attempt.token()) if found.id != earlier.id])
+    run.send_signal(signal.SIGTERM)
+    run.wait(240)
+    assert asked[0].idempotency_key != token
+    assert asked[0].parameters["key"] == job_key(task)
+
+
+class Away:
+    """Prefect's server, of which each question gets the next answer."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read_flow_run(self, run_id):
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return FlowRun(flow_id=run_id, state=answer)
+
+    def set_flow_run_state(self, run_id, state):
+        self.read_flow_run(run_id)
+
+
+@pytest.mark.parametrize("answers", [[ConnectError("away")], [None, Cancelling()]])
+def test_an_interrupt_stays_one_and_what_has_not_ended_is_not_forgotten(published, monkeypatch, answers):
+    attempt = Attempt(python("away", WAITS), *published)
+    token = attempt.token()
+    monkeypatch.setattr(train, "CANCEL_SECONDS", -1)
+    monkeypatch.setattr(train, "get_client", lambda **_: Away(KeyboardInterrupt(), *answers))
+    with pytest.raises(KeyboardInterrupt):
+        train._wait(attempt, uuid4())
+    assert attempt.token() == token
+
+
+def test_a_server_that_is_away_for_a_while_is_asked_again(published, monkeypatch):
+    attempt = Attempt(python("patient", WAITS), *published)
+    monkeypatch.setattr(train, "get_client", lambda **_: Away(ConnectError("away"), ConnectError("away"), Completed()))
+    assert train._wait(attempt, uuid4()).is_completed()
+    monkeypatch.setattr(train, "PATIENCE_SECONDS", -1)
+    monkeypatch.setattr(train, "get_client", lambda **_: Away(ConnectError("away"), Completed()))
+    with pytest.raises(ConnectError):
+        train._wait(attempt, uuid4())
 
 
 def test_a_deployment_that_is_none_and_a_server_that_is_gone_are_told_apart(server, published):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from open_clip.loss import CoCaLoss
 from test_train_contrastive import SMALL as CLIP
 from test_train_contrastive import WORDS, shard
+from test_train_text_towers import tokenizer_in
 
 from vlmdata.errors import InputError
 from vlmdata.evaluate import run
@@ -127,6 +128,12 @@ def test_the_default_model_is_a_coca_and_others_are_refused() -> None:
     assert build(job(model="tiny")).size == 64
     with pytest.raises(InputError, match="no decoder of captions"):
         build(job(model=CLIP))
+
+
+def test_a_tokenizer_of_transformers_is_refused(tmp_path: Path) -> None:
+    text = SMALL["text_cfg"] | {"hf_tokenizer_name": tokenizer_in(tmp_path)}
+    with pytest.raises(InputError, match="hf_tokenizer_name: captions are learnt with open_clip's tokenizer"):
+        build(job(model=SMALL | {"text_cfg": text}))
 
 
 def test_what_cannot_be_decoded_is_left_out_of_what_is_measured(tmp_path: Path) -> None:

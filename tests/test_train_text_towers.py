@@ -125,6 +125,9 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     tower["text_cfg"]["hf_model_name"] = str(tmp_path / "empty")
     with pytest.raises(InputError, match="empty holds no configuration"):
         build(job(model=tower))
+    for pretrained in (None, "somewhere"):
+        with pytest.raises(InputError, match="--local-dir FOLDER`, then give local-dir:FOLDER"):
+            build(job(model="hf-hub:someone/model", pretrained=pretrained))
 
 
 def test_code_beside_a_tokenizer_or_a_text_tower_is_never_run(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vlmdata.errors import JobError
 from vlmdata.recipe import Job
 from vlmdata.sources.urls import strip_urls
 
-VERSION = 1
+VERSION = 2
 LOG, METRICS, NOTE = "log.txt", "metrics.json", "attempt.json"
 LAST_LINES = 20
 _HEADER = "=== vlmdata "
@@ -32,9 +32,14 @@ class Ended(JobError):
 
 
 def job_key(job: Job) -> str:
-    """16 hex digits: which job it is, whatever its name. Of where it runs only the number of processes counts."""
+    """16 hex digits: which job it is, whatever its name and that of the one that it goes on from. Of where it runs only
+    the number of processes counts."""
+    options = job.keyed("name")
+    start = options.get("start")
+    if isinstance(start, dict) and "key" in start:
+        options["start"] = {"key": start["key"]}
     processes = job.on.processes * job.on.nodes
-    return make_key("job", VERSION, job.keyed() | ({"processes": processes} if processes > 1 else {}), [])
+    return make_key("job", VERSION, options | ({"processes": processes} if processes > 1 else {}), [])
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Attempt:
     job: Job
     dataset: Dataset
     manifest: dict[str, Any]
+    key: str | None = None  # where it is known already: that of the job as the recipe has it
 
     @property
     def number(self) -> int:
@@ -53,7 +59,7 @@ class Attempt:
     @property
     def output(self) -> str:
         """The job's folder, from the dataset."""
-        return f"jobs/{self.number:06d}/{self.job.name}-{job_key(self.job)}"
+        return f"jobs/{self.number:06d}/{self.job.name}-{self.key or job_key(self.job)}"
 
     @property
     def folder(self) -> Path:

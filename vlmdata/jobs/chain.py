@@ -26,15 +26,15 @@ def linked(jobs: Iterable[Job]) -> list[Job]:
 
 
 def started(job: T, dataset: Dataset, number: int) -> T:
-    """The job with the folder of the training that it goes on from: the newest one of that name (and, where it is
-    given, key) that was done on snapshot `number`. Raises InputError where there is none."""
+    """The job with the folder of the training that it goes on from: the newest one of that key (of
+    that name, where no key is given) that was done on snapshot `number`. Raises InputError where there is none."""
     start = getattr(job, "start", None)
     if not isinstance(start, EarlierJob):
         return job
     table = dataset.read_table("jobs", "log")
     rows = [row for part in (table.parts if table else ()) for row in dataset.read_part(part, _COLUMNS).to_pylist()]
     done = [row for row in rows if row["snapshot"] == number and row["state"] == "done" and row["kind"] == "train"]
-    mine = [row for row in done if row["job"] == start.job and start.key in (None, row["key"])]
+    mine = [row for row in done if (row["key"] == start.key if start.key else row["job"] == start.job)]
     if not mine:
         near = nearest(start.job, {row["job"] for row in done})
         raise InputError(

@@ -11,6 +11,7 @@ from vlmdata.errors import InputError
 from vlmdata.jobs.attempt import Attempt
 from vlmdata.recipe import CommandJob
 from vlmdata.recipe.jobs import PLACEHOLDER
+from vlmdata.train import places
 from vlmdata.train.source import shard_urls
 
 CONFIG = "job.json"
@@ -23,7 +24,8 @@ def arguments(attempt: Attempt) -> list[str]:
     if isinstance(job, CommandJob):
         return [filled for argument in job.run for filled in _filled(argument, attempt)]
     config = attempt.folder / CONFIG
-    config.write_text(json.dumps(job.model_dump(mode="json", exclude={"on"}), indent=1) + "\n", "utf-8")
+    options = places.absolute(job.model_dump(mode="json", exclude={"on"}))
+    config.write_text(json.dumps(options, indent=1) + "\n", "utf-8")
     data = f"{attempt.dataset.absolute}@{attempt.number:06d}"
     return [
         *(sys.executable, "-m", "vlmdata.cli", "train", job.objective),

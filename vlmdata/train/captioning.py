@@ -31,6 +31,10 @@ class Captioning:
         self.clip, self.tokenizer, self.config = openclip.make(job.model, job.pretrained, {}, "tiny_coca.json")
         if not hasattr(self.clip, "text_decoder"):
             raise InputError("jobs.train.model: has no decoder of captions; open_clip's are called coca_…")
+        if (self.config["model_cfg"].get("text_cfg") or {}).get("hf_tokenizer_name"):
+            raise InputError(
+                "jobs.train.model: hf_tokenizer_name: captions are learnt with open_clip's tokenizer alone"
+            )
         self.model = _Described(self.clip)
         self.weights = {"contrastive": job.contrastive_weight, "caption": job.caption_weight}
         self.size = openclip.side(self.clip)

@@ -22,6 +22,7 @@ from vlmdata.train import text_towers
 # Where SigLIP's training starts from (Zhai 2023, arXiv:2303.15343, section 3.2).
 SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
 _FOLDER = "local-dir:"  # open_clip's word for a folder with a model
+_HUB = "hf-hub:"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the second with weights_only
 _REFUSALS = (RuntimeError, TypeError, KeyError, ValueError, AttributeError, OSError)
@@ -37,6 +38,11 @@ def make(
     for beside it. starts: of the logits' scale and bias, where the configuration says nothing of them.
     Raises InputError where open_clip makes no model of it.
     """
+    if isinstance(model, str) and model.startswith(_HUB):
+        raise InputError(
+            f"jobs.train.model: {model}: models of the hub are read from a folder: `hf download "
+            f"{model.removeprefix(_HUB)} --local-dir FOLDER`, then give local-dir:FOLDER"
+        )
     if model == "tiny":
         model = str(importlib.resources.files("vlmdata.train") / tiny)
     folder = Path(model.removeprefix(_FOLDER)) if isinstance(model, str) and model.startswith(_FOLDER) else None
@@ -53,9 +59,11 @@ def make(
         raise InputError("jobs.train.pretrained: goes with an architecture's name; a configuration has no such weights")
     try:
         with _quiet():
-            return _create(model, pretrained, folder, beside, starts)
+            clip, tokenizer, config = _create(model, pretrained, folder, beside, starts)
+            tokenizer([""])  # what it sets at its first call is set now: several threads call it later
     except _REFUSALS as error:
         raise InputError(f"jobs.train.model: open_clip makes no model of it: {first_line(error)}") from error
+    return clip, tokenizer, config
 
 
 def _create(
@@ -67,6 +75,7 @@ def _create(
     known = open_clip.get_model_config(model) if isinstance(model, str) else None
     if isinstance(model, str) and (pretrained or known is None):
         known = known or {}
+        refuse_code(known, "jobs.train.model")
         starts = {name: value for name, value in starts.items() if name not in known}
         clip = open_clip.create_model(model, pretrained=pretrained, **starts)
         preprocess = open_clip.get_model_preprocess_cfg(clip)
