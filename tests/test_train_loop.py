@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.train import checkpoint, data
 from vlmdata.train.contrastive import _Paired as ContrastiveModel
+from vlmdata.train.log import Log
 from vlmdata.train.loop import build, learning_rate, train
 
 # Dropped patches and random crops draw random numbers, so a wrong seed shows.
@@ -311,6 +313,19 @@ def test_the_last_measure_counts_for_the_best_checkpoint(tmp_path: Path) -> None
     )  # measured at the end alone
     noted = json.loads((tmp_path / "once" / "best.json").read_text())
     assert (noted["step"], noted["value"]) == (3, whole["retrieval/n"])
+
+
+def test_what_is_not_finite_is_never_the_best_and_null_in_the_log(tmp_path: Path) -> None:
+    best = checkpoint.Best(tmp_path, "-loss", 0)
+    steps = [(1, math.nan), (2, math.inf), (3, 2.0), (4, math.nan), (5, 1.0)]
+    assert [step for step, value in steps if best.improved(step, {"loss": value})] == [3, 5]
+    journal = Log(tmp_path, 0)
+    journal.write(0, {"loss": math.nan, "lr": 0.5}, 1)
+    journal.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "loss": None, "lr": 0.5}
+    again = Log(tmp_path, 1)
+    again.close()
+    assert math.isnan(again.before["loss"])
 
 
 @pytest.mark.parametrize("eval_every", [1, 100])

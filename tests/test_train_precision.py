@@ -30,6 +30,12 @@ def test_bf16_trains_and_stays_close_to_fp32(tmp_path: Path) -> None:
     assert all(value.dtype == np.float32 for value in weights(tmp_path / "half", 2).values())  # the weights stay whole
 
 
+def test_fp16_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        run(tmp_path, "half", precision="fp16")
+
+
 def test_a_compiled_model_trains_to_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,10 @@ def test_a_batch_without_an_answer_is_refused_by_name(models: dict[str, str], tm
     whole = shard(tmp_path / "b.tar")
     with pytest.raises(DataError, match="no answer to learn"):
         train(job(models, length=17), {"train": [whole]}, str(tmp_path / "cut"))
+    with pytest.raises(InputError, match="length: 16 is too short: a picture alone has 16 tokens"):
+        build(job(models, length=16))
+    with pytest.raises(DataError, match="16 samples to be measured, cat and others, hold no answer"):
+        train(job(models, batch=16, steps=1), {"train": [whole], "test": [blank]}, str(tmp_path / "measured"))
     some = shard(tmp_path / "c.tar", captions=dict.fromkeys(range(8), ""))
     train(job(models, batch=16, steps=1), {"train": [some]}, str(tmp_path / "some"))
 
@@ -345,6 +350,38 @@ def test_a_picture_that_cannot_be_decoded_is_a_counted_skip(
     monkeypatch.setattr(vision_towers, "_compute", lambda *_: pytest.fail("the features were there already"))
     again = checkpoint.load(tmp_path / "out").samples(data.index(shards, tmp_path), tmp_path / "out")
     assert again.uids == tuple(word for word in WORDS if word != "house")
+
+
+def test_a_split_to_be_measured_in_which_nothing_can_be_decoded_is_an_error(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "b.tar", "w") as out:
+        for name in ("x.jpg", "x.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            out.addfile(info, io.BytesIO(b"none"))
+    shards = {"train": [shard(tmp_path / "a.tar")], "test": [str(tmp_path / "b.tar")]}
+    with pytest.raises(DataError, match="none of the 1 samples of the split 'test' can be decoded"):
+        train(job(models, steps=1), shards, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("how", [{"resize_mode": "squash", "interpolation": "bilinear"}, {"interpolation": "bilinear"}])
+def test_the_exported_processor_reads_pictures_as_open_clips_tower_does(
+    models: dict[str, str], tmp_path: Path, how: dict[str, str]
+) -> None:
+    folder = Path(shutil.copytree(models["open_clip"], tmp_path / "tower"))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {**config["preprocess_cfg"], **how}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    tower = vision_towers.load(job(models, vision=str(folder)))
+    wide = [picture(3)[:30]]
+    theirs = tower.processor(images=wide, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(theirs, tower.pixels(wide), rtol=0, atol=0.05)
+    assert tower.identity() != vision_towers.load(job(models, vision=models["open_clip"])).identity()
+    config["preprocess_cfg"]["resize_mode"] = "longest"
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="pads pictures"):
+        vision_towers.load(job(models, vision=str(folder)))
 
 
 HOSTILE: list[Any] = [

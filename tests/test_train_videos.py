@@ -175,6 +175,10 @@ def test_a_projector_learns_what_only_several_frames_tell(
     film = video(tmp_path / "film.mp4", frames=60)  # a reddish second, then a dark green one
     two = ask.video(film, 2)
     assert [frame[50, 50].tolist()[0] > 100 for frame in two] == [True, False]
+    short = video(tmp_path / "short.mp4", times=[0, 1000])
+    assert [frame[50, 50].tolist() for frame in ask.video(short, 4)] == [
+        frame[50, 50].tolist() for frame in ask.video(short, 2) for _ in range(2)
+    ]
     app(["caption", str(tmp_path / "out"), str(film)], standalone_mode=False)
     assert capsys.readouterr().out.split() == trained.caption([two])[0].split()
     assert ask.answer(tmp_path / "out", film, "What is it?") == trained.answer(two, "What is it?")

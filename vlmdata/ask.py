@@ -60,28 +60,35 @@ def picture(path: Path) -> np.ndarray:
 
 def video(path: Path, n: int) -> list[np.ndarray]:
     """n frames of a video, as a training's samples are measured: the middle one of each of n equal parts, uint8 RGB
-    [height, width, 3], upright; fewer where some cannot be decoded. Raises InputError where none can."""
+    [height, width, 3], upright. Those of a short video, and of one of which some cannot be decoded, stand there
+    several times. Raises InputError where none can."""
+
+    wanted: list[int] = []
 
     def choose(times: Iterator[int]) -> list[int]:
         known = every(times, 0.1)
-        return [known[place] for place in drawn(len(known), n, None)] if len(known) else []
+        wanted.extend(known[place] for place in drawn(len(known), n, None) if len(known))
+        return wanted
 
     try:
-        found = [shown for _, shown in frames.at_times(path, choose, data.MAX_PIXELS)]
+        shown = dict(frames.at_times(path, choose, data.MAX_PIXELS))
     except (ImageError, OSError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    found = [shown[time] for time in wanted if time in shown]
     if not found:
         raise InputError(f"{path}: no frame of it can be decoded")
-    return found
+    return [found[i * len(found) // n] for i in range(n)]
 
 
 def _seen(path: Path, file: Path) -> np.ndarray | list[np.ndarray]:
     """The picture, or the frames of the video, that the model of a training is shown."""
     if file.suffix.lower() not in EXTENSIONS:
         return picture(file)
-    n = getattr(checkpoint.run_of(path)[2], "frames", 1)
+    job = checkpoint.run_of(path)[2]
+    n = getattr(job, "frames", 1)
     if n == 1:
-        raise InputError(f"{file}: {path} has learnt from single pictures; for videos train with `frames: 8` or so")
+        advice = "; for videos train with `frames: 8` or so" if hasattr(job, "frames") else ""
+        raise InputError(f"{file}: {path} has learnt from single pictures{advice}")
     return video(file, n)
 
 

@@ -67,12 +67,12 @@ def _job(
             if key in measures:
                 recall.append((direction, k, measures[key], measures.get(f"{key}/chance")))
     lines = _lines(dataset, f"{output}/metrics.jsonl") if output else []
-    loss = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    loss = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     speeds = sorted(line["samples_per_second"] for line in lines if "samples_per_second" in line)
     recalls = {}
     for direction in ("image_to_text", "text_to_image"):
         key = f"retrieval/{direction}/R@10"
-        recalls[direction] = [(line["step"], line[key]) for line in lines if key in line]
+        recalls[direction] = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
     return Job(
         name, state, seconds, options, thin(loss), thin(smoothed(loss)), recalls, recall, measures,
         speeds[len(speeds) // 2] if speeds else None,

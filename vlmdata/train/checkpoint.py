@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -161,9 +162,9 @@ class Best:
         return metrics[name]
 
     def improved(self, step: int, metrics: dict[str, float]) -> bool:
-        """Whether these metrics are the best so far; then they are noted. Raises as `value_of`."""
+        """Whether these metrics are the best so far, and finite; then they are noted. Raises as `value_of`."""
         value = self.value_of(metrics)
-        if self.metric is None or value is None:
+        if self.metric is None or value is None or not math.isfinite(value):
             return False
         if self.value is not None and (value >= self.value if self.metric.startswith("-") else value <= self.value):
             return False

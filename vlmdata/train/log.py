@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import time
 from pathlib import Path
@@ -44,7 +45,8 @@ class Log:
         kept = [s for s in lines if done and s.endswith("\n") and json.loads(s)["step"] <= done]
         replace(path, "".join(kept))
         first = json.loads(kept[0]) if kept else {"step": 1}
-        self.before: dict[str, float] = {} if first.pop("step") else first  # measured before the first step
+        before = {} if first.pop("step") else first  # measured before the first step
+        self.before: dict[str, float] = {name: math.nan if v is None else v for name, v in before.items()}
         self.ended = any("train/loss" in json.loads(line) for line in kept[-1:])  # the last line of a run is its end's
         self.lines = path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder), purge_step=done + 1)
@@ -54,7 +56,8 @@ class Log:
         """Metrics of a step, of an evaluation, or of the end; a line on the terminal every few seconds."""
         if not step:
             self.before = metrics
-        self.lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        self.lines.write(json.dumps({"step": step, **known}) + "\n")
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
         progress.info("train %d/%d", step, steps, extra={"stage": "train", "done": step, "total": steps})

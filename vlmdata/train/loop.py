@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlmdata.errors import DataError, InputError
+from vlmdata.errors import DataError, InputError, VlmdataError
 from vlmdata.recipe import ContrastiveJob, TrainJob
 from vlmdata.train import cached, checkpoint, data, order, source
 from vlmdata.train.log import Log, Speed
@@ -126,6 +126,10 @@ def train(
         own = source.of_job(job, shards[job.train_split], kept)
         samples, places = _mixed(job, objective, own, kept, only)
         test = objective.samples(data.index(shards.get(job.test_split, []), kept), kept)
+    if test.broken and not test.uids:
+        raise DataError(
+            f"none of the {len(test.broken)} samples of the split {job.test_split!r} can be decoded and read"
+        )
     weights = [1.0, *(other.weight for other in job.mix)]
     order.mixed_positions(places, weights, job.batch * trained.world, job.seed, 0)  # raises for too few samples
     about = {"samples": _sha256(samples.uids), "frozen": checkpoint.frozen_identity(objective.model)}
@@ -149,8 +153,18 @@ def train(
     metrics: dict[str, float] = {}
 
     def measure() -> dict[str, float]:
+        """Where the first process cannot measure, all end: the others would wait for it."""
+        failed: VlmdataError | None = None
+        found: dict[str, float] = {}
         with trained.measured() as measured:
-            return measured.evaluate(test, job.batch) if measured and test.uids else {}
+            try:
+                found = measured.evaluate(test, job.batch) if measured and test.uids else {}
+                best.value_of(found)  # raises for a metric that does not exist
+            except VlmdataError as error:
+                failed = error
+        if trained.agreed(failed is not None):
+            raise failed or DataError("the first process could not measure; its own error says why")
+        return found
 
     def save(step: int) -> None:
         content = trained.state()  # of all ranks together, where each has a part
@@ -162,7 +176,6 @@ def train(
     # Where the first measure would be the last one, a metric that does not exist would be found out at the end.
     unchecked = job.best and done < job.steps <= (done // job.eval_every + 1) * job.eval_every
     before = measure() if unchecked or (job.measure_before and not done) else {}
-    best.value_of(before)
     if journal and before and job.measure_before and not done:
         journal.write(0, before, job.steps)
     skipped = 0

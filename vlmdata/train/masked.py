@@ -75,6 +75,8 @@ class Masked:
             if not found.get(self.job.train_split):
                 raise InputError(f"images: {self.job.images} has no shards of the split {self.job.train_split!r}")
             images = self._pictures(data.index(found[self.job.train_split], out), out / "features")
+            pictures.broken |= images.broken
+            images.broken = pictures.broken  # one count
         if self.job.texts and to_train:
             texts = mixture.texts_of(self.job.texts)
         return mixture.Mixed(self.job, self.tokenizer, self.model.grid, pictures, images, texts)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import EarlierJob, ProjectorJob
 from vlmdata.train import checkpoint, data, language_models, order, places, vision_towers
 from vlmdata.train.answers import Answers
@@ -53,6 +53,8 @@ class Projector:
             self.llava.lm_head.requires_grad_(True)
         body.multi_modal_projector.linear_1.requires_grad_(True)
         body.multi_modal_projector.linear_2.requires_grad_(job.projector == "mlp")
+        if job.length <= self.tower.tokens:
+            raise InputError(f"length: {job.length} is too short: a picture alone has {self.tower.tokens} tokens")
         self.identity = self.tower.identity()
         self.prompts = Prompts(self.tokenizer, self.tower.tokens)
         self.model = _Joined(self.llava, self.prompts.image, self.identity)
@@ -97,6 +99,11 @@ class Projector:
                 loss[which, places] = np.bincount(row, each, len(places))
                 right[which, places] = np.bincount(row, hit, len(places))
         total = counts.sum()
+        if not total:
+            raise DataError(
+                f"the {n} samples to be measured, {samples.uids[0]} and others, hold no answer to learn: all are blank "
+                "or beyond `length`"
+            )
         found = {"loss": loss[0].sum() / total, "accuracy": right[0].sum() / total}
         found |= {"accuracy/chance": max(commonest.values()) / total, "tokens": total, "n": n}
         if n > 1:

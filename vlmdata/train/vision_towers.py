@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +35,7 @@ class Tower(NamedTuple):
     select: Literal["default", "full"]  # `default`: without the first token, which is the class's; `full`
     tokens: int  # of a picture
     extra: int  # tokens of the model's that are no patches
+    reads: str = ""  # of open_clip's the PreprocessCfg, as JSON
 
     @torch.inference_mode()
     def features(self, pictures: list[np.ndarray]) -> np.ndarray:
@@ -51,6 +53,7 @@ class Tower(NamedTuple):
     def identity(self) -> str:
         """Hex sha256 of all that features depend on."""
         how = [str(self.layer), self.select, json.dumps(self.processor.to_dict(), sort_keys=True, default=str)]
+        how += [self.reads] if self.reads else []
         digest = hashlib.sha256("\0".join([*how, towers.PREPROCESSING]).encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode())
@@ -149,6 +152,8 @@ def _open_clip(name: str, layer: int) -> Tower:
             "open_clip:<architecture>/<tag or file>"
         ) from error
     read = PreprocessCfg(**open_clip.get_model_preprocess_cfg(clip))
+    if read.resize_mode == "longest":
+        raise InputError(f"vision: {name} pads pictures (resize_mode: longest), which transformers' processor cannot")
     transform = image_transform_v2(read, is_train=False)
 
     def pixels(pictures: list[np.ndarray]) -> Tensor:
@@ -166,10 +171,17 @@ def _open_clip(name: str, layer: int) -> Tower:
     tower = OpenClipTower(OpenClipTowerConfig(kept, layer, size, side, width))
     tower.visual.load_state_dict(clip.visual.state_dict())
     edges = {"height": size, "width": size}
+    squash = read.resize_mode == "squash"
     processor = CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size=edges, image_mean=list(read.mean), image_std=list(read.std)
+        size=edges if squash else {"shortest_edge": size},
+        do_center_crop=not squash,
+        crop_size=edges,
+        resample=Image.Resampling.BILINEAR if read.interpolation == "bilinear" else Image.Resampling.BICUBIC,
+        image_mean=list(read.mean),
+        image_std=list(read.std),
     )
-    return Tower(tower, processor, pixels, -1, "full", side * side, 0)
+    reads = json.dumps(asdict(read), sort_keys=True)
+    return Tower(tower, processor, pixels, -1, "full", side * side, 0, reads)
 
 
 class Features(NamedTuple):

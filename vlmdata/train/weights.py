@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vlmdata.errors import InputError
 from vlmdata.recipe import TrainJob
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Trained:
         from accelerate.state import AcceleratorState
         from accelerate.utils import InitProcessGroupKwargs
 
+        if job.precision == "fp16" and not torch.cuda.is_available():
+            raise InputError("precision: fp16 needs a GPU, and there is none here: take bf16 or fp32")
         AcceleratorState._reset_state()  # it refuses another precision than that of an earlier run in this process
         self.job = job
         self.accelerator = Accelerator(
