@@ -320,12 +320,12 @@ def test_what_is_not_finite_is_never_the_best_and_null_in_the_log(tmp_path: Path
     steps = [(1, math.nan), (2, math.inf), (3, 2.0), (4, math.nan), (5, 1.0)]
     assert [step for step, value in steps if best.improved(step, {"loss": value})] == [3, 5]
     journal = Log(tmp_path, 0)
-    journal.write(0, {"loss": math.nan, "lr": 0.5}, 1)
+    journal.write(0, {"n": math.nan, "gap": 0.5}, 1)
     journal.close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "loss": None, "lr": 0.5}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "n": None, "gap": 0.5}
     again = Log(tmp_path, 1)
     again.close()
-    assert math.isnan(again.before["loss"])
+    assert math.isnan(again.before["n"])
 
 
 @pytest.mark.parametrize("eval_every", [1, 100])
