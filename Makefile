@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test test-peers test-slurm test-engines peers lint bench clean pins
+.PHONY: setup demo test test-peers test-slurm test-engines test-schedule peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -77,6 +77,10 @@ test-engines: $(STAMP)
 		&& cp $$HOME/.m2/repository/org/apache/beam/$$jar/2.75.0/$$jar-2.75.0.jar $(ENGINES)/$$jar.jar \
 		|| echo "$$jar 2.75.0 is not served: its options are tested against Beam's own job server"; }; done
 	@$(BIN)/python -m pytest -n 0 tests/engines
+
+# Refreshes that a real Prefect server starts and a real worker runs; some two minutes.
+test-schedule: $(STAMP)
+	@$(BIN)/python -m pytest -n 0 tests/schedule
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check -q . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }

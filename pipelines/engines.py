@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import logging
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -147,30 +146,17 @@ def in_this_process(runner: Runner) -> bool:
 _Made = tuple[list[str], PipelineRunner]
 
 
-def _direct_runner(runner: Runner, parts: int, at_once: int) -> _Made:
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+_NEVER = 2**31 - 1  # milliseconds
 
-    _lock_buffers()
+
+def _direct_runner(runner: Runner, parts: int, at_once: int) -> _Made:
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
+
+    # Once a second a thread of their own would send the workers' outcomes on: it reads a buffer and then empties it,
+    # and what came in between was lost (Beam 2.77, data_plane.py). They are sent by size, and when a bundle ends.
+    worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = _NEVER
     # Threads: decoding, models and DuckDB release the GIL, and processes would import everything again a stage.
     return ["--direct_running_mode=multi_threading", f"--direct_num_workers={at_once}"], FnApiRunner()
-
-
-@functools.cache
-def _lock_buffers() -> None:
-    """Make Beam's in-process runner look for the buffer of a step's output one thread at a time.
-
-    It creates a buffer where it sees none, so that of two threads that end a step at once one lost what it gave: with
-    parts of equal size, several times in ten (beam 2.77).
-    """
-    from apache_beam.runners.portability.fn_api_runner.execution import BundleContextManager
-
-    lock, find = threading.Lock(), BundleContextManager.get_buffer
-
-    def get_buffer(self: Any, buffer_id: bytes, transform_id: str) -> Any:
-        with lock:
-            return find(self, buffer_id, transform_id)
-
-    BundleContextManager.get_buffer = get_buffer  # type: ignore[method-assign]
 
 
 def _dask_runner(runner: Runner, parts: int, at_once: int) -> _Made:

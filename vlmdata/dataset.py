@@ -265,8 +265,9 @@ class Dataset:
             os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
             os.replace(self.path(source), self.path(target))
         else:  # what lies there is overwritten in one step; the source goes afterwards
-            self.fs.cp_file(self.path(source), self.path(target))
-            self.fs.rm_file(self.path(source))
+            with self.reaching(target):
+                self.fs.cp_file(self.path(source), self.path(target))
+                self.fs.rm_file(self.path(source))
 
     def files(self, folder: str) -> list[str]:
         """Every file below a folder, whether a manifest names it or not, in order."""
@@ -274,7 +275,8 @@ class Dataset:
             return []
         start = self.path(folder).rstrip("/") + "/"
         below = f"{folder}/" if folder else ""
-        return sorted(below + path[len(start) :] for path in self.fs.find(start.rstrip("/")))
+        with self.reaching(folder):
+            return sorted(below + path[len(start) :] for path in self.fs.find(start.rstrip("/")))
 
     def clean_spool(self) -> None:
         """Remove what killed runs left aside. Only the holder of the lock may call it."""
@@ -408,6 +410,16 @@ class Dataset:
     def snapshot(self, number: int) -> dict[str, Any]:
         manifest = self.read_json(f"{snapshot_folder(number)}/manifest.json")
         return {name: value for name, value in manifest.items() if name != "checksum"}
+
+    def removed(self) -> list[int]:
+        """The numbers of snapshots that `vlmdata gc` has removed."""
+        return self.read_json("removed.json")["snapshots"] if self.exists("removed.json") else []
+
+    def numbers(self) -> list[int]:
+        """The numbers of the snapshots that there are, the newest last."""
+        newest = self.read_json("latest.json")["snapshot"] if self.exists("latest.json") else 0
+        gone = set(self.removed())
+        return [number for number in range(1, newest + 1) if number not in gone]
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write a snapshot's manifest, then switch `latest.json` to it."""

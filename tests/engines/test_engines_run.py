@@ -144,12 +144,13 @@ def test_a_job_server_gets_the_options_and_gives_the_same_bytes(
 
 def test_what_dataflow_is_told_stands_in_the_pipelines_proto(tmp_path: Path) -> None:
     """Nothing can be sent to it from here: the pipeline is built, and its options are read as it reads them."""
-    told = {"project": "p", "region": "europe-west1", "temp_location": "gs://b/tmp", "experiments": ["use_runner_v2"]}
+    told = {"project": "project-1", "region": "europe-west1", "temp_location": "gs://bucket/tmp"}
+    told |= {"staging_location": "gs://bucket/staging", "experiments": ["use_runner_v2"]}
     runner = Runner(kind="dataflow", workers=7, options={**told, "sdk_container_image": "r/vlmdata:1"})
     pipeline = engines.made(runner, parts=100, at_once=7)
     pipeline | "parts" >> beam.Create([1, 2]) | "work" >> beam.Map(str)  # type: ignore[operator]
     cloud, worker = pipeline.options.view_as(GoogleCloudOptions), pipeline.options.view_as(WorkerOptions)
-    assert [cloud.project, cloud.region, cloud.temp_location] == ["p", "europe-west1", "gs://b/tmp"]
+    assert [cloud.project, cloud.region, cloud.temp_location] == ["project-1", "europe-west1", "gs://bucket/tmp"]
     assert [worker.num_workers, worker.max_num_workers, worker.sdk_container_image] == [7, 7, "r/vlmdata:1"]
     assert {"use_runner_v2", "no_use_multiple_sdk_containers"} <= set(
         pipeline.options.view_as(DebugOptions).experiments
