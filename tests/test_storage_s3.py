@@ -240,6 +240,7 @@ def test_a_reader_sees_the_old_snapshot_or_the_new_one(s3, remote, photos):
             connection = catalog.connect(Dataset(url))
             told.extend(connection.sql(query).fetchall())
             connection.close()
+            over.wait(0.5)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
