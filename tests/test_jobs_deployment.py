@@ -1,5 +1,6 @@
 """Jobs on a real Prefect deployment: a server, and a worker that serves the flow `train`."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from vlmdata import catalog
 from vlmdata.errors import InputError, JobError, MachineError
 from vlmdata.flows import train
 from vlmdata.jobs import Attempt, Ended, job_key, run_job
+from vlmdata.jobs.command import arguments
 from vlmdata.recipe import Job
 
 CHANGES = {"signals": ["text"], "dedup": [], "select": {}, "jobs": [], "shards": {"samples": 3}}
@@ -189,6 +191,20 @@ def test_what_a_killed_run_had_asked_for_and_somebody_cancelled_is_asked_for_ane
     run.wait(240)
     assert asked[0].idempotency_key != token
     assert asked[0].parameters["key"] == job_key(task)
+
+
+def test_a_worker_gets_absolute_paths_and_the_folder_of_the_job_as_it_was_written(published, monkeypatch):
+    options = {"objective": "projector", "stage": 2, "conversations": "chat.json"}
+    on = {"kind": "deployment", "name": "train/gpu"}
+    attempt = Attempt(TypeAdapter(Job).validate_python({"kind": "train", "on": on, **options}), *published)
+    monkeypatch.setattr(train, "run_deployment", lambda name, **given: given["parameters"])
+    given = train._asked(attempt, "train/gpu")
+    assert given["job"]["conversations"] == str(Path("chat.json").absolute())
+    there = Attempt(TypeAdapter(Job).validate_python(given["job"]), *published, given["key"])
+    assert there.output == attempt.output
+    attempt.begin()
+    arguments(attempt)
+    assert json.loads((attempt.folder / "job.json").read_text())["conversations"] == given["job"]["conversations"]
 
 
 class Away:
