@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlmdata.cli.application import DatasetUrl, app, say
-from vlmdata.errors import InputError, MachineError
+from vlmdata.errors import InputError, MachineError, RefusedError
 
 
 class Answer(StrEnum):
@@ -80,17 +80,21 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="remove it; otherwise it is only listed")] = False,
 ) -> None:
     """Remove older snapshots without a name, and all that no remaining one refers to."""
+    from vlmdata import forget as forgetting
     from vlmdata import gc as collector
     from vlmdata.dataset import Dataset
     from vlmdata.lock import lock
 
     opened = Dataset(dataset)
     if not yes:
+        if opened.exists(forgetting.JOURNAL):
+            raise RefusedError(f"{dataset}: a forgetting is not at its end; `vlmdata forget {dataset}` goes on with it")
         for line in collector.lines(collector.garbage(opened, keep)):
             print(line)
         say("nothing was removed; --yes removes it")
         return
     with lock(opened, "vlmdata gc"):
+        forgetting.finish(opened)  # it has staged and moved what no manifest names yet
         found = collector.garbage(opened, keep)
         collector.collect(opened, found)
     for line in collector.lines(found):

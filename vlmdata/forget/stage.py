@@ -22,8 +22,8 @@ from vlmdata.forget.find import metadata_of, note_of, parquet_files
 from vlmdata.forget.journal import FOLDER, Staged
 from vlmdata.forget.manifests import Gone
 
-_SAMPLES = re.compile(r"snapshots/(\d{6})/samples/[^/]+\.parquet")
-_SHARD = re.compile(r"(snapshots/(\d{6})/shards/[^/]+?)(?:\.r\d+)?\.(tar|parquet)")
+_SAMPLES = re.compile(r"snapshots/\d{6}/samples/[^/]+\.parquet")
+_SHARD = re.compile(r"(snapshots/\d{6}/shards/[^/]+?)(?:\.r(\d+))?\.(tar|parquet)")
 
 
 def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
@@ -40,17 +40,17 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
     uids = pa.array(journal["uids"], pa.string())
     _parts(staged, uids, captions if drop else None, gone)
     manifests = {number: dataset.snapshot(number) for number in dataset.numbers()}
-    revisions = {number: manifest["revision"] + 1 for number, manifest in manifests.items()}
-    shards = _shards(staged, manifests.values(), revisions, uids, captions, gone.trimmed)
+    shards = _shards(staged, manifests.values(), uids, captions, gone.trimmed)
     manifests_of.tables(staged, gone)
     for number, manifest in manifests.items():
         followed = manifests_of.follow(staged, manifest)
         followed["shards"] = [again for shard in manifest["shards"] if (again := shards.get(shard["path"], shard))]
         if followed == manifest:
             continue
-        followed["revision"] = revisions[number]
-        followed["funnel"] = manifests_of.funnel(manifest["funnel"], gone.reasons.get(number, Counter()))
-        followed["splits"] = manifests_of.less(manifest["splits"], gone.splits.get(number, Counter()))
+        followed["revision"] = manifest["revision"] + 1
+        reasons, splits = gone.of(manifest["samples"])
+        followed["funnel"] = manifests_of.funnel(manifest["funnel"], reasons)
+        followed["splits"] = manifests_of.less(manifest["splits"], splits)
         dataset.write_json(f"{FOLDER}/{snapshot_folder(number)}/manifest.json", followed)
     return staged
 
@@ -141,12 +141,9 @@ def _tar(staged: Staged, path: str, members: list[tuple[str, int, int]]) -> None
 
 def _trim(dataset: Dataset, path: str, mask: np.ndarray, captions: tombstones.Captions | None, gone: Gone) -> bool:
     """Count what goes of a part of samples; whether captions of others go, too."""
-    match = _SAMPLES.fullmatch(path)
-    assert match is not None
-    number = int(match[1])
     if mask.any():
         rows = dataset.read_part(path, ["reason", "split", "copies"]).filter(pa.array(mask)).to_pylist()
-        reasons, splits = (of.setdefault(number, Counter()) for of in (gone.reasons, gone.splits))
+        reasons, splits = (of.setdefault(path, Counter()) for of in (gone.reasons, gone.splits))
         for row in rows:
             if row["reason"] != FORGOTTEN:
                 reasons[row["reason"]] += 1
@@ -162,7 +159,6 @@ def _trim(dataset: Dataset, path: str, mask: np.ndarray, captions: tombstones.Ca
 def _shards(
     staged: Staged,
     manifests: Iterable[dict[str, Any]],
-    revisions: dict[int, int],
     uids: pa.Array,
     captions: tombstones.Captions,
     trimmed: set[str],
@@ -181,7 +177,7 @@ def _shards(
             continue
         match = _SHARD.fullmatch(path)
         assert match is not None, path
-        new = f"{match[1]}.r{revisions[int(match[2])]}.{match[3]}"
+        new = f"{match[1]}.r{int(match[2] or 1) + 1}.{match[3]}"
         with dataset.spool() as folder:
             aside = folder / "shard"
             if match[3] == "tar":
