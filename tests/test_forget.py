@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlmdata import catalog, forget, snapshot
+from vlmdata import catalog, forget, ingest, snapshot
 from vlmdata.dataset import Dataset, part_from
 from vlmdata.download import forgotten
 from vlmdata.errors import DataError, InputError
@@ -323,6 +323,26 @@ def test_verify_finds_what_came_back(dataset):
     with tarfile.open(dataset.path("images/stray.tar"), "w") as tar:
         tar.addfile(tarfile.TarInfo(f"{gone}.jpg"))
     assert [(path, found) for path, _, found in snapshot.verify(dataset)] == [("images/stray.tar", "1 members")]
+
+
+def test_a_files_name_goes_out_of_what_a_source_consists_of_and_stays_out(dataset):
+    source = Recipe.model_validate(
+        {"dataset": "x", "sources": [{"kind": "folder", "name": "photos", "path": "photos"}]}
+    ).sources[0]
+    page = "https://www.example.net/album.html"
+    states = {"a secret name.jpg": "1 2", "another.jpg": "1 2", page: "{}"}
+    ingest.note_seen(dataset, source, "k", states)
+    asked = {"url": "photos:/a%20secret%20name.jpg", "domain": "example.net"}
+    ask(dataset, **asked)
+    assert list(snapshot.verify(dataset)) == []
+    assert ingest.seen(dataset, "k") == {"another.jpg": "1 2"}
+    assert [part.rows for part in dataset.read_table("seen", "k").parts] == [1]
+    assert not any(b"a secret name" in content or b"album" in content for content in everything(dataset).values())
+    ingest.note_seen(dataset, source, "k", states)
+    assert ingest.seen(dataset, "k") == {"another.jpg": "1 2"}
+    name, rows = "000009-0000000", pa.table({"file": list(states), "state": list(states.values())})
+    path = dataset.write_part("seen", "k", name, rows, {}).path
+    assert list(snapshot.verify(dataset)) == [(path, "nothing forgotten", "2 files or pages")]
 
 
 def test_what_is_refused_is_told_by_its_key_alone(dataset):

@@ -412,8 +412,15 @@ class Dataset:
         return {name: value for name, value in manifest.items() if name != "checksum"}
 
     def removed(self) -> list[int]:
-        """The numbers of snapshots that `vlmdata gc` has removed."""
-        return self.read_json("removed.json")["snapshots"] if self.exists("removed.json") else []
+        """The numbers of snapshots that `vlmdata gc` has removed. Raises DataError for a damaged file."""
+        if not self.exists("removed.json"):
+            return []
+        content = self.read_json("removed.json")
+        gone = content.get("snapshots") if isinstance(content, dict) else None
+        if not isinstance(gone, list) or not all(type(number) is int for number in gone):
+            where = self.address("removed.json")
+            raise DataError(f"{where}: not numbers of snapshots; `vlmdata verify` lists what is damaged")
+        return gone
 
     def numbers(self) -> list[int]:
         """The numbers of the snapshots that there are, the newest last."""

@@ -62,15 +62,20 @@ def tag(
     """Name a snapshot: `DATASET@NAME` then means it."""
     from vlmdata import tags
     from vlmdata.dataset import Dataset
+    from vlmdata.lock import lock
 
     opened = Dataset(dataset)
     if name is None:
         for known, number in tags.tags(opened).items():
             print(f"{known}\t{number}")
-    elif remove:
-        tags.remove(opened, name)
-    else:
-        print(f"{name}\t{tags.tag(opened, name, snapshot)}")
+        return
+    if not opened.exists("latest.json"):
+        raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
+    with lock(opened, "vlmdata tag"):
+        if remove:
+            tags.remove(opened, name)
+        else:
+            print(f"{name}\t{tags.tag(opened, name, snapshot)}")
 
 
 @app.command()

@@ -67,6 +67,8 @@ def follow(staged: Staged, value: Any) -> Any:
     if isinstance(value.get("path"), str) and "sha256" in value and value["path"] in staged.files:
         file: File = staged.files[value["path"]][1]
         followed |= {"bytes": file.bytes, "sha256": file.sha256}
+        if value["path"] in staged.rows:
+            followed["rows"] = staged.rows[value["path"]]
     return followed
 
 

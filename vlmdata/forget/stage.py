@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from graphlib import TopologicalSorter
 from typing import Any
@@ -18,7 +18,7 @@ from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import MachineError
 from vlmdata.forget import manifests as manifests_of
 from vlmdata.forget import tombstones
-from vlmdata.forget.find import metadata_of, note_of, parquet_files
+from vlmdata.forget.find import metadata_of, named_in_seen, note_of, parquet_files
 from vlmdata.forget.journal import FOLDER, Staged
 from vlmdata.forget.manifests import Gone
 
@@ -31,7 +31,8 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
     staged, gone = Staged(dataset), Gone()
     forgotten = refused.load(dataset)
     entries = {(kind, digits, distance) for kind, digits, distance in journal["refused"]}
-    staged.put_bytes(refused.content(refused.Forgotten(forgotten.key, forgotten.entries | entries)), refused.LIST)
+    known = refused.Forgotten(forgotten.key, forgotten.entries | entries)
+    staged.put_bytes(refused.content(known), refused.LIST)
     drop = set(journal["captions"])
 
     def captions(texts: list[str]) -> list[str]:
@@ -39,6 +40,7 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
 
     uids = pa.array(journal["uids"], pa.string())
     _parts(staged, uids, captions if drop else None, gone)
+    _seen(staged, known)
     manifests = {number: dataset.snapshot(number) for number in dataset.numbers()}
     shards = _shards(staged, manifests.values(), uids, captions, gone.trimmed)
     manifests_of.tables(staged, gone)
@@ -88,6 +90,24 @@ def _parts(staged: Staged, uids: pa.Array, captions: tombstones.Captions | None,
             tar,
             [(u, o, n) for u, end, o, n in tombstones.members(dataset, tar) if u in wanted and end == "jpg"],
         )
+
+
+def _seen(staged: Staged, known: refused.Forgotten) -> None:
+    """What sources consisted of, without the files and pages that are refused: their names tell."""
+    dataset = staged.dataset
+    for path in parquet_files(dataset, ("tables/seen",)):
+        stay = ~named_in_seen(dataset, path, known)
+        if stay.all():
+            continue
+        staged.rows[path] = int(stay.sum())
+        rows = iter(stay.tolist())
+
+        def edit(group: pa.Table, rows: Iterator[bool] = rows) -> pa.Table:
+            return group.filter(pa.array([next(rows) for _ in range(group.num_rows)], pa.bool_()))
+
+        with dataset.spool() as folder:
+            tombstones.rewrite_part(dataset, path, folder / "part", edit, None)
+            staged.put(folder / "part", path)
 
 
 def _part(
