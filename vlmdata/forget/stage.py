@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlmdata import disk
 from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.download import forgotten as refused
 from vlmdata.download.forgotten import FORGOTTEN
@@ -39,9 +40,11 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
         return texts[:1] + [text for text in texts[1:] if forgotten.keyed("caption", text) not in drop]
 
     uids = pa.array(journal["uids"], pa.string())
+    manifests = {number: dataset.snapshot(number) for number in dataset.numbers()}
+    sizes = _sizes(dataset, uids, manifests.values())
+    disk.check(dataset, sum(sizes), "the forgetting", max(sizes, default=0))
     _parts(staged, uids, captions if drop else None, gone)
     _seen(staged, known)
-    manifests = {number: dataset.snapshot(number) for number in dataset.numbers()}
     shards = _shards(staged, manifests.values(), uids, captions, gone.trimmed)
     manifests_of.tables(staged, gone)
     for number, manifest in manifests.items():
@@ -55,6 +58,24 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
         followed["splits"] = manifests_of.less(manifest["splits"], splits)
         dataset.write_json(f"{FOLDER}/{snapshot_folder(number)}/manifest.json", followed)
     return staged
+
+
+def _sizes(dataset: Dataset, uids: pa.Array, manifests: Iterable[dict[str, Any]]) -> list[int]:
+    """About how many bytes each file has that is made anew beside the old one: parts, tars and shards with a uid."""
+    paths, names = [], set()
+    for path in parquet_files(dataset, ("tables", "images", "snapshots")):
+        columns = metadata_of(dataset, path).schema.to_arrow_schema().names
+        if "/shards/" in path or "uid" not in columns:
+            continue
+        wanted = ["uid", "shard"] if _SAMPLES.fullmatch(path) and "shard" in columns else ["uid"]
+        rows = dataset.read_part(path, wanted)
+        rows = rows.filter(pc.is_in(rows["uid"], uids))
+        if rows.num_rows:
+            paths += [path, *([tar] if dataset.exists(tar := f"{path.removesuffix('.parquet')}.tar") else [])]
+            names |= set(rows["shard"].to_pylist()) if "shard" in wanted else set()
+    shards = {shard["path"]: shard["bytes"] for manifest in manifests for shard in manifest["shards"]}
+    of_shards = [size for path, size in shards.items() if path.rpartition("/")[2].partition(".")[0] in names]
+    return [*(dataset.fs.size(dataset.path(path)) for path in paths), *of_shards]
 
 
 def _parts(staged: Staged, uids: pa.Array, captions: tombstones.Captions | None, gone: Gone) -> None:
