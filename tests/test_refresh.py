@@ -244,3 +244,7 @@ def test_what_a_first_snapshot_brought_is_forgotten_in_its_children_also_when_it
     assert list(snapshot.verify(dataset)) == []
     assert dataset.latest()["shards"] == []
     ok(folder, "refresh", "recipe.yaml")
+    dataset.remove(f"tables/pairs/{manifest['tables']['pairs']['key']}/manifest.json")
+    code, _, err = command(folder, "refresh", "recipe.yaml")
+    assert code == 1
+    assert "manifest.json is gone, and the snapshot in force was made of it" in err

@@ -122,7 +122,14 @@ def _read(dataset: Dataset) -> dict[str, Any] | None:
     if not dataset.exists(STATUS):
         return None
     content = dataset.read_json(STATUS)
-    kinds = {"owner": str, "what": str, "state": str, "begun": float, "ended": float | None, "stage": str | None}
+    kinds: dict[str, Any] = {
+        "owner": str,
+        "what": str,
+        "state": str,
+        "begun": float,
+        "ended": float | None,
+        "stage": str | None,
+    }
     kinds |= {"stage_started": float | None, "told": float | None, "done": int | None, "total": int | None}
     if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise DataError(f"{dataset.address(STATUS)}: not a run's status; remove it, the next run writes it anew")

@@ -79,11 +79,10 @@ def _upload_and_rename(fs: Any, aside: str, path: str, create: bool) -> None:
         if create:
             fs.rm(partial)
             raise FileExistsError(path)
-        if aside := places(fs, path)[1:2]:  # HDFS renames onto nothing that is there
-            _remove(fs, aside[0])
-            fs.mv(path, aside[0])
-        else:
-            fs.rm(path)
+        for old in places(fs, path)[1:2]:  # HDFS renames onto nothing that is there
+            _remove(fs, old)
+            fs.mv(path, old)
+        _remove(fs, path)
     fs.mv(partial, path)
     for old in places(fs, path)[1:2]:
         _remove(fs, old)
