@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger, task
 
 from vlmdata import forget, layers, recipe_file, snapshot, status
 from vlmdata import refresh as renewal
-from vlmdata.dataset import Dataset, Table, snapshot_folder
+from vlmdata.dataset import Dataset, Table, snapshot_folder, table_folder
 from vlmdata.errors import DataError
 from vlmdata.flows import curate
 from vlmdata.jobs import missing
@@ -64,6 +64,7 @@ def refresh(recipe: str, discard: bool = False) -> str:
             run.tables |= look(run, latest, discard)
         if not layers.same_parts(latest, run.tables["pairs"]):
             curate.compute(run)
+            latest = dataset.latest() or latest  # a download that brings what is forgotten changes its files
             published = curate.publish(run, latest)
             assert published is not None, "shards are among the stages"
             return curate.finish(run, published)
@@ -79,7 +80,8 @@ def look(run: curate.Run, latest: dict[str, Any], discard: bool) -> dict[str, Ta
     """Read the sources again, and make a layer of the pairs that are new; a layer that waits comes first."""
     dataset, plan = run.dataset, run.plan
     pairs = dataset.read_table("pairs", plan.pairs)
-    assert pairs is not None, "the snapshot in force has it"
+    if pairs is None:
+        raise _missing(dataset, "pairs", plan.pairs)
     brought = dataset.read_table("source_signals", plan.pairs) if plan.brings else None
     brought = layers.cut(dataset, brought, pairs) if brought else None
     tables = {"pairs": pairs} | ({"source_signals": brought} if brought else {})
@@ -93,7 +95,8 @@ def look(run: curate.Run, latest: dict[str, Any], discard: bool) -> dict[str, Ta
     for source in plan.recipe.sources:
         key = plan.found[source.name]
         table = dataset.read_table("found", key)
-        assert table is not None, "pairs are made of it"
+        if table is None:
+            raise _missing(dataset, "found", key)
         if not renewal.pending(pairs, table):
             read = extract_stage.run if by_file(source) else None
             table = (
@@ -104,3 +107,8 @@ def look(run: curate.Run, latest: dict[str, Any], discard: bool) -> dict[str, Ta
         found.append(table)
     grown = renewal.add_layer(dataset, plan, pairs, brought, found)
     return tables | {table.table: table for table in grown}
+
+
+def _missing(dataset: Dataset, table: str, key: str) -> DataError:
+    path = dataset.address(f"{table_folder(table, key)}/manifest.json")
+    return DataError(f"{path} is gone, and the snapshot in force was made of it: put it back, or `vlmdata run` again")

@@ -14,7 +14,7 @@ from vlmdata.errors import DataError, OutageError
 from vlmdata.pipelines import skip
 from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, Scattered, There, Whole, Work, bad, forget
 from vlmdata.pipelines.known import prepare
-from vlmdata.pipelines.runner import at_once, engine, processes, run_parts
+from vlmdata.pipelines.runner import at_once, engine, here_at_once, processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
 from vlmdata.recipe import Runner
 
@@ -35,7 +35,8 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     before = dataset.read_table("images", plan.images)
     seen = {part.name for part in before.parts} if before else set()
     fresh = [part for part in pairs.parts if part.name not in seen]
-    disk.check(dataset, disk.images(before, fresh, plan.recipe.download), "the download")
+    needed = disk.images(before, fresh, plan.recipe.download)
+    disk.check(dataset, needed, "the download", needed / max(len(fresh), 1) * here_at_once(plan.recipe.runner))
     retried = layers.retried(pairs)
     named = list_files(plan.recipe, "optout")
     work = Work(

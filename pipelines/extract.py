@@ -67,6 +67,6 @@ def run(dataset: Dataset, source: Source, key: str, runner: Runner, earlier: Tab
         module.report(source, counts)
     parts = [part_from(result["part"]) for result in results]
     table = ingest.record(dataset, source, key, dataset.scan(parts, ingest.raw_schema(source)), counts, earlier)
-    ingest.note_seen(dataset, key, now)
+    ingest.note_seen(dataset, source, key, now)
     dataset.remove(table_folder("extracted", key))
     return table

@@ -217,6 +217,11 @@ def at_once(runner: Runner) -> int:
     return max(sum(_threads(runner.address)), runner.workers or 1)
 
 
+def here_at_once(runner: Runner) -> int:
+    """How many parts lie on this machine's disk at once, at the least: other engines' workers may be elsewhere."""
+    return at_once(runner) if runner.kind == "direct" else 1
+
+
 def processes(runner: Runner) -> int:
     """How many processes work on parts at once, at most; the in-process runner's threads are one.
 

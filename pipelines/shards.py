@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from vlmdata import blur, disk, layers, shards
 from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
 from vlmdata.errors import MachineError
-from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.runner import here_at_once, run_parts
 from vlmdata.pipelines.select import Selection
 from vlmdata.plan import Plan
 from vlmdata.recipe import Shards
@@ -90,7 +90,9 @@ def run(
     columns = columns_of(plan)
     image_bytes = _image_bytes(dataset, selection)
     written_twice = 1 + len(recipe.formats)  # first scattered, then in every format
-    disk.check(dataset, sum(selection.splits.values()) * image_bytes * written_twice, "writing the shards")
+    samples = sum(selection.splits.values())
+    aside = min(recipe.samples, samples) * image_bytes * written_twice * here_at_once(plan.recipe.runner)
+    disk.check(dataset, samples * image_bytes * written_twice, "writing the shards", aside)
     into = shards.buckets(selection.splits, recipe.samples, image_bytes, selection.first)
     work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
     images = tables["images"].parts[-len(selection.written) :]

@@ -102,3 +102,33 @@ def test_a_kept_folder_outlives_an_error_and_goes_when_its_work_is_done(tmp_path
         with dataset.kept("reading/k") as folder:
             assert (folder / "held").read_text() == "it"
         assert not folder.parent.exists()
+
+
+def test_a_kill_while_a_document_is_replaced_by_renaming_loses_neither(monkeypatch):
+    dataset = Dataset("memory://killed-between-renames")
+    real = dataset.fs.mv
+    for kill in (1, 2):
+        dataset.write_json("latest.json", {"snapshot": kill})
+        calls = []
+
+        def mv(*arguments, calls=calls, kill=kill, **more):
+            calls.append(arguments)
+            if len(calls) == kill:
+                raise KeyboardInterrupt
+            return real(*arguments, **more)
+
+        with monkeypatch.context() as killed:
+            killed.setattr(dataset.fs, "mv", mv)
+            with pytest.raises(KeyboardInterrupt):
+                dataset.write_json("latest.json", {"snapshot": 9})
+        assert dataset.exists("latest.json")
+        assert dataset.read_json("latest.json") == {"snapshot": kill}
+    dataset.write_json("latest.json", {"snapshot": 10})
+    assert dataset.read_json("latest.json") == {"snapshot": 10}
+    assert not any(path.endswith(".old") for path in dataset.files(""))
+    calls.clear()
+    monkeypatch.setattr(dataset.fs, "mv", mv)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.write_json("latest.json", {"snapshot": 11})
+    dataset.remove("latest.json")
+    assert not dataset.exists("latest.json")

@@ -27,7 +27,14 @@ def test_the_estimate_follows_what_has_come(tmp_path):
 def test_more_than_is_free_is_refused_with_both_numbers(tmp_path, monkeypatch):
     dataset = Dataset(str(tmp_path))
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 0, 3 * 10**9))
-    disk.check(dataset, 3 * 10**9, "the download")
+    disk.check(dataset, 3 * 10**9, "the download", 0)
     with pytest.raises(MachineError, match=r"the download will take about 4\.2 GB, .* has 3\.0 GB free"):
-        disk.check(dataset, 4.2e9, "the download")
-    disk.check(Dataset("memory://it"), 1e18, "the download")
+        disk.check(dataset, 4.2e9, "the download", 0)
+
+
+def test_of_a_remote_dataset_what_lies_here_before_it_is_uploaded_must_fit(monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 0, 3 * 10**9))
+    disk.check(Dataset("memory://it"), 1e18, "the download", 2.9e9)
+    with pytest.raises(MachineError, match=r"about 3\.1 GB, .*uploaded, or set XDG_CACHE_HOME"):
+        disk.check(Dataset("memory://it"), 1e18, "the download", 3.1e9)
+    disk.check(Dataset("memory://it"), 1e9, "the download", 3.1e9)

@@ -4,9 +4,11 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
+from dataclasses import replace
 from itertools import pairwise
 
 import fsspec
@@ -15,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlmdata import catalog, forget, snapshot
-from vlmdata.dataset import Dataset, part_from
+from vlmdata import catalog, disk, forget, ingest, refresh, snapshot, tags
+from vlmdata.dataset import Dataset, Table, noted, part_from, part_name
 from vlmdata.download import forgotten
 from vlmdata.errors import DataError, InputError
 from vlmdata.forget import journal
@@ -196,6 +198,19 @@ def test_nothing_is_computed_again(dataset):
     assert not dataset.current_part("pairs", now["tables"]["pairs"]["key"], old["name"], {"x": "y"})
 
 
+def test_what_a_refresh_has_not_taken_yet_is_still_told_from_what_it_has(dataset):
+    pairs = dataset.tables_named("pairs")[0]
+    row = {"uid": uid(URL, CAPTION), "url": URL, "caption": CAPTION}
+    rows = [pa.Table.from_pylist([row]), pa.Table.from_pylist([row | {"uid": "f" * 32}])]
+    parts = tuple(dataset.write_part("found", "f", part_name(0, 1 + n), each, {}) for n, each in enumerate(rows))
+    dataset.write_table(Table("found", "f", parts))
+    dataset.write_table(replace(pairs, inputs=noted([Table("found", "f", parts[:1])])))
+    ask(dataset, url=URL)
+    found = dataset.read_table("found", "f")
+    assert [part.sha256 for part in found.parts] != [part.sha256 for part in parts]
+    assert refresh.pending(dataset.read_table("pairs", pairs.key), found) == [found.parts[1]]
+
+
 def test_a_merged_caption_goes_from_the_survivor(dataset):
     survivor = next(row for row in samples(dataset).values() if MERGED in (row["captions"] or [])[1:])
     gone = uid(next(row["url"] for row in samples(dataset).values() if row["caption"] == MERGED), MERGED)
@@ -276,6 +291,8 @@ def comparable(dataset):
 
 def test_verify_names_the_file_of_any_corrupted_byte(dataset):
     ask(dataset, url=URL)
+    tags.tag(dataset, "paper", "1")
+    dataset.write_sealed("removed.json", {"snapshots": []})
     whole = {path: dataset.read_bytes(path) for path in dataset.files("") if not path.startswith(".spool")}
     assert list(snapshot.verify(dataset)) == []
     read_first = [path for path in whole if path.endswith((".json", ".jsonl", ".key")) and "croissant" not in path]
@@ -323,6 +340,36 @@ def test_verify_finds_what_came_back(dataset):
     with tarfile.open(dataset.path("images/stray.tar"), "w") as tar:
         tar.addfile(tarfile.TarInfo(f"{gone}.jpg"))
     assert [(path, found) for path, _, found in snapshot.verify(dataset)] == [("images/stray.tar", "1 members")]
+
+
+def test_a_files_name_goes_out_of_what_a_source_consists_of_and_stays_out(dataset):
+    source = Recipe.model_validate(
+        {"dataset": "x", "sources": [{"kind": "folder", "name": "photos", "path": "photos"}]}
+    ).sources[0]
+    page = "https://www.example.net/album.html"
+    states = {"a secret name.jpg": "1 2", "another.jpg": "1 2", page: "{}"}
+    ingest.note_seen(dataset, source, "k", states)
+    asked = {"url": "photos:/a%20secret%20name.jpg", "domain": "example.net"}
+    ask(dataset, **asked)
+    assert list(snapshot.verify(dataset)) == []
+    assert ingest.seen(dataset, "k") == {"another.jpg": "1 2"}
+    assert [part.rows for part in dataset.read_table("seen", "k").parts] == [1]
+    assert not any(b"a secret name" in content or b"album" in content for content in everything(dataset).values())
+    ingest.note_seen(dataset, source, "k", states)
+    assert ingest.seen(dataset, "k") == {"another.jpg": "1 2"}
+    name, rows = "000009-0000000", pa.table({"file": list(states), "state": list(states.values())})
+    path = dataset.write_part("seen", "k", name, rows, {}).path
+    assert list(snapshot.verify(dataset)) == [(path, "nothing forgotten", "2 files or pages")]
+
+
+def test_what_would_not_fit_beside_the_old_files_is_not_begun(dataset, monkeypatch):
+    needed = []
+    monkeypatch.setattr(disk, "check", lambda dataset, size, *_: needed.append(size))
+    tar = next(dataset.path(path) for path in dataset.files("images") if path.endswith(".tar"))
+    ask(dataset, uid=uid(URL, CAPTION))
+    assert needed[0] > os.path.getsize(tar)
+    ask(dataset, url="https://nowhere.example/none.jpg")
+    assert needed[1] == 0
 
 
 def test_what_is_refused_is_told_by_its_key_alone(dataset):

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from vlmdata import gates
 from vlmdata.dataset import Dataset, part_from
-from vlmdata.errors import InputError, RefusedError
+from vlmdata.errors import DataError, InputError, RefusedError
 from vlmdata.recipe import Gates
 
 EARLIER = [
@@ -81,3 +81,15 @@ def test_what_cannot_be_judged_is_refused_as_input(dataset):
     for wrong in ({"kept_share": [0.8, 0.2]}, {"error_share": 1.5}, {"score": {"clip_score": -1}}, {"kept": 1}):
         with pytest.raises(ValidationError):
             Gates.model_validate(wrong)
+
+
+def test_what_is_forgotten_is_not_judged_and_damaged_parts_are_told(dataset):
+    check(dataset, [("x", None), ("y", "words"), ("z", "forgotten"), ("w", "forgotten")], kept_share=[0.5, 0.5])
+    parent = publish(dataset, EARLIER)
+    dataset.write_bytes(parent["samples"][0]["path"], b"PAR1 and no more PAR1")
+    new = tuple(part_from(part) for part in parent["samples"])
+    with pytest.raises(DataError, match="vlmdata verify"):
+        gates.check(dataset, Gates(kept_share=(0, 1)), new, parent)
+    dataset.remove(parent["samples"][0]["path"])
+    with pytest.raises(DataError, match="vlmdata verify"):
+        gates.check(dataset, Gates(kept_share=(0, 1)), new, parent)

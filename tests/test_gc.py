@@ -3,9 +3,10 @@
 import pytest
 from made_snapshots import publish
 
-from vlmdata import gc, tags
+from vlmdata import forget, gc, tags
+from vlmdata.cli import keeping
 from vlmdata.dataset import Dataset, Table
-from vlmdata.errors import InputError
+from vlmdata.errors import InputError, RefusedError
 from vlmdata.lock import lock
 
 
@@ -81,3 +82,14 @@ def test_listing_removes_nothing(dataset):
     assert files(dataset) == before
     assert "goes:  snapshots 1" in lines
     assert any(line.startswith("goes:  tables/pairs/one: 2 files") for line in lines)
+
+
+def test_nothing_is_listed_in_the_middle_of_a_forgetting_and_removing_finishes_it_first(dataset, monkeypatch):
+    publish(dataset, [("a", None)])
+    dataset.write_json("forgetting.json", {})
+    with pytest.raises(RefusedError, match="a forgetting is not at its end"):
+        keeping.gc(dataset.root)
+    done = []
+    monkeypatch.setattr(forget, "finish", lambda opened: done.append(opened.exists("lock.json")))
+    keeping.gc(dataset.root, keep=1, yes=True)
+    assert done == [True]

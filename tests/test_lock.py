@@ -61,6 +61,24 @@ def test_a_lock_of_another_machine_counts_by_its_heartbeat(dataset):
         pass
 
 
+def test_a_clock_that_is_set_neither_frees_a_lock_nor_holds_it_for_ever(dataset, monkeypatch):
+    with lock(dataset, "this run"):
+        monkeypatch.setattr(locks.psutil.Process, "create_time", lambda self: 0.0)
+        with pytest.raises(RefusedError, match="this run"), lock(Dataset(dataset.root), "the next run"):
+            pass
+    ahead = {
+        "owner": "x",
+        "what": "a run",
+        "pid": 1,
+        "started": 0,
+        "host": "elsewhere",
+        "heartbeat": time.time() + 9000,
+    }
+    dataset.write_json("lock.json", ahead)
+    with lock(dataset, "this run"):
+        pass
+
+
 def take_over(dataset, monkeypatch):
     """What a run on another machine does that finds no heartbeat: it has the lock until the test ends."""
     monkeypatch.setattr(locks, "STALE_SECONDS", 0.0)

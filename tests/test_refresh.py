@@ -12,8 +12,9 @@ import pytest
 import yaml
 from conftest import content
 
-from vlmdata import catalog, cli, snapshot
+from vlmdata import catalog, cli, diff, forget, snapshot
 from vlmdata.dataset import Dataset
+from vlmdata.forget.request import request
 
 RECIPE = {
     "dataset": "runs/it",
@@ -197,3 +198,53 @@ def test_a_shut_gate_publishes_nothing_and_the_layer_goes_on_when_it_is_opened(f
     ok(dropped, "refresh", "recipe.yaml", "--discard")
     assert manifest_of(dropped)["funnel"][-1]["left"] == manifest_of(first)["funnel"][-1]["left"] + 4
     assert json.loads((dropped / "runs/it/latest.json").read_bytes()) == {"snapshot": 2}
+
+
+def counted(folder, manifest):
+    """The funnel's and the splits' counts, from the rows of the snapshot in force."""
+    left = sql(folder, "select count(*), count(*) filter (reason = 'forgotten'), count(*) filter (kept) from samples")[
+        0
+    ]
+    assert (manifest["funnel"][0]["left"], manifest["funnel"][-1]["left"]) == (left[0], left[2])
+    assert manifest["funnel"][1] == {"reason": "forgotten", "rejected": left[1], "left": left[0] - left[1]}
+    steps = {step["reason"]: step["rejected"] for step in manifest["funnel"][1:]}
+    reasons = dict(sql(folder, "select reason, count(*) from samples where not kept group by all"))
+    assert {reason: count for reason, count in steps.items() if count} == reasons
+    splits = dict(sql(folder, "select split, count(*) from samples where kept group by all"))
+    assert {split: count for split, count in manifest["splits"].items() if count} == splits
+
+
+def test_what_a_first_snapshot_brought_is_forgotten_in_its_children_also_when_it_is_gone(refreshed, tmp_path):
+    folder = tmp_path / "it"
+    shutil.copytree(refreshed, folder)
+    dataset = Dataset(str(folder / "runs/it"))
+    uids = sql(folder, "select uid from samples where kept and url < 'photos:/2' order by shard, uid limit 2")
+    first, second = (uid for (uid,) in uids)
+    forget.forget(dataset, request([("uid", first)]))
+    assert list(snapshot.verify(dataset)) == []
+    counted(folder, dataset.latest())
+    assert diff.lines(diff.diff(dataset, dataset.snapshot(1), dataset.latest()))
+    ok(folder, "gc", "runs/it", "--keep", "1", "--yes")
+    assert dataset.numbers() == [2]
+    forget.forget(dataset, request([("uid", second)]))
+    assert list(snapshot.verify(dataset)) == []
+    manifest = dataset.latest()
+    counted(folder, manifest)
+    assert in_shards(folder, manifest) == sorted(u for (u,) in sql(folder, "select uid from samples where kept"))
+    of_the_first = [
+        uid for (uid,) in sql(folder, "select uid from samples where split is not null and shard is not null")
+    ]
+    train = [shard for shard in manifest["shards"] if shard["split"] == "train" and shard["format"] == "webdataset"]
+    assert of_the_first
+    assert train
+    card = dataset.read_bytes("snapshots/000002/README.md").decode()
+    shown = card.partition("PATH/TO/THIS/FOLDER/../")[2].partition('"')[0]
+    assert dataset.exists(f"snapshots/{shown}")
+    forget.forget(dataset, request([("uid", uid) for uid in of_the_first]))
+    assert list(snapshot.verify(dataset)) == []
+    assert dataset.latest()["shards"] == []
+    ok(folder, "refresh", "recipe.yaml")
+    dataset.remove(f"tables/pairs/{manifest['tables']['pairs']['key']}/manifest.json")
+    code, _, err = command(folder, "refresh", "recipe.yaml")
+    assert code == 1
+    assert "manifest.json is gone, and the snapshot in force was made of it" in err

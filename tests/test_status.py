@@ -77,3 +77,10 @@ def test_a_run_that_was_killed_is_not_running(dataset):
     found = status.status(dataset)
     assert found["running"] is None
     assert found["last"]["state"] == "killed"
+
+
+def test_a_status_of_a_wrong_shape_is_told(dataset):
+    for wrong in ([], {}, {"owner": "x", "what": "a run", "state": "done", "begun": "today"}):
+        dataset.write_json("status.json", wrong)
+        with pytest.raises(DataError, match=r"status\.json: not a run's status"):
+            status.status(dataset)

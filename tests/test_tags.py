@@ -3,9 +3,9 @@
 import pytest
 from made_snapshots import publish
 
-from vlmdata import tags
+from vlmdata import gc, tags
 from vlmdata.dataset import Dataset
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
 
 
 @pytest.fixture
@@ -45,6 +45,26 @@ def test_what_is_no_name_or_no_snapshot_is_refused(dataset):
     with pytest.raises(InputError, match="did you mean 'paper'"):
         tags.opened(f"{dataset.root}@papers")
     assert tags.find("nowhere@paper") is None
+
+
+def test_names_are_sealed_and_a_damaged_file_is_told(dataset):
+    tags.tag(dataset, "checksum", "1")
+    assert dataset.is_sealed("tags.json")
+    for wrong in ([], {"tags": ["a"]}, {"tags": {"a": "1"}}, {"a": 1}):
+        dataset.write_json("tags.json", wrong)
+        with pytest.raises(DataError, match=r"tags\.json: not names of snapshots"):
+            tags.tags(dataset)
+    dataset.write_json("removed.json", {"snapshots": 1})
+    with pytest.raises(DataError, match=r"removed\.json: not numbers of snapshots"):
+        dataset.numbers()
+
+
+def test_a_name_of_a_snapshot_that_is_gone_means_none(dataset):
+    tags.tag(dataset, "paper", "1")
+    dataset.write_sealed("removed.json", {"snapshots": [1]})
+    with pytest.raises(InputError, match="has no snapshot 1 any more"):
+        tags.opened(f"{dataset.root}@paper")
+    assert gc.garbage(dataset, 1).stay == {2: ""}
 
 
 def test_a_folder_with_an_at_sign_in_its_name_is_a_dataset(tmp_path):

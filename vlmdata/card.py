@@ -114,10 +114,9 @@ def _front_matter(dataset: Dataset, manifest: dict[str, Any], languages: list[tu
 
 def _data_files(shards: list[dict[str, Any]], manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """A pattern for each folder that has shards of a split; a `-` never stands in a split's name."""
-    folder = snapshot_folder(manifest["number"])
     splits: dict[str, list[str]] = {}
     for shard in shards:
-        place = os.path.relpath(shard["path"].rpartition("/")[0], folder).replace(os.sep, "/")
+        place = _relative(shard["path"].rpartition("/")[0], manifest)
         ending = shard["path"].rpartition(".")[2]
         patterns = splits.setdefault(shard["split"], [])
         if (pattern := f"{place}/{shard['split']}-*.{ending}") not in patterns:
@@ -125,6 +124,11 @@ def _data_files(shards: list[dict[str, Any]], manifest: dict[str, Any]) -> list[
     return [
         {"split": split, "path": patterns[0] if len(patterns) == 1 else patterns} for split, patterns in splits.items()
     ]
+
+
+def _relative(path: str, manifest: dict[str, Any]) -> str:
+    """A path of the dataset from the snapshot's folder on; a parent's shards lie in another one."""
+    return os.path.relpath(path, snapshot_folder(manifest["number"])).replace(os.sep, "/")
 
 
 def _feature(column: pa.Field) -> dict[str, Any]:
@@ -151,14 +155,13 @@ def _reading(manifest: dict[str, Any]) -> list[str]:
         lines.append(f"- `{split}`: {count:,} samples, {size:,} bytes in all formats")
     lines += ["", "```python"]
     formats = {shard["format"] for shard in manifest["shards"]}
-    split = next(name for name, count in manifest["splits"].items() if count)
+    split = next(name for name in manifest["splits"] if any(s["split"] == name for s in manifest["shards"]))
     if "parquet" in formats:
         lines.append(f'datasets.load_dataset("PATH/TO/THIS/FOLDER", split="{split}")')
     if "webdataset" in formats:
-        number = next(s["path"] for s in manifest["shards"] if s["format"] == "webdataset" and s["split"] == split)
-        lines.append(
-            f'webdataset.WebDataset("PATH/TO/THIS/FOLDER/shards/{number.rsplit("/", 1)[1]}", shardshuffle=False)'
-        )
+        path = next(s["path"] for s in manifest["shards"] if s["format"] == "webdataset" and s["split"] == split)
+        path = _relative(path, manifest)
+        lines.append(f'webdataset.WebDataset("PATH/TO/THIS/FOLDER/{path}", shardshuffle=False)')
     about = (
         "A sample's members are `jpg`, `txt` (the caption) and `json` (uid, url, source, license, captions, and the "
         "values that rules used)."

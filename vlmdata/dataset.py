@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata.errors import DataError, InputError, MachineError
-from vlmdata.storage import reaching, upload
+from vlmdata.storage import places, reaching, upload
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -150,11 +150,15 @@ class Dataset:
 
     def exists(self, relative: str) -> bool:
         with self.reaching(relative):
-            return self.fs.exists(self.path(relative))
+            return any(self.fs.exists(place) for place in places(self.fs, self.path(relative)))
 
     def read_bytes(self, relative: str) -> bytes:
         with self.reaching(relative):
-            return self.fs.cat_file(self.path(relative))
+            *before, last = places(self.fs, self.path(relative))
+            for place in before:
+                with suppress(FileNotFoundError):
+                    return self.fs.cat_file(place)
+            return self.fs.cat_file(last)
 
     def open(self, relative: str) -> Any:
         """A binary file to read from."""
@@ -252,9 +256,11 @@ class Dataset:
 
     def remove(self, relative: str) -> None:
         self.guard()
-        if self.exists(relative):
-            with self.reaching(relative):
-                self.fs.rm(self.path(relative), recursive=True)
+        with self.reaching(relative):
+            # What stands aside first, or a kill would bring it back.
+            for place in reversed(places(self.fs, self.path(relative))[:2]):
+                if self.fs.exists(place):
+                    self.fs.rm(place, recursive=True)
 
     def move(self, source: str, target: str) -> None:
         """Put a file in the place of another. Nothing happens where it was moved already."""
@@ -412,8 +418,15 @@ class Dataset:
         return {name: value for name, value in manifest.items() if name != "checksum"}
 
     def removed(self) -> list[int]:
-        """The numbers of snapshots that `vlmdata gc` has removed."""
-        return self.read_json("removed.json")["snapshots"] if self.exists("removed.json") else []
+        """The numbers of snapshots that `vlmdata gc` has removed. Raises DataError for a damaged file."""
+        if not self.exists("removed.json"):
+            return []
+        content = self.read_json("removed.json")
+        gone = content.get("snapshots") if isinstance(content, dict) else None
+        if not isinstance(gone, list) or not all(type(number) is int for number in gone):
+            where = self.address("removed.json")
+            raise DataError(f"{where}: not numbers of snapshots; `vlmdata verify` lists what is damaged")
+        return gone
 
     def numbers(self) -> list[int]:
         """The numbers of the snapshots that there are, the newest last."""

@@ -27,7 +27,8 @@ def diff(dataset: Dataset, before: dict[str, Any], after: dict[str, Any]) -> dic
 
     `before` and `after`: number, pairs, kept. `changes`: for each of new, gone, kept now, no longer kept and other
     reason its `pairs`, `verdicts` (from and to as `reason`, null for kept, `absent` where there is no such pair; pairs)
-    and up to three `examples` (uid, caption, from, to), the first by uid. `shards`: how many came, went and stayed.
+    and up to three `examples` (uid, caption, from, to), the first by uid, none forgotten. `shards`: how many came, went
+    and stayed.
     """
     result: dict[str, Any] = {
         name: {"number": each["number"], "pairs": each["funnel"][0]["left"], "kept": each["funnel"][-1]["left"]}
@@ -71,7 +72,8 @@ def _changes(
             {"name": name},
         ).fetchall()
         examples = connection.execute(
-            "SELECT uid, caption, was, now FROM changed WHERE change = $name ORDER BY uid LIMIT $most",
+            "SELECT uid, caption, was, now FROM changed "
+            "WHERE change = $name AND caption IS NOT NULL ORDER BY uid LIMIT $most",  # a tombstone shows nothing
             {"name": name, "most": EXAMPLES},
         ).fetchall()
         found[name] = {

@@ -1,6 +1,7 @@
-"""Whether what a stage will write fits on the dataset's disk, before it begins."""
+"""Whether what a stage will write fits on the disk, before it begins."""
 
 import shutil
+from pathlib import Path
 
 from vlmdata.dataset import Dataset, Part, Table
 from vlmdata.errors import MachineError
@@ -11,16 +12,19 @@ from vlmdata.recipe import Download
 _BYTES_A_PIXEL = 0.05
 
 
-def check(dataset: Dataset, needed: float, what: str) -> None:
-    """Raise MachineError, with both numbers, when the dataset's disk has less room than is needed (bytes). Only a local
-    disk says how much it has."""
-    if not dataset.local:
-        return
-    free = shutil.disk_usage(dataset.root).free
+def check(dataset: Dataset, needed: float, what: str, aside: float) -> None:
+    """Raise MachineError, with both numbers, when a disk has less room than is needed (bytes): the dataset's, or where
+    that is remote, of which nobody knows the room, the one where uploads are made. aside: what lies there at once."""
+    if dataset.local:
+        place, advice = Path(dataset.root), "(`vlmdata gc` lists what no snapshot needs), or take another disk"
+    else:
+        place, needed = dataset.kept_folder(".spool"), min(needed, aside)
+        advice = "for what is made there before it is uploaded, or set XDG_CACHE_HOME to another disk"
+    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     if needed > free:
         raise MachineError(
-            f"{what} will take about {_size(needed)}, and the disk of {dataset.root} has {_size(free)} free: make room "
-            "(`vlmdata gc` lists what no snapshot needs), or take another disk"
+            f"{what} will take about {_size(needed)}, and the disk of {place} has {_size(free)} free: "
+            f"make room {advice}"
         )
 
 

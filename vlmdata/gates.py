@@ -8,7 +8,8 @@ import duckdb
 
 from vlmdata.catalog import parquet_sql
 from vlmdata.dataset import Dataset, Part
-from vlmdata.errors import InputError, RefusedError, first_line
+from vlmdata.download.forgotten import FORGOTTEN
+from vlmdata.errors import DataError, InputError, RefusedError, first_line
 from vlmdata.ingest import connect
 from vlmdata.recipe import Gates, nearest
 from vlmdata.rules import quoted
@@ -20,7 +21,7 @@ def check(dataset: Dataset, gates: Gates, new: tuple[Part, ...], parent: dict[st
     """Hold the new parts of samples against the recipe's limits and the parent's samples.
 
     Raises RefusedError that names every gate that is shut, with what was found; InputError for a column that is not
-    there or has no numbers.
+    there or has no numbers; DataError for damaged parts. What is forgotten is left out.
     """
     if not (gates.kept_share or gates.error_share is not None or gates.score or gates.languages is not None):
         return
@@ -28,13 +29,19 @@ def check(dataset: Dataset, gates: Gates, new: tuple[Part, ...], parent: dict[st
         connection = connect(Path(spill))
         if not dataset.local:
             connection.register_filesystem(dataset.fs)
-        for name, paths in (
-            ("fresh", [part.path for part in new]),
-            ("earlier", [p["path"] for p in parent["samples"]]),
-        ):
-            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {parquet_sql(dataset, paths)}")
         try:
+            for name, paths in (
+                ("fresh", [part.path for part in new]),
+                ("earlier", [part["path"] for part in parent["samples"]]),
+            ):
+                # What is forgotten has no values, and is judged by nobody.
+                connection.execute(
+                    f"CREATE VIEW {name} AS SELECT * FROM {parquet_sql(dataset, paths)} "
+                    f"WHERE reason IS DISTINCT FROM '{FORGOTTEN}'"
+                )
             shut = _shut(connection, gates)
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise DataError(f"{dataset.url}: {first_line(error)}; `vlmdata verify` lists what is damaged") from error
         except duckdb.Error as error:
             raise InputError(f"gates: {first_line(error)}") from error
         finally:

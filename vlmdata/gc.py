@@ -37,7 +37,8 @@ def garbage(dataset: Dataset, keep: int = KEPT) -> Garbage:
     numbers = dataset.numbers()
     stay = dict.fromkeys(numbers[-keep:], "")
     for name, number in tags(dataset).items():
-        stay[number] = f"{stay.get(number, '')} {name}".strip()
+        if number in numbers:
+            stay[number] = f"{stay.get(number, '')} {name}".strip()
     manifests = {number: dataset.snapshot(number) for number in numbers if number in stay}
     named, keys = _named(dataset, manifests.values())
     pairs = [dataset.read_table("pairs", key) for name, key in keys if name == "pairs"]
@@ -58,7 +59,7 @@ def collect(dataset: Dataset, found: Garbage) -> None:
     """Remove it. Only the holder of the lock may call it, and with what `garbage` says under that lock."""
     gone = sorted({*dataset.removed(), *found.snapshots})
     if found.snapshots:  # first: a snapshot that is being removed is none any more
-        dataset.write_json("removed.json", {"snapshots": gone})
+        dataset.write_sealed("removed.json", {"snapshots": gone})
     for number in found.snapshots:
         dataset.remove(f"{snapshot_folder(number)}/manifest.json")
     for path in found.files:

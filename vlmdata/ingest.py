@@ -76,17 +76,20 @@ def read_files(
 
         table = record(dataset, source, key, pads.dataset(str(raw)), {}, earlier)
         pages = visited(source, str(scratch))
-        note_seen(dataset, key, now if pages is None else pages)
+        note_seen(dataset, source, key, now if pages is None else pages)
         return table
 
 
-def note_seen(dataset: Dataset, key: str, states: Mapping[str, str | None]) -> None:
-    """Record what a source consists of, in the place of what was recorded before."""
+def note_seen(dataset: Dataset, source: Source, key: str, states: Mapping[str, str | None]) -> None:
+    """Record what a source consists of, in the place of what was recorded before; nothing of what is forgotten."""
     schema = table_schema("seen")
+    refused = forgotten.load(dataset)
+    states = {file: state for file, state in states.items() if not refused.names(source.name, file)}
     before = dataset.read_table("seen", key)
     rows = pa.table({"file": list(states), "state": list(states.values())}, schema=schema)
     name = part_name(0, before.layer + 1 if before else FIRST_LAYER)
-    dataset.write_table(Table("seen", key, (dataset.write_part("seen", key, name, rows, {}),)))
+    parts = (dataset.write_part("seen", key, name, rows, {}),)
+    dataset.write_table(Table("seen", key, parts, about={"source": source.name}))
     for part in before.parts if before else ():
         dataset.remove(part.path)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -38,7 +39,7 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
         "owner": new_id(),
         "what": what,
         "pid": process.pid,
-        "started": process.create_time(),
+        "started": _started(process),
         "host": socket.gethostname(),
         "heartbeat": time.time(),
     }
@@ -175,7 +176,7 @@ def _read(dataset: Dataset) -> dict[str, Any] | None:
 
 def _alive(content: dict[str, Any]) -> bool:
     if content["host"] != socket.gethostname():
-        return time.time() - content["heartbeat"] < STALE_SECONDS
+        return abs(time.time() - content["heartbeat"]) < STALE_SECONDS  # a clock ahead must not hold it for ever
     return _runs(content["pid"], content["started"])
 
 
@@ -186,7 +187,7 @@ def end_orphans(dataset: Dataset) -> None:
             mark = process.environ().get(RUN_VARIABLE, "")
             pid, _, rest = mark.partition(" ")
             started, _, root = rest.partition(" ")
-            if root == dataset.root and not _runs(int(pid), float(started)) and "uvicorn" in process.cmdline():
+            if root == dataset.root and not _runs(int(pid), started) and "uvicorn" in process.cmdline():
                 process.terminate()
                 log.info("ended the Prefect server of a run that is gone (process %d)", process.pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -196,13 +197,26 @@ def end_orphans(dataset: Dataset) -> None:
 def run_mark(dataset: Dataset) -> str:
     """What a run puts into RUN_VARIABLE, so that its children can be told from others after it is gone."""
     process = psutil.Process()
-    return f"{process.pid} {process.create_time()} {dataset.root}"
+    return f"{process.pid} {_started(process)} {dataset.root}"
 
 
-def _runs(pid: int, started: float) -> bool:
+def _started(process: psutil.Process) -> str:
+    """What no other process of the same id has: on Linux the boot and the ticks since, which do not move when the clock
+    is set; elsewhere the time of its start."""
     try:
-        # A process id may have been given away again: the start time tells.
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        fields = Path(f"/proc/{process.pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return f"{boot}/{fields[19]}"
+    except (OSError, IndexError):
+        return str(process.create_time())
+
+
+def _runs(pid: int, started: str | float) -> bool:
+    try:
+        # A process id may have been given away again: its start tells.
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        by_ticks = "/" in str(started)  # otherwise of another system, or of an older version
+        same = _started(process) == started if by_ticks else abs(process.create_time() - float(started)) < 1
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -15,6 +15,7 @@ from vlmdata.errors import DataError
 from vlmdata.forget import proof
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.sources.urls import strip_signature, strip_urls
+from vlmdata.tags import TAGS
 
 # What a selection leaves beside the samples, and a manifest takes over.
 _SELECTED = ("base", "settled", "balance", "grouped")
@@ -119,9 +120,13 @@ def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
 
 def _hashed(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
     seen: set[str] = set()
-    whole = _sealed(dataset, "latest.json")
-    if not whole:
-        yield "latest.json", "its checksum", "damaged"
+    damaged = [
+        name
+        for name in ("latest.json", "removed.json", TAGS)
+        if (name == "latest.json" or dataset.exists(name)) and not _sealed(dataset, name)
+    ]
+    yield from ((name, "its checksum", "damaged") for name in damaged)
+    whole = not {"latest.json", "removed.json"} & set(damaged)
     for name in APART:
         for key in dataset.keys_of(name):
             if _state(dataset, name, key) == "damaged":  # where it is missing the stage has not ended

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vlmdata.dataset import Dataset
-from vlmdata.errors import MachineError, RefusedError, VlmdataError
+from vlmdata.errors import DataError, MachineError, RefusedError, VlmdataError
 from vlmdata.lock import holder
 
 STATUS = "status.json"
@@ -89,7 +89,7 @@ def status(dataset: Dataset) -> dict[str, Any]:
     """
     from vlmdata.tags import tags
 
-    content = dataset.read_json(STATUS) if dataset.exists(STATUS) else None
+    content = _read(dataset)
     held = holder(dataset, alive=True)
     running = None
     if held is not None:
@@ -115,6 +115,25 @@ def status(dataset: Dataset) -> dict[str, Any]:
         found["snapshot"] = {"number": latest["number"], "pairs": funnel[0]["left"], "kept": funnel[-1]["left"]}
         found["snapshot"] |= {"created": latest["created"], "tags": names}
     return found
+
+
+def _read(dataset: Dataset) -> dict[str, Any] | None:
+    """Raises DataError for what no run has written."""
+    if not dataset.exists(STATUS):
+        return None
+    content = dataset.read_json(STATUS)
+    kinds: dict[str, Any] = {
+        "owner": str,
+        "what": str,
+        "state": str,
+        "begun": float,
+        "ended": float | None,
+        "stage": str | None,
+    }
+    kinds |= {"stage_started": float | None, "told": float | None, "done": int | None, "total": int | None}
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+        raise DataError(f"{dataset.address(STATUS)}: not a run's status; remove it, the next run writes it anew")
+    return content
 
 
 def lines(found: dict[str, Any]) -> list[str]:

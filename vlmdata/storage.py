@@ -79,8 +79,25 @@ def _upload_and_rename(fs: Any, aside: str, path: str, create: bool) -> None:
         if create:
             fs.rm(partial)
             raise FileExistsError(path)
-        fs.rm(path)  # HDFS renames onto nothing that is there
+        for old in places(fs, path)[1:2]:  # HDFS renames onto nothing that is there
+            _remove(fs, old)
+            fs.mv(path, old)
+        _remove(fs, path)
     fs.mv(partial, path)
+    for old in places(fs, path)[1:2]:
+        _remove(fs, old)
+
+
+def _remove(fs: Any, path: str) -> None:
+    if fs.exists(path):
+        fs.rm(path)
+
+
+def places(fs: Any, path: str) -> list[str]:
+    """Where to look for a file, in order. Where a document cannot be replaced in one step, the one before stands aside
+    meanwhile, also after a kill; then its place once more, since it may have been done by then."""
+    in_one_step = _protocols(fs) & {*_OBJECT_STORES, "file", "local"}
+    return [path] if in_one_step or not path.endswith((".json", ".jsonl")) else [path, f"{path}.old", path]
 
 
 def is_s3(fs: Any) -> bool:

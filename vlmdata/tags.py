@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from vlmdata.dataset import Dataset
-from vlmdata.errors import InputError
+from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import nearest
 
 TAGS = "tags.json"
@@ -12,19 +12,26 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
 def tags(dataset: Dataset) -> dict[str, int]:
-    """Name -> number of its snapshot, by name."""
-    return dict(sorted(dataset.read_json(TAGS).items())) if dataset.exists(TAGS) else {}
+    """Name -> number of its snapshot, by name. Raises DataError for a damaged file."""
+    if not dataset.exists(TAGS):
+        return {}
+    content = dataset.read_json(TAGS)
+    named = content.get("tags") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not all(type(number) is int for number in named.values()):
+        raise DataError(f"{dataset.address(TAGS)}: not names of snapshots; `vlmdata verify` lists what is damaged")
+    return dict(sorted(named.items()))
 
 
 def tag(dataset: Dataset, name: str, word: str | None = None) -> int:
     """Give a snapshot (a number or another tag; the one in force otherwise) a name, which leaves the one it had.
 
+    Only the holder of the lock may call it, or `gc` may remove the snapshot meanwhile; so with `remove`.
     Returns the snapshot's number. Raises InputError for what is no name, and where there is no such snapshot.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for a snapshot: a letter, then letters, digits, `_`, `.` and `-`")
     number = number_of(dataset, word) if word is not None else _newest(dataset)
-    dataset.write_json(TAGS, dict(sorted({**tags(dataset), name: number}.items())))
+    _write(dataset, {**tags(dataset), name: number})
     return number
 
 
@@ -34,7 +41,7 @@ def remove(dataset: Dataset, name: str) -> None:
     if name not in known:
         raise InputError(f"{dataset.url}: no snapshot is called {name!r}{nearest(name, known)}")
     del known[name]
-    dataset.write_json(TAGS, known)
+    _write(dataset, known)
 
 
 def number_of(dataset: Dataset, word: str) -> int:
@@ -44,8 +51,9 @@ def number_of(dataset: Dataset, word: str) -> int:
         known = tags(dataset)
         if word not in known:
             raise InputError(f"{dataset.url}: no snapshot is called {word!r}{nearest(word, known)}")
-        return known[word]
-    number = int(word)
+        number = known[word]
+    else:
+        number = int(word)
     if not 1 <= number <= newest:
         raise InputError(f"{dataset.url}: has no snapshot {number}: the newest one is {newest}")
     if number not in dataset.numbers():
@@ -74,6 +82,11 @@ def opened(data: str) -> tuple[Dataset, dict[str, Any]]:
     if found is None:
         raise InputError(f"{data}: no snapshot here; make one by `vlmdata run RECIPE`")
     return found
+
+
+def _write(dataset: Dataset, named: dict[str, int]) -> None:
+    dataset.guard()
+    dataset.write_sealed(TAGS, {"tags": dict(sorted(named.items()))})
 
 
 def _newest(dataset: Dataset) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlmdata.cli.application import DatasetUrl, app, say
-from vlmdata.errors import InputError, MachineError
+from vlmdata.errors import InputError, MachineError, RefusedError
 
 
 class Answer(StrEnum):
@@ -62,15 +62,20 @@ def tag(
     """Name a snapshot: `DATASET@NAME` then means it."""
     from vlmdata import tags
     from vlmdata.dataset import Dataset
+    from vlmdata.lock import lock
 
     opened = Dataset(dataset)
     if name is None:
         for known, number in tags.tags(opened).items():
             print(f"{known}\t{number}")
-    elif remove:
-        tags.remove(opened, name)
-    else:
-        print(f"{name}\t{tags.tag(opened, name, snapshot)}")
+        return
+    if not opened.exists("latest.json"):
+        raise InputError(f"{dataset}: no snapshot here; make one by `vlmdata run RECIPE`")
+    with lock(opened, "vlmdata tag"):
+        if remove:
+            tags.remove(opened, name)
+        else:
+            print(f"{name}\t{tags.tag(opened, name, snapshot)}")
 
 
 @app.command()
@@ -80,17 +85,21 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="remove it; otherwise it is only listed")] = False,
 ) -> None:
     """Remove older snapshots without a name, and all that no remaining one refers to."""
+    from vlmdata import forget as forgetting
     from vlmdata import gc as collector
     from vlmdata.dataset import Dataset
     from vlmdata.lock import lock
 
     opened = Dataset(dataset)
     if not yes:
+        if opened.exists(forgetting.JOURNAL):
+            raise RefusedError(f"{dataset}: a forgetting is not at its end; `vlmdata forget {dataset}` goes on with it")
         for line in collector.lines(collector.garbage(opened, keep)):
             print(line)
         say("nothing was removed; --yes removes it")
         return
     with lock(opened, "vlmdata gc"):
+        forgetting.finish(opened)  # it has staged and moved what no manifest names yet
         found = collector.garbage(opened, keep)
         collector.collect(opened, found)
     for line in collector.lines(found):

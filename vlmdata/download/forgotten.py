@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from vlmdata.dataset import Dataset
 from vlmdata.download.optout import domain_form, url_form
+from vlmdata.download.stored import local_url
 from vlmdata.errors import DataError
 
 FORGOTTEN = "forgotten"  # the download_status, until the end of the stage, and the reason
@@ -71,6 +72,11 @@ class Forgotten:
             for uid, url, page in zip(uids, urls, pages, strict=True)
         ]
         return np.array(found, bool)
+
+    def names(self, source: str | None, file: str) -> bool:
+        """Whether a file of a source (its name, where it is known) is a refused image, or a page below a domain."""
+        local = source is not None and self.has("url", local_url(source, file))
+        return local or self.has("url", file) or self.below(file)
 
     def shows(self, jpeg: bytes) -> bool:
         """Whether a stored picture looks like one on the list."""

@@ -69,6 +69,14 @@ def parquet_files(dataset: Dataset, folders: tuple[str, ...]) -> list[str]:
     return [path for folder in folders for path in dataset.files(folder) if path.endswith(".parquet")]
 
 
+def named_in_seen(dataset: Dataset, path: str, forgotten: Forgotten) -> np.ndarray:
+    """bool [n]: which rows of a part of `seen` are refused files or pages."""
+    table = dataset.read_table("seen", path.split("/")[2])
+    source = table.about.get("source") if table else None
+    files = dataset.read_part(path, ["file"])["file"].to_pylist()
+    return np.array([forgotten.names(source, file) for file in files], bool)
+
+
 def note_of(metadata: pq.FileMetaData) -> dict[str, Any] | None:
     """What a part notes of itself; None for a file that is no part."""
     text = (metadata.metadata or {}).get(b"vlmdata")

@@ -21,6 +21,7 @@ class Staged:
     files: dict[str, tuple[str | None, File]] = field(default_factory=dict)
     moves: list[str] = field(default_factory=list)
     removes: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)  # of parts that have fewer now
 
     def put(self, aside: Path, path: str, old: str | None = None) -> File:
         """Take a finished local file as what is to stand at `path`."""

@@ -13,11 +13,20 @@ from vlmdata.forget.journal import Staged
 
 @dataclass
 class Gone:
-    """What goes of each snapshot: verdicts (null for kept) and samples of each split."""
+    """What goes of each part of samples (its path): verdicts (null for kept) and samples of each split."""
 
-    reasons: dict[int, Counter[str | None]] = field(default_factory=dict)
-    splits: dict[int, Counter[str]] = field(default_factory=dict)
+    reasons: dict[str, Counter[str | None]] = field(default_factory=dict)
+    splits: dict[str, Counter[str]] = field(default_factory=dict)
     trimmed: set[str] = field(default_factory=set)  # uids that stay, with fewer captions
+
+    def of(self, parts: list[dict[str, Any]]) -> tuple[Counter[str | None], Counter[str]]:
+        """The reasons and splits of all parts that a manifest lists; later snapshots list their parents' too."""
+        reasons: Counter[str | None] = Counter()
+        splits: Counter[str] = Counter()
+        for part in parts:
+            reasons += self.reasons.get(part["path"], Counter())
+            splits += self.splits.get(part["path"], Counter())
+        return reasons, splits
 
 
 def tables(staged: Staged, gone: Gone) -> None:
@@ -31,14 +40,19 @@ def tables(staged: Staged, gone: Gone) -> None:
     ]
     before = {path: dataset.read_json(path) for path in paths}
     after = {path: follow(staged, content) for path, content in before.items()}
-    became = {(f"{old['table']}/{old['key']}", _sha256(old)): _sha256(after[path]) for path, old in before.items()}
+    became = {
+        (f"{old['table']}/{old['key']}", was): now
+        for path, old in before.items()
+        for was, now in zip(_sha256s(old), _sha256s(after[path]), strict=True)
+    }
     for path, content in after.items():
         content["inputs"] = {name: became.get((name, sha256), sha256) for name, sha256 in content["inputs"].items()}
         about = content["about"]
         about.pop("returned", None)
-        if content["table"] == "samples" and int(content["key"]) in gone.reasons:
-            about["funnel"] = funnel(about["funnel"], gone.reasons[int(content["key"])])
-            about["splits"] = less(about["splits"], gone.splits[int(content["key"])])
+        if content["table"] == "samples":
+            reasons, splits = gone.of(content["parts"])
+            about["funnel"] = funnel(about["funnel"], reasons)
+            about["splits"] = less(about["splits"], splits)
         if content != before[path]:
             staged.put_sealed(path, {name: value for name, value in content.items() if name != "checksum"})
 
@@ -53,6 +67,8 @@ def follow(staged: Staged, value: Any) -> Any:
     if isinstance(value.get("path"), str) and "sha256" in value and value["path"] in staged.files:
         file: File = staged.files[value["path"]][1]
         followed |= {"bytes": file.bytes, "sha256": file.sha256}
+        if value["path"] in staged.rows:
+            followed["rows"] = staged.rows[value["path"]]
     return followed
 
 
@@ -76,6 +92,10 @@ def less(splits: dict[str, int], gone: Counter[str]) -> dict[str, int]:
     return {name: count - gone[name] for name, count in splits.items()}
 
 
-def _sha256(table: dict[str, Any]) -> str:
-    """As `Table.sha256`."""
-    return hashlib.sha256("".join(part["sha256"] for part in table["parts"]).encode()).hexdigest()
+def _sha256s(table: dict[str, Any]) -> list[str]:
+    """`Table.sha256` of its first part, of its first two and so on: what was made before a layer came notes fewer."""
+    digest, found = hashlib.sha256(), []
+    for part in table["parts"]:
+        digest.update(part["sha256"].encode())
+        found.append(digest.hexdigest())
+    return found

@@ -13,7 +13,7 @@ from vlmdata.download import forgotten as refused
 from vlmdata.errors import DataError
 from vlmdata.forget import AUDIT, audit_line
 from vlmdata.forget import journal as journals
-from vlmdata.forget.find import parquet_files
+from vlmdata.forget.find import named_in_seen, parquet_files
 from vlmdata.forget.tombstones import PLACES, VERDICT, members
 
 Difference = tuple[str, str, str]
@@ -33,7 +33,9 @@ def left(dataset: Dataset) -> Iterator[Difference]:
     if not forgotten:
         return
     for path in parquet_files(dataset, ("tables", "images", "snapshots")):
-        if not path.endswith(".near.parquet"):
+        if path.startswith("tables/seen/") and (found := _seen(dataset, path, forgotten)):
+            yield path, _NOTHING, found
+        elif not path.endswith(".near.parquet"):
             yield from ((path, _NOTHING, found) for found in _parquet(dataset, path, forgotten))
     for path in [*dataset.files("images"), *dataset.files("snapshots")]:
         if path.endswith(".tar"):
@@ -93,6 +95,14 @@ def _parquet(dataset: Dataset, path: str, forgotten: refused.Forgotten) -> Itera
                     yield f"a dictionary of {column}"
     except (pa.ArrowException, OSError):
         yield "it cannot be read, so nobody can tell"
+
+
+def _seen(dataset: Dataset, path: str, forgotten: refused.Forgotten) -> str | None:
+    try:
+        count = int(named_in_seen(dataset, path, forgotten).sum())
+    except DataError:
+        return "it cannot be read, so nobody can tell"
+    return f"{count} files or pages" if count else None
 
 
 def _rows(rows: pa.Table, forgotten: refused.Forgotten) -> int:

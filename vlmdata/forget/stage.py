@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from graphlib import TopologicalSorter
 from typing import Any
@@ -12,18 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlmdata import disk
 from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.download import forgotten as refused
 from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import MachineError
 from vlmdata.forget import manifests as manifests_of
 from vlmdata.forget import tombstones
-from vlmdata.forget.find import metadata_of, note_of, parquet_files
+from vlmdata.forget.find import metadata_of, named_in_seen, note_of, parquet_files
 from vlmdata.forget.journal import FOLDER, Staged
 from vlmdata.forget.manifests import Gone
 
-_SAMPLES = re.compile(r"snapshots/(\d{6})/samples/[^/]+\.parquet")
-_SHARD = re.compile(r"(snapshots/(\d{6})/shards/[^/]+?)(?:\.r\d+)?\.(tar|parquet)")
+_SAMPLES = re.compile(r"snapshots/\d{6}/samples/[^/]+\.parquet")
+_SHARD = re.compile(r"(snapshots/\d{6}/shards/[^/]+?)(?:\.r(\d+))?\.(tar|parquet)")
 
 
 def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
@@ -31,28 +32,50 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
     staged, gone = Staged(dataset), Gone()
     forgotten = refused.load(dataset)
     entries = {(kind, digits, distance) for kind, digits, distance in journal["refused"]}
-    staged.put_bytes(refused.content(refused.Forgotten(forgotten.key, forgotten.entries | entries)), refused.LIST)
+    known = refused.Forgotten(forgotten.key, forgotten.entries | entries)
+    staged.put_bytes(refused.content(known), refused.LIST)
     drop = set(journal["captions"])
 
     def captions(texts: list[str]) -> list[str]:
         return texts[:1] + [text for text in texts[1:] if forgotten.keyed("caption", text) not in drop]
 
     uids = pa.array(journal["uids"], pa.string())
-    _parts(staged, uids, captions if drop else None, gone)
     manifests = {number: dataset.snapshot(number) for number in dataset.numbers()}
-    revisions = {number: manifest["revision"] + 1 for number, manifest in manifests.items()}
-    shards = _shards(staged, manifests.values(), revisions, uids, captions, gone.trimmed)
+    sizes = _sizes(dataset, uids, manifests.values())
+    disk.check(dataset, sum(sizes), "the forgetting", max(sizes, default=0))
+    _parts(staged, uids, captions if drop else None, gone)
+    _seen(staged, known)
+    shards = _shards(staged, manifests.values(), uids, captions, gone.trimmed)
     manifests_of.tables(staged, gone)
     for number, manifest in manifests.items():
         followed = manifests_of.follow(staged, manifest)
         followed["shards"] = [again for shard in manifest["shards"] if (again := shards.get(shard["path"], shard))]
         if followed == manifest:
             continue
-        followed["revision"] = revisions[number]
-        followed["funnel"] = manifests_of.funnel(manifest["funnel"], gone.reasons.get(number, Counter()))
-        followed["splits"] = manifests_of.less(manifest["splits"], gone.splits.get(number, Counter()))
+        followed["revision"] = manifest["revision"] + 1
+        reasons, splits = gone.of(manifest["samples"])
+        followed["funnel"] = manifests_of.funnel(manifest["funnel"], reasons)
+        followed["splits"] = manifests_of.less(manifest["splits"], splits)
         dataset.write_json(f"{FOLDER}/{snapshot_folder(number)}/manifest.json", followed)
     return staged
+
+
+def _sizes(dataset: Dataset, uids: pa.Array, manifests: Iterable[dict[str, Any]]) -> list[int]:
+    """About how many bytes each file has that is made anew beside the old one: parts, tars and shards with a uid."""
+    paths, names = [], set()
+    for path in parquet_files(dataset, ("tables", "images", "snapshots")):
+        columns = metadata_of(dataset, path).schema.to_arrow_schema().names
+        if "/shards/" in path or "uid" not in columns:
+            continue
+        wanted = ["uid", "shard"] if _SAMPLES.fullmatch(path) and "shard" in columns else ["uid"]
+        rows = dataset.read_part(path, wanted)
+        rows = rows.filter(pc.is_in(rows["uid"], uids))
+        if rows.num_rows:
+            paths += [path, *([tar] if dataset.exists(tar := f"{path.removesuffix('.parquet')}.tar") else [])]
+            names |= set(rows["shard"].to_pylist()) if "shard" in wanted else set()
+    shards = {shard["path"]: shard["bytes"] for manifest in manifests for shard in manifest["shards"]}
+    of_shards = [size for path, size in shards.items() if path.rpartition("/")[2].partition(".")[0] in names]
+    return [*(dataset.fs.size(dataset.path(path)) for path in paths), *of_shards]
 
 
 def _parts(staged: Staged, uids: pa.Array, captions: tombstones.Captions | None, gone: Gone) -> None:
@@ -88,6 +111,24 @@ def _parts(staged: Staged, uids: pa.Array, captions: tombstones.Captions | None,
             tar,
             [(u, o, n) for u, end, o, n in tombstones.members(dataset, tar) if u in wanted and end == "jpg"],
         )
+
+
+def _seen(staged: Staged, known: refused.Forgotten) -> None:
+    """What sources consisted of, without the files and pages that are refused: their names tell."""
+    dataset = staged.dataset
+    for path in parquet_files(dataset, ("tables/seen",)):
+        stay = ~named_in_seen(dataset, path, known)
+        if stay.all():
+            continue
+        staged.rows[path] = int(stay.sum())
+        rows = iter(stay.tolist())
+
+        def edit(group: pa.Table, rows: Iterator[bool] = rows) -> pa.Table:
+            return group.filter(pa.array([next(rows) for _ in range(group.num_rows)], pa.bool_()))
+
+        with dataset.spool() as folder:
+            tombstones.rewrite_part(dataset, path, folder / "part", edit, None)
+            staged.put(folder / "part", path)
 
 
 def _part(
@@ -141,12 +182,9 @@ def _tar(staged: Staged, path: str, members: list[tuple[str, int, int]]) -> None
 
 def _trim(dataset: Dataset, path: str, mask: np.ndarray, captions: tombstones.Captions | None, gone: Gone) -> bool:
     """Count what goes of a part of samples; whether captions of others go, too."""
-    match = _SAMPLES.fullmatch(path)
-    assert match is not None
-    number = int(match[1])
     if mask.any():
         rows = dataset.read_part(path, ["reason", "split", "copies"]).filter(pa.array(mask)).to_pylist()
-        reasons, splits = (of.setdefault(number, Counter()) for of in (gone.reasons, gone.splits))
+        reasons, splits = (of.setdefault(path, Counter()) for of in (gone.reasons, gone.splits))
         for row in rows:
             if row["reason"] != FORGOTTEN:
                 reasons[row["reason"]] += 1
@@ -162,7 +200,6 @@ def _trim(dataset: Dataset, path: str, mask: np.ndarray, captions: tombstones.Ca
 def _shards(
     staged: Staged,
     manifests: Iterable[dict[str, Any]],
-    revisions: dict[int, int],
     uids: pa.Array,
     captions: tombstones.Captions,
     trimmed: set[str],
@@ -181,7 +218,7 @@ def _shards(
             continue
         match = _SHARD.fullmatch(path)
         assert match is not None, path
-        new = f"{match[1]}.r{revisions[int(match[2])]}.{match[3]}"
+        new = f"{match[1]}.r{int(match[2] or 1) + 1}.{match[3]}"
         with dataset.spool() as folder:
             aside = folder / "shard"
             if match[3] == "tar":

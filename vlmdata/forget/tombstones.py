@@ -60,7 +60,8 @@ def rewrite_part(
         if note is not None:
             metadata[b"vlmdata"] = json.dumps(note, sort_keys=True).encode()
         schema = file.schema_arrow.with_metadata(metadata)
-        with pq.ParquetWriter(aside, schema, compression="zstd", store_schema=stored is not None) as writer:
+        kept = stored is not None
+        with pq.ParquetWriter(aside, schema, compression="zstd", store_schema=kept, write_page_checksum=True) as writer:
             for group in range(file.num_row_groups):
                 rows = edit(file.read_row_group(group, use_threads=False))
                 if rows.num_rows:
