@@ -1,13 +1,12 @@
 """The flow `compare`: one pool, several selections of it, the same training on each."""
 
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import snapshot
+from vlmdata import snapshot, status
 from vlmdata.compare import measures, selections, trial
 from vlmdata.dataset import Dataset, write_parquet
 from vlmdata.errors import InputError
@@ -49,10 +48,12 @@ def compare(recipe: dict[str, Any], chosen: dict[str, dict[str, Any]], seeds: in
     selects = {name: Select.model_validate(options) for name, options in chosen.items()}
     plans = selections.plans(plan, {"": selections.RAW} | selects)
     curate.curate(recipe, None, MEASURED)
-    with lock(dataset, "vlmdata compare"), engine(parsed.runner) as runner:
-        plans = {
-            name: replace(one, recipe=one.recipe.model_copy(update={"runner": runner})) for name, one in plans.items()
-        }
+    with (
+        lock(dataset, "vlmdata compare") as held,
+        status.recorded(dataset, held),
+        engine(parsed.runner) as runner,
+    ):
+        plans = {name: curate.with_runner(one, runner) for name, one in plans.items()}
         run = curate.Run(plans.pop(""), dataset, ("select", "shards"))
         run.ready("dedup", list(plan.tables))
         manifest = _pool(run)
@@ -107,8 +108,7 @@ def _test_shards(recipe: Recipe, job: ContrastiveJob) -> list[str]:
 def _pool(run: curate.Run) -> dict[str, Any]:
     """The manifest of the snapshot that holds the whole pool; published now, if it is not there."""
     dataset = run.dataset
-    latest = dataset.latest()
-    for number in range(latest["number"] if latest else 0, 0, -1):
+    for number in reversed(dataset.numbers()):
         manifest = dataset.snapshot(number)
         if made_from(manifest, run.plan, run.tables.values()) and not snapshot.missing_file(dataset, manifest):
             return manifest

@@ -12,10 +12,11 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import card, forget, ingest, layers, snapshot
+from vlmdata import card, forget, gates, ingest, layers, snapshot, status
 from vlmdata.catalog import GROUPED, append
 from vlmdata.dataset import Dataset, Table, snapshot_folder
 from vlmdata.errors import InputError, MachineError, OutageError
+from vlmdata.flows import artifacts
 from vlmdata.flows.train import deploy
 from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
@@ -28,7 +29,7 @@ from vlmdata.pipelines import shards as shards_stage
 from vlmdata.pipelines import signals as signals_stage
 from vlmdata.pipelines.runner import engine
 from vlmdata.plan import STAGES, Plan, made_from, make_plan
-from vlmdata.recipe import Recipe
+from vlmdata.recipe import Recipe, Runner
 from vlmdata.report import write_report
 from vlmdata.sources import by_file
 
@@ -48,6 +49,7 @@ class Run:
     stages: tuple[str, ...]
     tables: dict[str, Table] = field(default_factory=dict)
     seconds: dict[str, tuple[datetime.datetime, float]] = field(default_factory=dict)
+    progress: artifacts.Progress = field(default_factory=artifacts.Progress)
 
     def ready(self, stage: str, names: list[str]) -> None:
         """Take a stage's tables from an earlier run. Raises InputError where they are not there."""
@@ -85,19 +87,18 @@ def curate(
     parsed = whole.get() or Recipe.model_validate(recipe)
     dataset = Dataset(parsed.dataset)
     plan = make_plan(parsed, limit)
-    with lock(dataset, "vlmdata run"), engine(parsed.runner) as runner:
-        plan = replace(plan, recipe=parsed.model_copy(update={"runner": runner}))
+    with (
+        lock(dataset, "vlmdata run") as held,
+        status.recorded(dataset, held),
+        engine(parsed.runner) as runner,
+    ):
         forget.finish(dataset)
-        run = Run(plan, dataset, tuple(stages or STAGES))
+        run = Run(with_runner(plan, runner), dataset, tuple(stages or STAGES))
         dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:
             _add_layer(run, retry)
-        _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
-        if run.tables.get("images") and run.tables["images"].about.get("returned"):
-            _forget_returned(run)
-        _stage(run, "signals", run.plan.signal_tables, measure)
-        _stage(run, "dedup", [name for name in run.plan.tables if name in GROUPED], group_duplicates)
+        compute(run)
         latest = dataset.latest()
         lost = latest and snapshot.missing_file(dataset, latest)
         if lost:
@@ -107,21 +108,41 @@ def curate(
             if wanted and "select" not in run.stages:
                 raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")
             latest = publish(run) if "select" in run.stages else None
-        if latest is None:
-            return _unpublished(run)
-        shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
-        download_stage.clean(dataset)
-        _log_times(run, latest["number"])
-        try:
-            if "jobs" in run.stages:
-                for job in missing(parsed, dataset, latest["number"]):
-                    do_job.with_options(name=f"job {job.name}")(job, dataset, latest)
-        finally:  # a snapshot has its report, whatever became of its jobs
-            if "report" in run.stages:
-                with _timed(run, "report"):
-                    report(dataset, latest)
-                _log_times(run, latest["number"])
-        return dataset.address(snapshot_folder(latest["number"]))
+        return finish(run, latest) if latest is not None else _unpublished(run)
+
+
+def compute(run: Run) -> None:
+    """The stages from the download to the duplicates: what is missing of them."""
+    _stage(run, "download", [name for name in run.plan.tables if name in DOWNLOADED], download_images)
+    if run.tables.get("images") and run.tables["images"].about.get("returned"):
+        _forget_returned(run)
+    _stage(run, "signals", run.plan.signal_tables, measure)
+    _stage(run, "dedup", [name for name in run.plan.tables if name in GROUPED], group_duplicates)
+
+
+def with_runner(plan: Plan, runner: Runner) -> Plan:
+    """The plan with the engine that is kept for the whole flow; it changes no value, and no key."""
+    return replace(plan, recipe=plan.recipe.model_copy(update={"runner": runner}))
+
+
+def finish(run: Run, latest: dict[str, Any]) -> str:
+    """What comes behind the snapshot in force: its jobs that were not done, and its report. Returns its folder."""
+    dataset = run.dataset
+    shards_stage.clean(dataset)  # here, since a kill may come between publishing and cleaning
+    download_stage.clean(dataset)
+    _log_times(run, latest["number"])
+    try:
+        if "jobs" in run.stages:
+            for job in missing(run.plan.recipe, dataset, latest["number"]):
+                do_job.with_options(name=f"job {job.name}")(job, dataset, latest)
+    finally:  # a snapshot has its report, whatever became of its jobs
+        if "report" in run.stages:
+            with timed(run, "report"):
+                report(dataset, latest)
+            _log_times(run, latest["number"])
+        artifacts.publish(dataset, latest)
+    run.progress.ends()
+    return dataset.address(snapshot_folder(latest["number"]))
 
 
 def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[str, Table]]) -> None:
@@ -131,7 +152,7 @@ def _stage(run: Run, name: str, tables: list[str], work: Callable[[Run], dict[st
     if name not in run.stages:
         run.ready(name, tables)
         return
-    with _timed(run, name):
+    with timed(run, name):
         run.tables |= work(run)
 
 
@@ -159,15 +180,22 @@ def _add_layer(run: Run, classes: list[str]) -> None:
     run.tables |= {table.table: table for table in grown}
 
 
-def publish(run: Run) -> dict[str, Any] | None:
+def publish(run: Run, parent: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The manifest of the next snapshot: the full selection, or with a parent what its later layers add to it.
+
+    None where the stages end before the shards. Raises RefusedError where a gate is shut, before a shard is written.
+    """
     dataset, plan = run.dataset, run.plan
     number = snapshot.next_number(dataset)
-    with _timed(run, "select"):
-        selection = cast(select_stage.Selection, select(run, number))
+    with timed(run, "select"):
+        selection = cast(select_stage.Selection, select(run, number, parent))
     if "shards" not in run.stages:
         return None
-    with _timed(run, "shards"):
-        shards = write_shards(run, selection, number)
+    if parent is not None:
+        gates.check(dataset, plan.recipe.gates, selection.written, parent)
+    with timed(run, "shards"):
+        earlier = parent["shards"] if parent else []
+        shards = [*earlier, *write_shards(run, selection, number)]
         manifest = snapshot.manifest(plan, number, run.tables, selection.samples, shards, [])
         documents = card.write_documents(dataset, manifest)
         manifest = snapshot.manifest(plan, number, run.tables, selection.samples, shards, documents)
@@ -183,9 +211,11 @@ def _unpublished(run: Run) -> str:
 
 
 @contextmanager
-def _timed(run: Run, stage: str) -> Iterator[None]:
+def timed(run: Run, stage: str) -> Iterator[None]:
+    """Log when a stage begins and ends, and keep its time for `jobs`."""
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     get_run_logger().info("%s: begins", stage)
+    run.progress.begins(stage, len(run.stages))
     yield
     seconds = time.monotonic() - clock
     get_run_logger().info("%s: done in %.1f s", stage, seconds)
@@ -210,7 +240,7 @@ def _worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(error, MachineError) and not isinstance(error, OutageError)
 
 
-_retried: dict[str, Any] = {
+retried: dict[str, Any] = {
     "retries": 1,
     "retry_delay_seconds": 5,
     "retry_condition_fn": _worth_a_retry,
@@ -218,7 +248,7 @@ _retried: dict[str, Any] = {
 }
 
 
-@task(name="ingest", **_retried)
+@task(name="ingest", **retried)
 def ingest_pairs(run: Run) -> dict[str, Table]:
     """Read the sources that were not read yet, and unite their pairs."""
     dataset, plan = run.dataset, run.plan
@@ -237,7 +267,7 @@ def ingest_pairs(run: Run) -> dict[str, Table]:
     return {"pairs": pairs, **({"source_signals": layers.cut(dataset, brought, pairs)} if brought else {})}
 
 
-@task(name="download", **_retried)
+@task(name="download", **retried)
 def download_images(run: Run) -> dict[str, Table]:
     """Download the images of `pairs`, and hold what is stored against the lists of known images."""
     images = run.current("images") or download_stage.run(run.plan, run.dataset, run.tables["pairs"])
@@ -246,7 +276,7 @@ def download_images(run: Run) -> dict[str, Table]:
     return {"images": images, "known": known_stage.run(run.plan, run.dataset, images)}
 
 
-@task(name="signals", **_retried)
+@task(name="signals", **retried)
 def measure(run: Run) -> dict[str, Table]:
     """Measure what is missing of the signals."""
     names = run.plan.signal_tables
@@ -256,7 +286,7 @@ def measure(run: Run) -> dict[str, Table]:
     return signals_stage.run(run.plan, run.dataset, run.tables)
 
 
-@task(name="dedup", **_retried)
+@task(name="dedup", **retried)
 def group_duplicates(run: Run) -> dict[str, Table]:
     """Group duplicates by every method of the recipe."""
     names = [name for name in run.plan.tables if name in GROUPED]
@@ -265,19 +295,19 @@ def group_duplicates(run: Run) -> dict[str, Table]:
     return {name: table for name in names if (table := run.current(name))}
 
 
-@task(name="select", **_retried)
-def select(run: Run, number: int) -> select_stage.Selection:
-    """Give every pair its verdict."""
-    return select_stage.run(run.plan, run.dataset, run.tables, number)
+@task(name="select", **retried)
+def select(run: Run, number: int, parent: dict[str, Any] | None) -> select_stage.Selection:
+    """Give every pair its verdict, or those of new layers beside a parent's."""
+    return select_stage.run(run.plan, run.dataset, run.tables, number, parent)
 
 
-@task(name="shards", **_retried)
+@task(name="shards", **retried)
 def write_shards(run: Run, selection: select_stage.Selection, number: int) -> list[dict[str, Any]]:
     """Write the kept pairs into shards."""
     return shards_stage.run(run.plan, run.dataset, run.tables, selection, number)
 
 
-@task(name="job", **_retried)
+@task(name="job", **retried)
 def do_job(job: Any, dataset: Dataset, manifest: dict[str, Any]) -> None:
     """Run one job on the snapshot, wherever it says."""
     metrics = run_job(job, dataset, manifest, deploy)

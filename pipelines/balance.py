@@ -98,21 +98,30 @@ def run(
     elements: list[_Element],
     number: int,
     runner: Runner,
+    recorded: dict[str, Any] | None = None,
 ) -> tuple[list[pa.BooleanArray], dict[str, Any]]:
     """Balance the pairs that are left for snapshot `number`.
+
+    recorded: what an earlier snapshot's manifest records, for pairs that come later: its entries and probabilities are
+    taken, and its counts go on.
 
     Returns for each element which of its rows in force are kept (bool, False where none is left), and what the manifest
     records: the file with every entry's matches and probability, and the masses of head and tail.
     """
     with dataset.spool() as spill:
         connection = connect(spill)
-        found = _pool(dataset, options, key, elements, connection, runner)
-        listed = entries.united(options, found)
+        earlier = dataset.read_part(recorded["path"]) if recorded else None
+        if earlier is None:
+            listed = entries.united(options, _pool(dataset, options, key, elements, connection, runner))
+        else:
+            listed = earlier["entry"].to_pylist()
         work = dataset.write_part("balance", key, part_name(0), pa.table({"entry": listed}), {})
         results = run_parts(dataset, "match", _Match(dataset.absolute, key, work), elements, runner)
         matches, matched = ([part_from(result[place]) for result in results] for place in (0, 1))
         before = balance.merge(connection, dataset.scan(matched, balance.COUNTS), len(listed))
         probability = balance.probabilities(before, options.limit)
+        if earlier is not None:
+            probability = earlier["probability"].to_numpy()
         chances = balance.table(listed, before, np.zeros_like(before), probability)
         work = dataset.write_part("balance", key, part_name(1), chances, {})
         draw = _Draw(dataset.absolute, key, work, options)
@@ -120,6 +129,8 @@ def run(
         drawn = [part_from(outcome["drawn"]) for outcome in outcomes]
         after = balance.merge(connection, dataset.scan(drawn, balance.COUNTS), len(listed))
         connection.close()
+        if earlier is not None:
+            before, after = before + earlier["matches"].to_numpy(), after + earlier["kept"].to_numpy()
         aside = spill / "balance.parquet"
         write_parquet(balance.table(listed, before, after, probability), aside)
         file: File = dataset.commit(aside, f"{snapshot_folder(number)}/balance.parquet")
@@ -129,6 +140,11 @@ def run(
     ]
     came = sum(left.true_count for _, _, left in elements)
     unmatched, stayed = (sum(outcome[name] for outcome in outcomes) for name in ("unmatched", "kept"))
+    if recorded:
+        came, unmatched, stayed = (
+            count + recorded["mass"][name]
+            for count, name in ((came, "pairs"), (unmatched, "unmatched"), (stayed, "kept"))
+        )
     mass = balance.mass(listed, before, after, options.limit, came, unmatched, stayed)
     for name in _WORK:
         dataset.remove(f"tables/{name}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from vlmdata import layers
+from vlmdata import disk, layers
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
 from vlmdata.download import lists, optout
 from vlmdata.download.forgotten import FORGOTTEN
@@ -35,6 +35,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
     before = dataset.read_table("images", plan.images)
     seen = {part.name for part in before.parts} if before else set()
     fresh = [part for part in pairs.parts if part.name not in seen]
+    disk.check(dataset, disk.images(before, fresh, plan.recipe.download), "the download")
     retried = layers.retried(pairs)
     named = list_files(plan.recipe, "optout")
     work = Work(

@@ -11,7 +11,8 @@ from vlmdata.dataset import Dataset, Table, footer, part_from, part_name, table_
 from vlmdata.download import forgotten
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.recipe import Runner, Source
-from vlmdata.sources import by_file, strip_signature
+from vlmdata.refresh import changed
+from vlmdata.sources import by_file, states, strip_signature
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,28 @@ class _Work:
         return {"part": asdict(part), "counts": dataset.read_json(part.also[0].path)}
 
 
-def run(dataset: Dataset, source: Source, key: str, runner: Runner) -> Table:
-    """Read the files that were not read yet, then record the source's rows as `found` and `observations`.
+def run(dataset: Dataset, source: Source, key: str, runner: Runner, earlier: Table | None = None) -> Table:
+    """Read the files that were not read yet, then record the source's rows as `found`, `observations` and `seen`.
 
     Memory is bounded by a batch of rows in each worker, time by the files that a kill left unread.
+    earlier: what was found before: only files that are new or have changed since are read, see `ingest.record`.
     """
     module = by_file(source)
+    now = states(source)
     files = list(enumerate(module.files(source)))
+    if earlier is not None:
+        new = set(changed(ingest.seen(dataset, key), now))
+        files = [(number, file) for number, file in files if strip_signature(file)[0] in new]
+        if not files:
+            return earlier
     results = run_parts(dataset, "ingest", _Work(dataset.absolute, key, source), files, runner)
     counts: Counter[str] = Counter()
     for result in results:
         counts.update(result["counts"])
-    module.report(source, counts)
+    if earlier is None:  # in some new files alone there may be no page
+        module.report(source, counts)
     parts = [part_from(result["part"]) for result in results]
-    table = ingest.record(dataset, source, key, dataset.scan(parts, ingest.raw_schema(source)), counts)
+    table = ingest.record(dataset, source, key, dataset.scan(parts, ingest.raw_schema(source)), counts, earlier)
+    ingest.note_seen(dataset, key, now)
     dataset.remove(table_folder("extracted", key))
     return table

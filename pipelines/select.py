@@ -1,6 +1,9 @@
 """The stage `select`: verdicts part by part, what only all pairs decide, then one row a pair in `samples`."""
 
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,13 @@ from vlmdata.catalog import beside, has_scalars, wide_part
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name, snapshot_folder
 from vlmdata.dedup import NEAR, NEAR_ENDING
 from vlmdata.download import lists, optout
+from vlmdata.ingest import connect
 from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
 from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
-from vlmdata.select import Choice, checked, denials, judge_part, settle, top, with_merged
+from vlmdata.select import Choice, append, checked, denials, funnel, judge_part, settle, top, with_merged
 
 CAPTIONS = table_schema("verdict").field("captions")
 # One part of several tables, and which of its rows are in force where not all are.
@@ -26,12 +30,18 @@ _Element = tuple[list[Part], pa.BooleanArray | None]
 @dataclass(frozen=True)
 class Selection:
     """What the selection came to: parts of samples, the funnel, samples in each split; and of the parts that have rows
-    not in force (which have none in samples) which rows are, by the part's name."""
+    not in force (which have none in samples) which rows are, by the part's name.
+
+    written: the parts of samples that this selection has made: of a refresh those of the new layer, the last ones. Then
+    funnel and splits are of its pairs, and `first` has each split's first shard.
+    """
 
     samples: Table
     funnel: list[dict[str, Any]]
     splits: dict[str, int]
     in_force: dict[str, pa.BooleanArray]
+    written: tuple[Part, ...]
+    first: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,24 +151,41 @@ class _Verdicts:
     splits: dict[str, int]
     in_force: dict[str, pa.BooleanArray]
     files: dict[str, Any]
+    first: dict[str, int]
 
 
-def run(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> Selection:
-    """Judge every pair for snapshot `number`.
+def run(
+    plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int, parent: dict[str, Any] | None = None
+) -> Selection:
+    """Judge every pair for snapshot `number`; with the manifest of a parent only the pairs of later layers, beside its
+    verdicts, which stay (`select.append`).
 
     tables: pairs, images, the signals' tables, and duplicates where the recipe asks for them.
     """
-    found = _judge(plan, dataset, tables, number)
+    found = _judge(plan, dataset, tables, number, parent)
     pairs = [name for name in tables if has_scalars(name)].index("pairs")
     elements = list(zip(found.elements, found.parts, strict=True))
     results = run_parts(dataset, "select", _Write(dataset.absolute, str(number), pairs), elements, plan.recipe.runner)
     _clean(dataset)
-    about = {"select": plan.select, "funnel": found.funnel, "splits": found.splits, **found.files}
-    samples = Table(
-        "samples", str(number), tuple(part_from(result) for result in results), noted(tables.values()), about
-    )
+    written = tuple(part_from(result) for result in results)
+    about: dict[str, Any] = {"select": plan.select, "funnel": found.funnel, "splits": found.splits, **found.files}
+    earlier: tuple[Part, ...] = ()
+    if parent is not None:
+        earlier = tuple(part_from(part) for part in parent["samples"])
+        about["base"] = parent.get("base", parent["number"])
+        about["splits"] = {name: parent["splits"].get(name, 0) + count for name, count in found.splits.items()}
+        counts = _counts(parent["funnel"]) + _counts(found.funnel)
+        about["funnel"] = funnel(dict(counts), choice_of(plan))
+    samples = Table("samples", str(number), (*earlier, *written), noted(tables.values()), about)
     dataset.write_table(samples)
-    return Selection(samples, found.funnel, found.splits, found.in_force)
+    return Selection(samples, found.funnel, found.splits, found.in_force, written, found.first)
+
+
+def _counts(steps: list[dict[str, Any]]) -> Counter[str | None]:
+    """How many pairs have each reason, by a funnel."""
+    rejected: Counter[str | None] = Counter({step["reason"]: step["rejected"] for step in steps[1:]})
+    rejected[None] = steps[-1]["left"]
+    return rejected
 
 
 def kept(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -179,7 +206,9 @@ def _clean(dataset: Dataset) -> None:
         dataset.remove(f"tables/{name}")
 
 
-def _judge(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) -> _Verdicts:
+def _judge(
+    plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int, parent: dict[str, Any] | None = None
+) -> _Verdicts:
     choice = choice_of(plan)
     scalar = [name for name in tables if has_scalars(name)]
     in_force = layers.in_force(dataset, tables["pairs"])
@@ -187,10 +216,17 @@ def _judge(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) 
         (list(parts), in_force.get(parts[0].name))
         for parts in zip(*(tables[name].parts for name in scalar), strict=True)
     ]
+    if parent is not None:
+        by_part = by_part[len(parent["tables"]["pairs"]["parts"]) :]
+    before = len(parent["samples"]) if parent else 0
+    settled: dict[str, Any] = dict(parent.get("settled", {})) if parent else {}
     named = list_files(plan.recipe, "optout")
     folder = lists.prepare(dataset, "optout", named, optout.parse, plan.optout) if named else ""
     places = scalar.index("pairs"), scalar.index("images")
-    choice = replace(choice, rules=plan.rules | _thresholds(plan, dataset, by_part))
+    if parent is None and plan.checked.ranked:
+        settled["ranked"] = _thresholds(plan, dataset, by_part)
+    ranked = {name: top.at_least(plan.rules[name], settled["ranked"][name]) for name in plan.checked.ranked}
+    choice = replace(choice, rules=plan.rules | ranked)
     judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
@@ -209,36 +245,84 @@ def _judge(plan: Plan, dataset: Dataset, tables: dict[str, Table], number: int) 
         options, runner = plan.recipe.select.balance, plan.recipe.runner
         assert options is not None
         elements = [(parts[0], mask, rows) for (parts, mask), rows in zip(by_part, left, strict=True)]
-        kept, found = balance.run(dataset, options, plan.select, elements, number, runner)
+        earlier = parent["balance"] if parent else None
+        kept, found = balance.run(dataset, options, plan.select, elements, number, runner, earlier)
         recorded.update(found)
         return kept
 
+    first: dict[str, int] = {}
     with dataset.spool() as spill:
-        verdicts, funnel, splits = settle(
-            dataset.scan(judged_parts, _judged_schema(dataset, judged_parts)),
-            duplicates,
-            [part.rows for part in judged_parts],
-            choice,
-            plan.recipe.shards,
-            spill,
-            balancing if choice.balanced else None,
-            near,
-            spill / "grouped.parquet",
-        )
-        if duplicates is not None:
+        rows = dataset.scan(judged_parts, _judged_schema(dataset, judged_parts))
+        sizes = [part.rows for part in judged_parts]
+        balanced = balancing if choice.balanced else None
+        if parent is not None:
+            standing = _standing(dataset, parent, rows, duplicates, spill)
+            first = _first(parent, plan.recipe.shards.splits)
+            verdicts, counts, splits = append.append(
+                rows, standing, duplicates, sizes, choice, plan.recipe.shards, first, settled, spill, balanced, near
+            )
+            steps = funnel(counts, choice)
+        else:
+            verdicts, steps, splits = settle(
+                rows,
+                duplicates,
+                sizes,
+                choice,
+                plan.recipe.shards,
+                spill,
+                balanced,
+                near,
+                spill / "grouped.parquet",
+                settled,
+            )
+        if duplicates is not None and parent is None:
             grouped = dataset.commit(spill / "grouped.parquet", f"{snapshot_folder(number)}/grouped.parquet")
             files["grouped"] = asdict(grouped)
         verdict_parts = [
-            dataset.write_part("verdict", plan.select, part_name(number), rows, {})
-            for number, rows in enumerate(verdicts)
+            dataset.write_part("verdict", plan.select, part_name(place), verdict, {})
+            for place, verdict in enumerate(verdicts, before)
         ]
     files |= {"balance": recorded} if recorded else {}
-    return _Verdicts(by_part, verdict_parts, funnel, splits, in_force, files)
+    files |= {"settled": settled} if settled else {}
+    return _Verdicts(by_part, verdict_parts, steps, splits, in_force, files, first)
 
 
-def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, Expression]:
-    """The rules that rank all pairs, as rules on the exact threshold."""
-    rules = {}
+def _standing(dataset: Dataset, parent: dict[str, Any], rows: Any, duplicates: Any, spill: Path) -> pa.Table:
+    """`append.STANDING`: the pairs in the parent's shards that share a group of duplicates with one of `rows`."""
+    if duplicates is None:
+        return append.STANDING.empty_table()
+    connection = connect(spill)
+    connection.register("fresh", rows)
+    connection.register("duplicates", duplicates)
+    published = [part_from(part) for part in parent["samples"]]
+    columns = pa.schema([*append.STANDING, pa.field("kept", pa.bool_())])
+    connection.register("samples", dataset.scan(published, columns))
+    found = connection.sql(
+        """
+        WITH met AS (SELECT DISTINCT dup_method, dup_group FROM duplicates JOIN fresh USING (uid))
+        SELECT uid, sha256, split FROM samples
+        WHERE kept AND uid IN (SELECT uid FROM duplicates JOIN met USING (dup_method, dup_group)) ORDER BY uid"""
+    ).to_arrow_table()
+    connection.close()
+    return found.cast(append.STANDING)
+
+
+def _first(parent: dict[str, Any], splits: Iterable[str]) -> dict[str, int]:
+    """The number behind each split's last shard."""
+    numbers = {
+        split: [_number(shard["path"]) for shard in parent["shards"] if shard["split"] == split] for split in splits
+    }
+    return {split: max(found, default=-1) + 1 for split, found in numbers.items()}
+
+
+def _number(path: str) -> int:
+    """Of a shard: `train-0000003.tar`, or of another revision `train-0000003.r2.tar`."""
+    return int(path.rpartition("/")[2].rpartition("-")[2].partition(".")[0])
+
+
+def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[str, float | None]:
+    """Of the rules that rank all pairs the exact threshold: rule -> number; None where fewer pairs have one."""
+    found: dict[str, float | None] = {}
     for name, fraction in plan.checked.ranked.items():
         results = run_parts(
             dataset, "rank", _Keys(dataset.absolute, plan.select, plan.rules[name]), elements, plan.recipe.runner
@@ -247,15 +331,17 @@ def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[
 
         def count(prefix: int, known: int, parts: list[Part] = parts) -> np.ndarray:
             histogram = np.zeros(1 << top.DIGIT, np.int64)
-            for found in run_parts(dataset, "rank", _Count(dataset.absolute, prefix, known), parts, plan.recipe.runner):
-                for digit, pairs in found:
+            counted = run_parts(dataset, "rank", _Count(dataset.absolute, prefix, known), parts, plan.recipe.runner)
+            for digits in counted:
+                for digit, pairs in digits:
                     histogram[digit] += pairs
             return histogram
 
         place = top.datacomp_place(fraction, sum(part.rows for part in parts))
-        rules[name] = top.at_least(plan.rules[name], top.threshold(count, place))
+        key = top.threshold(count, place)
+        found[name] = top.value(key[0]) if key else None
         dataset.remove("tables/ranked")
-    return rules
+    return found
 
 
 def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata import blur, layers, shards
+from vlmdata import blur, disk, layers, shards
 from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
 from vlmdata.errors import MachineError
 from vlmdata.pipelines.runner import run_parts
@@ -82,19 +82,21 @@ class _Gather:
 def run(
     plan: Plan, dataset: Dataset, tables: dict[str, Table], selection: Selection, number: int
 ) -> list[dict[str, Any]]:
-    """Write the shards of snapshot `number`; its manifest's entries (path, bytes, sha256, rows, split, format). There
-    are none without images."""
+    """Write the shards of what was selected for snapshot `number`; their entries in its manifest (path, bytes, sha256,
+    rows, split, format). There are none without images."""
     if plan.recipe.download.skip:
         return []
     recipe: Shards = plan.recipe.shards
     columns = columns_of(plan)
-    into = shards.buckets(selection.splits, recipe.samples, _image_bytes(dataset, selection))
+    image_bytes = _image_bytes(dataset, selection)
+    written_twice = 1 + len(recipe.formats)  # first scattered, then in every format
+    disk.check(dataset, sum(selection.splits.values()) * image_bytes * written_twice, "writing the shards")
+    into = shards.buckets(selection.splits, recipe.samples, image_bytes, selection.first)
     work = f"work_shards/{number:06d}-{plan.shards}-{selection.samples.sha256[:16]}"
-    images = tables["images"].parts
-    faces = tables["boxes_faces"].parts if recipe.blur_faces else [None] * len(images)
+    images = tables["images"].parts[-len(selection.written) :]
+    faces = tables["boxes_faces"].parts[-len(images) :] if recipe.blur_faces else [None] * len(images)
     elements = [
-        (*parts, selection.in_force.get(parts[1].name))
-        for parts in zip(selection.samples.parts, images, faces, strict=True)
+        (*parts, selection.in_force.get(parts[1].name)) for parts in zip(selection.written, images, faces, strict=True)
     ]
     scatter = _Scatter(dataset.absolute, work, columns, into, plan.recipe.download.quality)
     scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)
@@ -114,7 +116,7 @@ def run(
 def _image_bytes(dataset: Dataset, selection: Selection) -> float:
     """Of a sample's image, on average; a copy is a sample."""
     total = count = 0
-    for part in selection.samples.parts:
+    for part in selection.written:
         rows = dataset.read_part(part, ["kept", "length", "copies"])
         kept = rows.filter(rows["kept"])
         copies = pc.cast(kept["copies"], pa.int64())

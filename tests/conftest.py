@@ -117,11 +117,11 @@ def here(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def content(folder: Path) -> dict[str, bytes]:
     """All files that two equal runs must have in common, without the times that DESIGN.md names."""
-    apart = ("tables/observations/", "tables/jobs/", "tables/metrics/", "jobs/")
+    apart = ("tables/observations/", "tables/seen/", "tables/jobs/", "tables/metrics/", "jobs/")
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name.startswith(apart) or name.endswith("report.html"):
+        if path.is_dir() or name.startswith(apart) or name.endswith(("report.html", "status.json")):
             continue
         files[name] = path.read_bytes()
         if name.startswith("snapshots/") and name.count("/") == 2 and name.endswith("manifest.json"):

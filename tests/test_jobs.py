@@ -16,7 +16,7 @@ import pytest
 from made_dataset import pair, picture, publish
 from pydantic import TypeAdapter, ValidationError
 
-from vlmdata import catalog
+from vlmdata import catalog, tags
 from vlmdata.dataset import Dataset, Table
 from vlmdata.errors import InputError, JobError
 from vlmdata.jobs import Attempt, Ended, by_hand, job_key, missing, run_job
@@ -300,7 +300,7 @@ def test_a_training_elsewhere_is_the_command_line_on_that_snapshot(published):
 
 def test_what_no_snapshot_is_called_is_refused(published):
     dataset, _ = published
-    assert source.snapshot(f"{dataset.root}@1")[1]["number"] == 1
+    assert tags.find(f"{dataset.root}@1")[1]["number"] == 1
     with pytest.raises(InputError, match="has no snapshot 3: the newest one is 1"):
         source.shards(f"{dataset.root}@000003")
     with pytest.raises(InputError, match="neither a dataset"):

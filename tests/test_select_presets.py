@@ -107,7 +107,8 @@ def selected(folder, rows, *presets, only=""):
             return sum(top.count_keys(keys, prefix, known) for keys in found)
 
         place = top.datacomp_place(fraction, len(rows))
-        rules[name] = top.at_least(rules[name], top.threshold(count, place))
+        found = top.threshold(count, place)
+        rules[name] = top.at_least(rules[name], top.value(found[0]) if found else None)
     choice = Choice(rules, frozenset(), (), ())
     kept = set()
     for cut in cuts:

@@ -231,17 +231,17 @@ def test_a_reader_sees_the_old_snapshot_or_the_new_one(s3, remote, photos):
     remote.fs.copy(remote.root, "pool/read", recursive=True)
     told, over = [], threading.Event()
 
-    query = "SELECT count(*), count(*) FILTER (kept), max(words) FROM samples JOIN text USING (uid)"
+    query = "SELECT count(*), count(*) FILTER (kept), max(text.words) FROM samples JOIN text USING (uid)"
 
     def read():
         while not over.is_set() or len(set(told)) < 2:
             connection = catalog.connect(Dataset(url))
-            told.append(connection.sql(query).fetchone())
+            told.extend(connection.sql(query).fetchall())
             connection.close()
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    while not told:
+    while not told and reader.is_alive():
         time.sleep(0.01)
     run(url, photos, select={"rules": {"words": "words >= 11"}})
     over.set()

@@ -109,6 +109,10 @@ def summary(dataset: Dataset, url: str) -> list[str]:
     funnel = manifest["funnel"]
     pairs, kept = funnel[0]["left"], funnel[-1]["left"]
     lines = [f"kept {kept:,} of {pairs:,} pairs ({kept / max(pairs, 1):.0%})"]
+    if "base" in manifest and manifest["parent"] in dataset.numbers():
+        earlier = dataset.snapshot(manifest["parent"])["funnel"]
+        new = pairs - earlier[0]["left"], kept - earlier[-1]["left"]
+        lines.append(f"new:     {new[0]:,} pairs, {new[1]:,} of them kept")
     reasons = sorted(funnel[1:], key=lambda step: -step["rejected"])
     told = [f"{step['reason']} {step['rejected']:,}" for step in reasons if step["rejected"]]
     lines += [f"  not kept: {', '.join(told[start : start + 4])}" for start in range(0, min(len(told), 12), 4)]
@@ -134,7 +138,11 @@ def _tried_again(dataset: Dataset, manifest: dict[str, Any]) -> list[str]:
     """What the layers came to that this snapshot has and its parent had not."""
     from vlmdata.layers import outcomes
 
-    tables = [dataset.snapshot(n)["tables"]["pairs"] for n in (manifest["parent"], manifest["number"]) if n]
+    tables = [
+        dataset.snapshot(n)["tables"]["pairs"]
+        for n in (manifest["parent"], manifest["number"])
+        if n in dataset.numbers()
+    ]
     newest = [part_from(table["parts"][-1]).layer for table in tables]
     if len(newest) < 2 or tables[0]["key"] != tables[1]["key"]:
         return []

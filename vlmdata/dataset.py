@@ -440,6 +440,16 @@ class Dataset:
         manifest = self.read_json(f"{snapshot_folder(number)}/manifest.json")
         return {name: value for name, value in manifest.items() if name != "checksum"}
 
+    def removed(self) -> list[int]:
+        """The numbers of snapshots that `vlmdata gc` has removed."""
+        return self.read_json("removed.json")["snapshots"] if self.exists("removed.json") else []
+
+    def numbers(self) -> list[int]:
+        """The numbers of the snapshots that there are, the newest last."""
+        newest = self.read_json("latest.json")["snapshot"] if self.exists("latest.json") else 0
+        gone = set(self.removed())
+        return [number for number in range(1, newest + 1) if number not in gone]
+
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write a snapshot's manifest, then switch `latest.json` to it."""
         self.guard()

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from vlmdata.download import forgotten
 from vlmdata.forget.tombstones import bury
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema
-from vlmdata.sources import read, signals
+from vlmdata.sources import read, signals, states, visited
 from vlmdata.sources.urls import LONGEST_CAPTION, shorten
 
 if TYPE_CHECKING:
@@ -47,18 +47,55 @@ def raw_schema(source: Source) -> pa.Schema:
 
 
 def read_source(dataset: Dataset, source: Source, key: str) -> Table:
-    """Read one source to its end and record what it yields, once: the tables `found` and `observations`."""
+    """Read one source to its end and record what it yields, once: the tables `found`, `observations` and `seen`."""
     progress.info("ingest: %s", source.name, extra={"stage": "ingest", "done": 0, "total": None})
+    before = states(source)  # first: what changes meanwhile is read by the next refresh
+    return read_files(dataset, source, key, before, None, None)
+
+
+def read_files(
+    dataset: Dataset,
+    source: Source,
+    key: str,
+    now: dict[str, str | None],
+    chosen: Collection[str] | None,
+    earlier: Table | None,
+) -> Table:
+    """Read a source, of its files those `chosen`, and record what it yields. now: its `states`, to record as seen.
+
+    earlier: what is found already, for `record`.
+    """
     schema = raw_schema(source)
     with dataset.spool() as folder, dataset.kept(f"reading/{key}") as scratch:
         raw = folder / "raw.parquet"
         refused = forgotten.load(dataset)
         with pq.ParquetWriter(raw, schema) as writer:
-            for batch in read(source, str(scratch)):
+            for batch in read(source, str(scratch), chosen):
                 writer.write_table(with_uid(batch, schema, refused))
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
-        return record(dataset, source, key, pads.dataset(str(raw)), {})
+        table = record(dataset, source, key, pads.dataset(str(raw)), {}, earlier)
+        pages = visited(source, str(scratch))
+        note_seen(dataset, key, now if pages is None else pages)
+        return table
+
+
+def note_seen(dataset: Dataset, key: str, states: Mapping[str, str | None]) -> None:
+    """Record what a source consists of, in the place of what was recorded before."""
+    schema = table_schema("seen")
+    before = dataset.read_table("seen", key)
+    rows = pa.table({"file": list(states), "state": list(states.values())}, schema=schema)
+    name = part_name(0, before.layer + 1 if before else FIRST_LAYER)
+    dataset.write_table(Table("seen", key, (dataset.write_part("seen", key, name, rows, {}),)))
+    for part in before.parts if before else ():
+        dataset.remove(part.path)
+
+
+def seen(dataset: Dataset, key: str) -> dict[str, str | None]:
+    """What a source consisted of when it was read last; nothing where nobody has recorded it."""
+    table = dataset.read_table("seen", key)
+    rows = [dataset.read_part(part) for part in table.parts] if table else []
+    return {file: state for part in rows for file, state in zip(*part.to_pydict().values(), strict=True)}
 
 
 def clean(dataset: Dataset) -> None:
@@ -74,28 +111,45 @@ def clean(dataset: Dataset) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def record(dataset: Dataset, source: Source, key: str, raw: "pads.Dataset", counts: dict[str, int]) -> Table:
+def record(
+    dataset: Dataset,
+    source: Source,
+    key: str,
+    raw: "pads.Dataset",
+    counts: dict[str, int],
+    earlier: Table | None = None,
+) -> Table:
     """Write the tables `found` and `observations` of what a source yielded, rows in its `raw_schema`.
 
     `found` is in the order of its columns, so that it does not depend on the order of reading. counts: what the source
-    tells of itself, kept in the manifest.
+    tells of itself, kept in the manifest. earlier: what was found before: the pairs that it does not have become a
+    layer of their own, where there are any.
     """
+    layer = earlier.layer + 1 if earlier else FIRST_LAYER
     schema = pa.schema([field for field in raw_schema(source) if field.name != "crawled_at"])
     with dataset.spool() as folder:
         connection = connect(folder)
-        connection.register("raw", raw)
+        connection.register("yielded", raw)
+        rows = "SELECT * FROM yielded"
+        if earlier is not None:
+            connection.register("earlier", dataset.scan(list(earlier.parts), pa.schema([FOUND.field("uid")])))
+            rows += " WHERE uid NOT IN (SELECT uid FROM earlier)"
+        connection.execute(f"CREATE VIEW raw AS {rows}")
+        if earlier is not None and not connection.sql("SELECT 1 FROM raw LIMIT 1").fetchall():
+            return earlier
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
-        parts = write_parts(dataset, {"found": schema}, key, found, _PART_ROWS)["found"]
+        parts = write_parts(dataset, {"found": schema}, key, found, _PART_ROWS, layer=layer)["found"]
         observed = connection.sql(
             "SELECT uid, min(crawled_at) AS crawled_at, NULL::TIMESTAMPTZ AS fetched_at "
             "FROM raw WHERE crawled_at IS NOT NULL GROUP BY uid ORDER BY uid"
         )
         times = {"observations": table_schema("observations")}
-        seen = write_parts(dataset, times, key, observed, _PART_ROWS)["observations"]
+        seen_at = write_parts(dataset, times, key, observed, _PART_ROWS, layer=layer)["observations"]
         connection.close()
-    dataset.write_table(Table("observations", key, tuple(seen)))
+    before = dataset.read_table("observations", key) if earlier else None
+    dataset.write_table(Table("observations", key, (*(before.parts if before else ()), *seen_at)))
     about = {"source": source.name} | ({"counts": dict(sorted(counts.items()))} if counts else {})
-    table = Table("found", key, tuple(parts), about=about)
+    table = Table("found", key, (*(earlier.parts if earlier else ()), *parts), about=about)
     dataset.write_table(table)
     return table
 
@@ -111,6 +165,29 @@ def unite(
     brings: the signals of all sources, as `sources.unite_signals` gives them; null where a source has none such. They
     make the table `source_signals` under the same key, part for part and row for row as `pairs`; it is there first.
     """
+    tables = {"pairs": _PAIRS}
+    if brings:
+        tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
+    with dataset.spool() as folder:
+        connection = connect(folder)
+        united = united_pairs(connection, dataset, [list(table.parts) for table in found], brings, limit)
+        parts = write_parts(dataset, tables, key, united, rows, together="url")
+        connection.close()
+    written = [Table(name, key, tuple(parts[name]), noted(found), {"rows": rows}) for name in tables]
+    for table in written:
+        dataset.write_table(table)
+    return written[-1]
+
+
+def united_pairs(
+    connection: duckdb.DuckDBPyConnection,
+    dataset: Dataset,
+    found: list[list[Part]],
+    brings: pa.Schema,
+    limit: int | None = None,
+    known: "pads.Dataset | None" = None,
+) -> duckdb.DuckDBPyRelation:
+    """The united rows of all sources' parts, as `unite` describes them, in their order. known: pairs to leave out."""
     schema = pa.schema([*FOUND, *brings])
     rest = ", ".join(name for name in schema.names if name not in ("uid", "page_url", "caption_from"))
     columns = ", ".join(f"'{name}': {name}" for name in schema.names if name not in ("uid", "page_consent"))
@@ -119,39 +196,34 @@ def unite(
     deny = "CASE WHEN bool_or(page_consent.{0} = 'deny') THEN 'deny' ELSE any_value(page_consent.{0}) END"
     consent = ", ".join(f"'{word}': {deny.format(word)}" for word in words)
     whole = "bool_and(url IS NOT NULL)"  # what one source may not bring back, no other brings
-    with dataset.spool() as folder:
-        connection = connect(folder)
-        for place, table in enumerate(found):
-            connection.register(f"found_{place}", dataset.scan(list(table.parts), schema))
-        every = " UNION ALL ".join(f"SELECT {place} AS place, * FROM found_{place}" for place in range(len(found)))
-        united = connection.sql(
-            f"""
-            WITH pairs AS (
-                SELECT uid, CASE WHEN {whole} THEN count(*)::INTEGER END AS occurrences,
-                       CASE WHEN {whole} AND count(page_consent) > 0 THEN {{{consent}}} END AS page_consent,
-                       min_by({{{columns}}}, row(
-                           url IS NOT NULL, place, coalesce(page_url, ''), caption_from, {rest})) AS first
-                FROM ({every}) GROUP BY uid
-            )
-            SELECT * EXCLUDE (first)
-            FROM (
-                SELECT uid, occurrences, page_consent,
-                       CASE WHEN first.url IS NOT NULL THEN [first.caption] END AS captions, first, unnest(first)
-                FROM pairs
-            )
-            ORDER BY md5(url), uid LIMIT $limit
-            """,
-            params={"limit": limit},
+    every = []
+    for place, parts in enumerate(found):
+        if parts:
+            connection.register(f"found_{place}", dataset.scan(parts, schema))
+            every.append(f"SELECT {place} AS place, * FROM found_{place}")
+    apart = ""
+    if known is not None:
+        connection.register("known", known)
+        apart = "WHERE uid NOT IN (SELECT uid FROM known)"
+    return connection.sql(
+        f"""
+        WITH pairs AS (
+            SELECT uid, CASE WHEN {whole} THEN count(*)::INTEGER END AS occurrences,
+                   CASE WHEN {whole} AND count(page_consent) > 0 THEN {{{consent}}} END AS page_consent,
+                   min_by({{{columns}}}, row(
+                       url IS NOT NULL, place, coalesce(page_url, ''), caption_from, {rest})) AS first
+            FROM ({" UNION ALL ".join(every)}) {apart} GROUP BY uid
         )
-        tables = {"pairs": _PAIRS}
-        if brings:
-            tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
-        parts = write_parts(dataset, tables, key, united, rows, together="url")
-        connection.close()
-    written = [Table(name, key, tuple(parts[name]), noted(found), {"rows": rows}) for name in tables]
-    for table in written:
-        dataset.write_table(table)
-    return written[-1]
+        SELECT * EXCLUDE (first)
+        FROM (
+            SELECT uid, occurrences, page_consent,
+                   CASE WHEN first.url IS NOT NULL THEN [first.caption] END AS captions, first, unnest(first)
+            FROM pairs
+        )
+        ORDER BY md5(url), uid LIMIT $limit
+        """,
+        params={"limit": limit},
+    )
 
 
 def with_uid(batch: pa.RecordBatch, schema: pa.Schema, refused: forgotten.Forgotten) -> pa.Table:

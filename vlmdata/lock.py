@@ -71,6 +71,12 @@ def lock(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
             dataset.remove("lock.json")
 
 
+def holder(dataset: Dataset, alive: bool = False) -> dict[str, Any] | None:
+    """What the lock says, or None where nobody holds it. alive: None, too, where its holder is gone."""
+    content = _read(dataset)
+    return None if content is None or (alive and not _alive(content)) else content
+
+
 @dataclass(frozen=True)
 class _Guard:
     """Raises RefusedError when the lock is no longer the owner's; workers in other processes ask it too."""

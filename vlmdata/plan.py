@@ -359,8 +359,12 @@ def done_already(plan: Plan, dataset: Dataset) -> dict[str, Any] | None:
 
 
 def made_from(manifest: dict[str, Any], plan: Plan, tables: Iterable[Table]) -> bool:
-    """Whether a snapshot is what the plan asks for, made from just these parts of the tables."""
-    return manifest["keys"] == snapshot_keys(plan) and all(same_parts(manifest, table) for table in tables)
+    """Whether a snapshot is the full selection that the plan asks for, made from just these parts of the tables."""
+    return (
+        "base" not in manifest
+        and manifest["keys"] == snapshot_keys(plan)
+        and all(same_parts(manifest, table) for table in tables)
+    )
 
 
 def tables_there(plan: Plan, dataset: Dataset) -> dict[str, Table]:
@@ -404,6 +408,11 @@ def describe(plan: Plan, dataset: Dataset) -> list[str]:
     latest = dataset.latest()
     if latest is not None and done_already(plan, dataset):
         lines.append(f"{'snapshot':<23}there: number {latest['number']}, {latest['funnel'][-1]['left']:,} kept")
+    elif latest is not None and "base" in latest and latest["keys"] == snapshot_keys(plan):
+        lines.append(
+            f"{'snapshot':<23}there: number {latest['number']}, to which a refresh has added; "
+            "a run publishes the full selection"
+        )
     else:
         lines.append(f"{'snapshot':<23}missing: the next is number {(latest['number'] if latest else 0) + 1}")
     if pairs:

@@ -7,7 +7,7 @@ read, sorted and cut into shards. The shards' bytes depend on the samples alone.
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,18 @@ def json_columns(shards: Shards, rule_columns: Iterable[str], columns: pa.Schema
     return pa.schema(fields + ([BLURRED] if shards.blur_faces else []))
 
 
-def buckets(split_counts: dict[str, int], samples: int, image_bytes: float) -> list[list[str]]:
+def buckets(
+    split_counts: dict[str, int], samples: int, image_bytes: float, first: Mapping[str, int] | None = None
+) -> list[list[str]]:
     """The shards' names in buckets of about BUCKET_SAMPLES samples and BUCKET_BYTES, one shard at least.
 
-    image_bytes: of one image, on average. No bucket spans two splits.
+    image_bytes: of one image, on average. No bucket spans two splits. first: the number of a split's first shard.
     """
     together = max(1, min(BUCKET_SAMPLES // samples, int(BUCKET_BYTES // (samples * max(image_bytes, 1)))))
     result = []
     for split, count in split_counts.items():
-        names = [f"{split}-{number:07d}" for number in range(-(-count // samples))]
+        begin = (first or {}).get(split, 0)
+        names = [f"{split}-{number:07d}" for number in range(begin, begin - (-count // samples))]
         result += [names[start : start + together] for start in range(0, len(names), together)]
     return result
 

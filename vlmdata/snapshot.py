@@ -16,6 +16,9 @@ from vlmdata.forget import proof
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.sources.urls import strip_signature, strip_urls
 
+# What a selection leaves beside the samples, and a manifest takes over.
+_SELECTED = ("base", "settled", "balance", "grouped")
+
 
 def next_number(dataset: Dataset) -> int:
     """The number of the snapshot that the next run publishes."""
@@ -41,8 +44,8 @@ def manifest(
         "revision": 1,
         "parent": number - 1 if number > 1 else None,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        # The runner and the place of the dataset change no value.
-        "recipe": without_secrets(plan.recipe.model_dump(mode="json", exclude={"dataset", "runner"})),
+        # The runner, the place of the dataset and the gates change no value.
+        "recipe": without_secrets(plan.recipe.model_dump(mode="json", exclude={"dataset", "runner", "gates"})),
         "limit": plan.limit,
         "keys": snapshot_keys(plan),
         "tables": {name: _entry(table) for name, table in tables.items()},
@@ -51,7 +54,7 @@ def manifest(
         "documents": documents,
         "funnel": samples.about["funnel"],
         "splits": samples.about["splits"],
-        **{name: file for name, file in samples.about.items() if name in ("balance", "grouped")},
+        **{name: file for name, file in samples.about.items() if name in _SELECTED},
         "columns": {field.name: str(field.type) for field in plan.columns},
     }
     _validate(content)
@@ -116,14 +119,14 @@ def verify(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
 
 def _hashed(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
     seen: set[str] = set()
-    newest = _newest(dataset)
-    if not _sealed(dataset, "latest.json"):
+    whole = _sealed(dataset, "latest.json")
+    if not whole:
         yield "latest.json", "its checksum", "damaged"
     for name in APART:
         for key in dataset.keys_of(name):
             if _state(dataset, name, key) == "damaged":  # where it is missing the stage has not ended
                 yield f"{table_folder(name, key)}/manifest.json", "a manifest", "damaged"
-    for number in range(1, newest + 1):
+    for number in dataset.numbers() if whole else _folders(dataset):
         try:
             content = dataset.snapshot(number)
             _validate(content)
@@ -192,17 +195,6 @@ def _sealed(dataset: Dataset, path: str) -> bool:
         return False
 
 
-def _newest(dataset: Dataset) -> int:
-    """The newest snapshot's number; where `latest.json` does not say it, that of the last folder."""
-    folders = [int(path.split("/")[1]) for path in dataset.files("snapshots") if path.endswith("/manifest.json")
-               and path.count("/") == 2]  # fmt: skip
-    try:
-        number = dataset.read_json("latest.json")["snapshot"]
-    except (FileNotFoundError, DataError, KeyError, TypeError):
-        return max(folders, default=0)
-    return number if number in folders or not folders else max(folders)
-
-
 def _page(dataset: Dataset, number: int) -> Iterator[tuple[str, str, str]]:
     """Whether a report is as it was written, and the manifest as it was then. Older ones do not say it."""
     path, described = (f"{snapshot_folder(number)}/{name}" for name in ("report.html", "manifest.json"))
@@ -241,3 +233,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _folders(dataset: Dataset) -> list[int]:
+    """The numbers of the snapshots that have a manifest, where `latest.json` does not say which there are."""
+    paths = [path.split("/") for path in dataset.files("snapshots")]
+    return sorted(int(path[1]) for path in paths if len(path) == 3 and path[2] == "manifest.json")

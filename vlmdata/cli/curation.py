@@ -75,6 +75,63 @@ def run(
 
 
 @app.command()
+def refresh(
+    recipe: RecipePath,
+    set_: Setting = None,
+    discard: Annotated[bool, typer.Option("--discard", help="drop a layer that a gate has held back, first")] = False,
+) -> None:
+    """Publish what is new in the sources as the next snapshot; what is out stays as it is."""
+    from vlmdata import console, recipe_file
+    from vlmdata.dataset import Dataset
+    from vlmdata.plan import make_plan
+
+    parsed = recipe_file.load(recipe, set_)
+    dataset = Dataset(parsed.dataset)
+    with recipe_file.located(recipe, set_):
+        make_plan(parsed)
+    before = dataset.latest()
+    console.prepare_prefect(dataset)
+    with console.progress():
+        from vlmdata.flows.refresh import run_here
+
+        folder = run_here(parsed, str(recipe), discard)
+    latest = dataset.latest()
+    if before is not None and latest is not None and latest["number"] == before["number"]:
+        say(f"nothing is new: snapshot {latest['number']} stays in force")
+    else:
+        for line in console.summary(dataset, parsed.dataset):
+            say(line)
+    print(folder)
+
+
+@app.command()
+def schedule(
+    recipe: RecipePath,
+    cron: Annotated[str, typer.Option(help='when, as cron has it: "0 3 * * *" is every night at three')],
+    timezone: Annotated[str, typer.Option(help="of --cron")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Prefect's work pool, made where there is none")] = "vlmdata",
+    name: Annotated[str | None, typer.Option(help="the deployment's name; default: the dataset's")] = None,
+) -> None:
+    """Have `refresh` run on a schedule: makes or changes a Prefect deployment, and prints its name."""
+    import os
+    import re
+
+    from vlmdata import recipe_file
+    from vlmdata.plan import make_plan
+
+    parsed = recipe_file.load(recipe)
+    with recipe_file.located(recipe):
+        make_plan(parsed)
+    from vlmdata.flows.schedule import deploy
+
+    name = name or re.sub(r"[^A-Za-z0-9_.-]+", "-", parsed.dataset).strip("-")
+    made = deploy(recipe, cron, timezone, pool, name)
+    say(f"a worker runs it, in {os.getcwd()}; start one with the recipe's environment, and leave it running:")
+    say(f"  prefect worker start --type process --pool {pool}")
+    print(made)
+
+
+@app.command()
 def adopt(
     folder: Annotated[str, typer.Argument(help="what img2dataset wrote", metavar="IMG2DATASET_FOLDER")],
     dataset: DatasetUrl,

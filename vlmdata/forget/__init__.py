@@ -148,8 +148,7 @@ def _remove_leftovers(dataset: Dataset) -> None:
 
 def _captions(dataset: Dataset, uids: pa.Array) -> list[str]:
     """Keyed hashes of the captions that others may have got from these pairs."""
-    latest = dataset.latest()
-    snapshots = [dataset.snapshot(number) for number in range(1, (latest["number"] if latest else 0) + 1)]
+    snapshots = [dataset.snapshot(number) for number in dataset.numbers()]
     if not any(method.get("merge") for snapshot in snapshots for method in snapshot["recipe"]["dedup"]):
         return []
     forgotten = refused.load(dataset)

@@ -39,8 +39,7 @@ def stage(dataset: Dataset, journal: dict[str, Any]) -> Staged:
 
     uids = pa.array(journal["uids"], pa.string())
     _parts(staged, uids, captions if drop else None, gone)
-    latest = dataset.latest()
-    manifests = {number: dataset.snapshot(number) for number in range(1, (latest["number"] if latest else 0) + 1)}
+    manifests = {number: dataset.snapshot(number) for number in dataset.numbers()}
     revisions = {number: manifest["revision"] + 1 for number, manifest in manifests.items()}
     shards = _shards(staged, manifests.values(), revisions, uids, captions, gone.trimmed)
     manifests_of.tables(staged, gone)

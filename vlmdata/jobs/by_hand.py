@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vlmdata import tags
 from vlmdata.errors import InputError
 from vlmdata.jobs.attempt import write_metrics
 from vlmdata.jobs.chain import started as started_from
@@ -46,7 +47,7 @@ def train(job: TrainJob, data: str, out: Path, resume: bool) -> dict[str, float]
     from vlmdata.train import source
     from vlmdata.train.loop import train as train_loop
 
-    found = source.snapshot(data)
+    found = tags.find(data)
     if found:
         job = started_from(job, found[0], found[1]["number"])
     shards = source.of_snapshot(*found) if found else source.shards(data, job.train_split, job.test_split)

@@ -17,6 +17,7 @@ from vlmdata.recipe.dedup import (
 )
 from vlmdata.recipe.download import Consent, Download
 from vlmdata.recipe.evaluate import Evaluation
+from vlmdata.recipe.gates import Gates
 from vlmdata.recipe.jobs import CommandJob, Job
 from vlmdata.recipe.options import Bytes, Name, Options, Paths, kind_alone, nearest
 from vlmdata.recipe.place import DeploymentPlace, LocalPlace, SlurmPlace, TorchrunPlace
@@ -112,6 +113,7 @@ __all__ = [
     "FilterSignal",
     "FluencySignal",
     "FolderSource",
+    "Gates",
     "Groups",
     "ImageSignal",
     "Job",
@@ -175,6 +177,7 @@ class Recipe(Options):
     shards: Shards = Shards()
     runner: Runner = Runner()
     parts: Parts = Parts()
+    gates: Gates = Gates()
     jobs: list[Job] = []
     compare: Compare = Compare()
 

@@ -49,14 +49,15 @@ _LATER_AND_NEAR = """
     SELECT v.uid, v.rank, e.row[2] AS survivor FROM valued v JOIN earliest e USING (value) WHERE v.rank > e.row[1]"""
 
 
-def rank(connection: duckdb.DuckDBPyConnection, choice: Choice) -> None:
+def rank(connection: duckdb.DuckDBPyConnection, choice: Choice, ahead: str = "") -> None:
     """Make the table `grouped` (place, uid, dup_method, dup_group, rank): the members of all groups, and in which order
     those of a method stand, ties by uid. It hangs on no rule: any that pass keep this order among themselves.
 
     connection: has the table `verdict` (see `settle`) with the survivor's terms term_0, …, and `duplicates`.
+    ahead: terms of an order that come before the recipe's.
     """
     terms = [f"term_{place}" for place in range(len(choice.survivor))]
-    order = SURVIVORS[choice.ahead] if choice.ahead else ""
+    order = ahead + (SURVIVORS[choice.ahead] if choice.ahead else "")
     order += "".join(f"{term} {by.direction} NULLS LAST, " for term, by in zip(terms, choice.survivor, strict=True))
     connection.execute(
         f"""
@@ -83,12 +84,14 @@ def write(connection: duckdb.DuckDBPyConnection, sizes: list[int], path: Path) -
             writer.write_table(table.select(GROUPED.names).cast(GROUPED))
 
 
-def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collection[str] = ()) -> None:
+def reject(
+    connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collection[str] = (), whom: str = "true"
+) -> None:
     """Give all but the survivors the reason `duplicate: <method>`, method after method.
 
     connection: has the tables `verdict` (see `settle`) and `grouped` (see `rank`).
     near: the methods that follow SemDeDup's rule; `near_<method>` has their pairs of rows that are alike (uid, other,
-    equal), rows of one value with the first of them alone.
+    equal), rows of one value with the first of them alone. whom: SQL of those of `verdict` that may be rejected.
     Makes the table `replaced` (uid, survivor, method, rank) for `captions.merge`.
     """
     connection.execute("CREATE TABLE replaced (uid VARCHAR, survivor VARCHAR, method INTEGER, rank BIGINT)")
@@ -106,7 +109,7 @@ def reject(connection: duckdb.DuckDBPyConnection, choice: Choice, near: Collecti
             later = _LATER_AND_NEAR.format(near=f"near_{method}", asked="true") if method in near else _LATER
         connection.execute(
             "UPDATE verdict SET reason = 'duplicate: ' || $method "
-            f"WHERE place IN (SELECT place FROM members WHERE uid IN (SELECT uid FROM ({later})))",
+            f"WHERE {whom} AND place IN (SELECT place FROM members WHERE uid IN (SELECT uid FROM ({later})))",
             {"method": method},
         )
         if method in choice.merging:

@@ -1,6 +1,6 @@
 """The place of each kept pair: its split by its image, its shard and index by its uid."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import duckdb
 import numpy as np
@@ -10,7 +10,12 @@ from vlmdata.dedup.components import components
 from vlmdata.recipe import Shards
 
 
-def place(connection: duckdb.DuckDBPyConnection, shards: Shards, near: Collection[str] = ()) -> dict[str, int]:
+def place(
+    connection: duckdb.DuckDBPyConnection,
+    shards: Shards,
+    near: Collection[str] = (),
+    first: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Make the table `placed` (place, split, shard, index, further_copies) of the kept rows of `verdict`; samples of
     each split.
 
@@ -18,19 +23,37 @@ def place(connection: duckdb.DuckDBPyConnection, shards: Shards, near: Collectio
     shards by one of the uid. near: the methods of which several of a group may stay; a split does not cut these groups
     either: all of one go by the smallest sha256 of them. Further copies of a pair (`verdict.copies`) have places of
     their own in the same order, so that they do not stand side by side: `<shard>:<index>` with blanks between them.
+
+    first: a split's first shard, where earlier ones are out. Then `verdict` has rows (not `fresh`) that stand in those,
+    with their `split`: no place is given to them, and the rows of their groups go to the same split.
     """
     connection.register("kin", _kin(connection, near))
+    fresh, inherited = "true", "SELECT NULL::VARCHAR AS first, NULL::VARCHAR AS published WHERE false"
+    if first is not None:
+        fresh = "fresh"
+        inherited = (
+            "SELECT coalesce(first, image) AS first, min_by(split, image) AS published "
+            "FROM (SELECT coalesce(sha256, uid) AS image, split FROM verdict WHERE NOT fresh) "
+            "LEFT JOIN kin USING (image) GROUP BY 1"
+        )
+    begin = "".join(f" WHEN '{name}' THEN {number}" for name, number in (first or {}).items())
     connection.execute(
         f"""
         CREATE TEMP TABLE ranked AS
-        SELECT place, copy, split, rank // $samples AS shard, rank % $samples AS index FROM (
+        SELECT place, copy, split, rank // $samples + CASE split{begin or " WHEN '' THEN 0"} ELSE 0 END AS shard,
+               rank % $samples AS index FROM (
             SELECT place, copy, split,
                    row_number() OVER (PARTITION BY split ORDER BY md5($seed || uid || again), uid, copy) - 1 AS rank
             FROM (
                 SELECT place, uid, split, copy, CASE WHEN copy > 1 THEN '_' || copy ELSE '' END AS again FROM (
-                    SELECT place, uid, {_split(shards)} AS split, unnest(range(1, copies + 1)) AS copy
-                    FROM (SELECT *, coalesce(sha256, uid) AS image FROM verdict WHERE reason IS NULL)
+                    SELECT place, uid, coalesce(published, {_split(shards)}) AS split,
+                           unnest(range(1, copies + 1)) AS copy
+                    FROM (
+                        SELECT place, uid, copies, coalesce(sha256, uid) AS image
+                        FROM verdict WHERE reason IS NULL AND {fresh}
+                    )
                     LEFT JOIN kin USING (image)
+                    LEFT JOIN ({inherited}) inherited ON inherited.first = coalesce(kin.first, image)
                 )
             )
         )""",
@@ -72,7 +95,7 @@ def _kin(connection: duckdb.DuckDBPyConnection, near: Collection[str]) -> pa.Tab
 
 def _split(shards: Shards) -> str:
     """SQL that gives a kept pair's split: a seeded hash of what goes together against the splits' shares."""
-    share = f"(('0x' || left(md5('{shards.seed} split ' || coalesce(first, image)), 8))::UBIGINT / 4294967296.0)"
+    share = f"(('0x' || left(md5('{shards.seed} split ' || coalesce(kin.first, image)), 8))::UBIGINT / 4294967296.0)"
     names = list(shards.splits)
     cases, up_to = "", 0.0
     for name in names[:-1]:

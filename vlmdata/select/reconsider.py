@@ -212,7 +212,8 @@ def _ranked(connection: duckdb.DuckDBPyConnection, by: Expression, fraction: flo
         f"FROM (SELECT {by.sql} AS number FROM {_rows([by], columns)})"
     )
     place = top.datacomp_place(fraction, connection.sql("SELECT count(*) FROM ranked").fetchall()[0][0])
-    return top.at_least(by, top.threshold(top.counting(connection, "ranked WHERE true"), place))
+    found = top.threshold(top.counting(connection, "ranked WHERE true"), place)
+    return top.at_least(by, top.value(found[0]) if found else None)
 
 
 def _first_change(before: Checked, after: Checked) -> int:

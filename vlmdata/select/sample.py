@@ -10,6 +10,8 @@ from vlmdata.recipe import Sample
 
 # Weights are counted in so many parts of the largest one, whole numbers: their sums are exact in any order.
 _PARTS = 2**40
+_UNIFORM = "((md5_number_lower($seed || uid) >> 12) + 0.5) / 4503599627370496.0"  # in (0, 1)
+_KEY = f"ln({_UNIFORM}) / weight"
 
 
 def weight_sql(sample: Sample) -> str:
@@ -21,13 +23,46 @@ def weight_sql(sample: Sample) -> str:
     return f"CASE{cases} ELSE 1.0 END" if cases else "1.0"
 
 
-def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> None:
-    """Give the pairs that are not drawn the reason `sample`, and those that are their `copies`.
+def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> dict[str, float]:
+    """Give the pairs that are not drawn the reason `sample`, and those that are their `copies`. Returns what
+    `reject_later` judges later pairs by: `rate`, copies for a weight of 1, or `key`, the smallest that was drawn.
 
     connection: has the table `verdict` (see `settle`) with the columns weight (double) and copies (integer, 1).
     Weights are 0 (never drawn) or more. Raises DataError for a weight that is null or negative, and where `count` is
     more than there are pairs to draw from.
     """
+    positive = _positive(connection)
+    if not positive or (not sample.replacement and sample.count > positive):
+        raise DataError(
+            f"select.sample.count: {sample.count} samples are asked for, {positive} pairs with a weight above 0 are "
+            "left: lower it" + (" or set select.sample.replacement" if positive else ", or loosen the rules")
+        )
+    return (_with_replacement if sample.replacement else _without_replacement)(connection, sample)
+
+
+def reject_later(connection: duckdb.DuckDBPyConnection, sample: Sample, drawn: dict[str, float]) -> None:
+    """Draw from later pairs (`fresh`) at the rate, or by the smallest key, of the draw that returned `drawn`; so their
+    number is as it comes. Raises DataError for a weight as `reject` does."""
+    _positive(connection)
+    if sample.replacement:
+        connection.execute(
+            f"""
+            UPDATE verdict SET copies = floor($rate * weight + {_UNIFORM})::INTEGER
+            WHERE reason IS NULL AND fresh""",
+            {"rate": drawn["rate"], "seed": f"sample {sample.seed}\0"},
+        )
+        connection.execute("UPDATE verdict SET reason = 'sample' WHERE reason IS NULL AND fresh AND copies = 0")
+        return
+    connection.execute(
+        f"""
+        UPDATE verdict SET reason = 'sample' WHERE reason IS NULL AND fresh
+        AND NOT (weight > 0 AND {_KEY} >= $key)""",
+        {"key": drawn["key"], "seed": f"sample {sample.seed}\0"},
+    )
+
+
+def _positive(connection: duckdb.DuckDBPyConnection) -> int:
+    """How many of the pairs that are left have a weight above 0."""
     bad, positive, uid = connection.execute(
         "SELECT count(*) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300), count(*) FILTER (weight > 0), "
         "min(uid) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300) FROM verdict WHERE reason IS NULL"
@@ -37,29 +72,27 @@ def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> None:
             f"select.sample.weights: the weight of {bad} pairs is null, negative or not finite (first: {uid}): use "
             "coalesce() or greatest() in the expression, or add a rule"
         )
-    if not positive or (not sample.replacement and sample.count > positive):
-        raise DataError(
-            f"select.sample.count: {sample.count} samples are asked for, {positive} pairs with a weight above 0 are "
-            "left: lower it" + (" or set select.sample.replacement" if positive else ", or loosen the rules")
-        )
-    (_with_replacement if sample.replacement else _without_replacement)(connection, sample)
+    return positive
 
 
-def _without_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> None:
+def _without_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> dict[str, float]:
     """The `count` largest keys log(u) / weight, u uniform in (0, 1) from the hash; ties by uid (Efraimidis and Spirakis
     2006, "Weighted random sampling with a reservoir")."""
+    seed = f"sample {sample.seed}\0"
     connection.execute(
-        """
+        f"""
         UPDATE verdict SET reason = 'sample' WHERE reason IS NULL AND place NOT IN (
             SELECT place FROM verdict WHERE reason IS NULL AND weight > 0
-            ORDER BY ln(((md5_number_lower($seed || uid) >> 12) + 0.5) / 4503599627370496.0) / weight DESC, uid
+            ORDER BY {_KEY} DESC, uid
             LIMIT $count
         )""",
-        {"seed": f"sample {sample.seed}\0", "count": sample.count},
+        {"seed": seed, "count": sample.count},
     )
+    smallest = connection.execute(f"SELECT min({_KEY}) FROM verdict WHERE reason IS NULL", {"seed": seed}).fetchall()
+    return {"key": smallest[0][0]}
 
 
-def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> None:
+def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> dict[str, float]:
     """Systematic: in the order of the hash every pair takes a stretch of `count` * weight / sum of weights on a line of
     length `count`, and gets a copy for every point offset + 0, 1, 2, … on it, with one random offset for all.
 
@@ -67,7 +100,7 @@ def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> 
     numbers, in units of 1 / sum. Weights below 2^-40 of the largest are never drawn.
     """
     seed = f"sample {sample.seed}\0"
-    most = connection.execute("SELECT max(weight) FROM verdict WHERE reason IS NULL").fetchall()[0][0]
+    most, total = connection.execute("SELECT max(weight), sum(weight) FROM verdict WHERE reason IS NULL").fetchall()[0]
     connection.execute(
         f"""
         CREATE TEMP TABLE drawn AS
@@ -92,3 +125,4 @@ def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> 
         FROM drawn WHERE drawn.place = verdict.place"""
     )
     connection.execute("DROP TABLE drawn")
+    return {"rate": sample.count / total}

@@ -38,12 +38,14 @@ def settle(
     balancing: Balancing | None = None,
     near: Mapping[str, "pads.Dataset"] | None = None,
     grouped: Path | None = None,
+    settled: dict[str, Any] | None = None,
 ) -> tuple[Iterator[pa.Table], list[dict[str, Any]], dict[str, int]]:
     """What only a look at all pairs decides: survivors of duplicate groups, and the place of each kept pair.
 
     judged: the parts of `judge_part`, in order, of `sizes` rows. spill: a folder that DuckDB may write to.
     balancing: looks at the captions of the pairs that are left, where the choice is to balance. near: see
     `duplicates.reject`. grouped: a Parquet file to write to, where there are duplicates: see `duplicates.write`.
+    settled: takes what later pairs are judged by (see `append`).
     Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
     """
     connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
@@ -61,18 +63,13 @@ def settle(
         groups.rank(connection, choice)
         if grouped is not None:
             groups.write(connection, sizes, grouped)
-    reject(connection, choice, sizes, balancing, duplicates is not None, list(near or {}))
+    found = reject(connection, choice, sizes, balancing, duplicates is not None, list(near or {}))
+    if settled is not None:
+        settled.update(found)
     captions.merge(connection, choice)
     splits = places.place(connection, shards, list(near or {}))
     counts = dict(connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall())
-    rows = connection.sql(
-        """
-        SELECT uid, reason IS NULL AS kept, reason,
-               split || '-' || lpad(shard::VARCHAR, 7, '0') AS shard, index::INTEGER AS index, split,
-               CASE WHEN reason IS NULL THEN copies ELSE 0 END AS copies, further_copies, merged
-        FROM verdict LEFT JOIN placed USING (place) LEFT JOIN merged USING (uid) ORDER BY place"""
-    )
-    return _cut(connection, rows, sizes), funnel(counts, choice), splits
+    return cut(connection, sizes), funnel(counts, choice), splits
 
 
 def reject(
@@ -82,29 +79,32 @@ def reject(
     balancing: Balancing | None,
     grouped: bool,
     near: list[str],
-) -> None:
+) -> dict[str, Any]:
     """Give rows of the table `verdict` their reason, one step after the other: duplicate, top, balance, sample.
 
     verdict: place (from 1, the order of the rows), uid, reason (null where nothing rejects the row so far) and what
     `judge_part` adds for the steps. grouped, near: see `duplicates.reject`; the view `uids`: see `top.reject`. A step
     is a file of this room with a function `reject`, which looks only at rows without a reason, and needs no more than
-    `choice` and these tables.
+    `choice` and these tables. Returns what `top` and `sample` settled for later pairs.
     """
+    settled: dict[str, Any] = {}
     if grouped:
         groups.reject(connection, choice, near)
     if choice.top is not None:
-        tops.reject(connection, choice.top)
+        settled["top"] = tops.reject(connection, choice.top)
     if balancing is not None:
-        _balance(connection, sizes, balancing)
+        balance(connection, sizes, balancing)
     if choice.sample is not None:
-        sample.reject(connection, choice.sample)
+        settled["sample"] = sample.reject(connection, choice.sample)
+    return settled
 
 
-def _balance(connection: duckdb.DuckDBPyConnection, sizes: list[int], balancing: Balancing) -> None:
+def balance(connection: duckdb.DuckDBPyConnection, sizes: list[int], balancing: Balancing) -> None:
     """Give the reason `balance` to those that are left and not kept by `balancing`, which sees them part by part."""
     reader = connection.sql("SELECT reason IS NULL FROM verdict ORDER BY place").to_arrow_reader(1_000_000)
-    whole = pa.concat_arrays([batch.column(0) for batch in reader] or [pa.array([], pa.bool_())])  # a bit a row
     starts = [0, *accumulate(sizes)]
+    # a bit a row; behind them stand those that `append` compares with
+    whole = pa.concat_arrays([batch.column(0) for batch in reader] or [pa.array([], pa.bool_())]).slice(0, starts[-1])
     left = [whole.slice(start, size) for start, size in zip(starts, sizes, strict=False)]
     kept = pa.concat_arrays(balancing(left) or [pa.array([], pa.bool_())])
     gone = np.flatnonzero(pc.and_not(whole, kept).to_numpy(zero_copy_only=False)) + 1
@@ -113,8 +113,15 @@ def _balance(connection: duckdb.DuckDBPyConnection, sizes: list[int], balancing:
     connection.unregister("gone")
 
 
-def _cut(connection: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, sizes: list[int]) -> Iterator[pa.Table]:
-    """The rows in tables of `sizes` rows."""
+def cut(connection: duckdb.DuckDBPyConnection, sizes: list[int]) -> Iterator[pa.Table]:
+    """The verdicts in the order of the rows, in tables of `sizes` rows; the connection ends with them."""
+    rows = connection.sql(
+        """
+        SELECT uid, reason IS NULL AS kept, reason,
+               split || '-' || lpad(shard::VARCHAR, 7, '0') AS shard, index::INTEGER AS index, split,
+               CASE WHEN reason IS NULL THEN copies ELSE 0 END AS copies, further_copies, merged
+        FROM verdict LEFT JOIN placed USING (place) LEFT JOIN merged USING (uid) ORDER BY place"""
+    )
     reader = rows.to_arrow_reader(65_536)
     held = reader.schema.empty_table()
     for size in sizes:

@@ -82,9 +82,9 @@ def datacomp_place(fraction: float, pairs: int) -> int:
     return int(pairs * fraction) + 1
 
 
-def at_least(by: Expression, found: tuple[int, int] | None) -> Expression:
+def at_least(by: Expression, smallest: float | None) -> Expression:
     """The rule that the number is at least the threshold; that it is one, where there is none (fewer have a number)."""
-    smallest = value(found[0]) if found else -math.inf
+    smallest = -math.inf if smallest is None else smallest
     return Expression(f"({by.sql} >= CAST('{smallest!r}' AS DOUBLE))", by.columns)
 
 
@@ -105,8 +105,8 @@ def counting(connection: duckdb.DuckDBPyConnection, rows: str) -> Count:
     return count
 
 
-def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> None:
-    """Give the pairs that are left and not in the top the reason `top`.
+def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> int:
+    """Give the pairs that are left and not in the top the reason `top`. Returns the smallest key that is in.
 
     connection: has the table `verdict` (see `settle`) with the column top (uint64, see `keys`), and `uids` (place,
     uid), which is looked at only where not all ties at the threshold are in.
@@ -125,3 +125,9 @@ def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> None:
                 SELECT place FROM uids WHERE place IN (SELECT place {at_key}) ORDER BY uid LIMIT {wanted - above}
             )"""
         )
+    return key
+
+
+def reject_below(connection: duckdb.DuckDBPyConnection, key: int) -> None:
+    """The same for later pairs, by the key that `reject` returned: all ties at it are in."""
+    connection.execute("UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND fresh AND top < $key", {"key": key})

@@ -8,11 +8,14 @@ columns, told before anything is read: its batches hold the columns of `ROWS`, t
 A source of many large files has, instead of `read`, what `vlmdata.pipelines.extract` spreads over workers: `files`
 names them, `identity` says whether one has changed, `read_file(source, file, counts)` yields the batches of one, and
 `report` tells what all held.
+
+For a refresh a kind has `states(source)`, what its files are now (file -> a text that changes with it, None where
+nobody can say), and its `read` takes `chosen`, those of them to read.
 """
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -33,8 +36,10 @@ __all__ = [
     "read",
     "signal_column",
     "signals",
+    "states",
     "strip_signature",
     "unite_signals",
+    "visited",
 ]
 
 # What a source yields: ingest adds uid, captions and occurrences to `pairs`, and moves crawled_at to `observations`.
@@ -114,16 +119,30 @@ def by_file(source: Source) -> Any:
     return module if hasattr(module, "read_file") else None
 
 
-def read(source: Source, scratch: str) -> Iterator[pa.RecordBatch]:
+def states(source: Source) -> dict[str, str | None]:
+    """What a source's files are now; nothing for a crawl, whose pages are known by its frontier."""
+    module = _module(source)
+    return module.states(source) if hasattr(module, "states") else {}
+
+
+def visited(source: Source, scratch: str) -> dict[str, str] | None:
+    """After `read`, a crawl's pages with what tells that they have changed; None for a source of files."""
+    module = _module(source)
+    return module.visited(source, scratch) if hasattr(module, "visited") else None
+
+
+def read(source: Source, scratch: str, chosen: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a source in batches of at most some 5,000, in any order: the columns of `ROWS`, then `signals`.
 
-    scratch: a folder for the source's files; after a kill the next run finds it as it was.
+    scratch: a folder for the source's files; after a kill the next run finds it as it was. chosen: of `states` the
+    files to read, all otherwise; of a crawl the pages to ask about, with what `visited` gave.
     Every text is valid UTF-8 without NUL; `url` and `caption` are never null or empty; signatures stand in
     `fetch_url` alone.
     Raises InputError for a source that cannot be what the recipe says, DataError for one that holds nothing.
     """
     schema = pa.schema([*ROWS, *signals(source)])
-    for batch in _module(source).read(source, scratch):
+    chosen_only = {} if chosen is None else {"chosen": chosen}
+    for batch in _module(source).read(source, scratch, **chosen_only):
         if not batch.schema.equals(schema):
             raise ValueError(f"vlmdata.sources.{source.kind} does not yield the columns of ROWS: {batch.schema}")
         if batch.num_rows:

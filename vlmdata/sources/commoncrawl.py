@@ -51,6 +51,15 @@ def files(source: CommonCrawlSource) -> list[str]:
     return sorted(found)
 
 
+def states(source: CommonCrawlSource) -> dict[str, str | None]:
+    """The files that there are now; a local one with its size and time. What an archive on the web has published it
+    does not change, so that there the name alone counts and not one request is made."""
+    return {
+        strip_signature(file)[0]: "listed" if file.startswith(_WEB) else identity(source, file)
+        for file in files(source)
+    }
+
+
 def identity(source: CommonCrawlSource, file: str) -> str:
     """A hash of what the filesystem says of a file; of a web server, whom a request asks, its length, ETag, digests and
     Last-Modified. A server that says none of these, or the same of another file, is not seen through.

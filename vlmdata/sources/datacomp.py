@@ -34,10 +34,17 @@ def signals(source: DatacompSource) -> pa.Schema:
     return table.signals(*_table(source))
 
 
-def read(source: DatacompSource, scratch: str, verbatim: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
+def states(source: DatacompSource) -> dict[str, str | None]:
+    """As those of a table."""
+    return table.file_states(_files(source))
+
+
+def read(
+    source: DatacompSource, scratch: str, verbatim: Collection[str] = (), chosen: Collection[str] | None = None
+) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in the order of their paths; otherwise as `table.read`."""
     plain, inputs = _table(source)
-    yield from table.read(plain, scratch, verbatim, inputs)
+    yield from table.read(plain, scratch, verbatim, inputs, chosen)
 
 
 def _files(source: DatacompSource) -> list[File]:

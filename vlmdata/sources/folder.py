@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from vlmdata.errors import DataError, InputError
 from vlmdata.local_files import NO_SUCH_FILE, Refused, is_below, open_below
 from vlmdata.recipe import FolderSource, VideoSource
 from vlmdata.sources import BATCH_ROWS, ROWS, coco, imagefolder
+from vlmdata.sources.files import named, stamps
 from vlmdata.sources.urls import clean_text, shorten, strip_signature
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,18 @@ def check(source: FolderSource) -> None:
         _begin(source)
 
 
-def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
+def states(source: FolderSource) -> dict[str, str | None]:
+    """Size and time of each image and of what stands beside it; where they are listed, of the lists."""
+    root = os.path.realpath(source.path)
+    if source.annotations is not None:
+        return {source.annotations: stamps("", [source.annotations])}
+    if listed := imagefolder.metadata(source.path):
+        return {named(path): stamps(root, [path]) for path in listed}
+    stems = ((path, os.path.splitext(path)[0]) for path in files(source, EXTENSIONS))
+    return {named(path): stamps(root, [path, f"{stem}.json", f"{stem}.txt"]) for path, stem in stems}
+
+
+def read(source: FolderSource, scratch: str, chosen: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The images with captions, the first `limit` of them: in the order of their paths, or as they are listed.
 
     Metadata files and annotations, where there are any, are read alone. Otherwise the caption is the .json file's
@@ -50,6 +62,7 @@ def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
     The url is `<source name>:/<path>`, the path from the source's root, percent-encoded.
     Symbolic links to folders are not followed, those to files only where they stay in the folder; files beside images
     that are not read for that or another reason are counted in the log.
+    chosen: of `states` what to read; lists are read whole.
     Raises InputError as `check` does, DataError where the folder cannot be read to its end.
     """
     check(source)
@@ -58,7 +71,7 @@ def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
     elif listed := imagefolder.metadata(source.path):
         batches = (batch for path in listed for batch in imagefolder.read(source, path, scratch))
     else:
-        batches = _beside(source)
+        batches = _beside(source, None if source.limit else chosen)
     left = source.limit
     for batch in batches:
         yield batch.slice(0, left)
@@ -66,11 +79,13 @@ def read(source: FolderSource, scratch: str) -> Iterator[pa.RecordBatch]:
             return
 
 
-def _beside(source: FolderSource) -> Iterator[pa.RecordBatch]:
+def _beside(source: FolderSource, chosen: Collection[str] | None) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
     silent = 0
     unread = Counter[str]()
     for path in _begin(source):
+        if chosen is not None and named(path) not in chosen:
+            continue
         found = caption_beside(source.path, path, unread)
         if found is None:
             silent += 1

@@ -7,16 +7,17 @@ nothing else.
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from vlmdata.errors import MachineError
-from vlmdata.sources.urls import host_and_port
+from vlmdata.sources.urls import host_and_port, strip_signature
 
-# A page's states. A copy names another page as its canonical one; a page that moved redirects to another.
-WAITING, READ, COPY, MOVED, FAILED = range(5)
+# A page's states. A copy names another page as its canonical one; a page that moved redirects to another; an unchanged
+# one was read by an earlier crawl, and is as it was.
+WAITING, READ, COPY, MOVED, FAILED, UNCHANGED = range(6)
 DEEPEST_SITEMAP = 3
 
 _SCHEMA = """
@@ -31,18 +32,26 @@ CREATE INDEX level ON pages (depth) WHERE state = 0;
 CREATE INDEX canonical ON pages (canonical) WHERE canonical IS NOT NULL;
 """
 _AWAY = "CREATE TABLE IF NOT EXISTS away (host TEXT PRIMARY KEY, since REAL NOT NULL)"  # seconds since 1970
+# What a page's host said of its state, and its sitemap: by which a later crawl asks whether it has changed.
+_VALIDATORS = """
+CREATE TABLE IF NOT EXISTS validators (
+    url TEXT PRIMARY KEY, etag TEXT, modified TEXT, lastmod TEXT, known INTEGER NOT NULL
+)"""
 _LONGEST_AWAY = 86_400.0  # seconds from the first run that could not reach a host to one that goes on without it
 _SECONDS_TO_WAIT = 30.0  # for a crawler of a killed run that is still about to end
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A page to read. host: with its port. depth: links from a start page; below 0 stand sitemaps, nested ones last."""
+    """A page to read. host: with its port. depth: links from a start page; below 0 stand sitemaps, nested ones last.
+    Two of the same id are the same page."""
 
     id: int
     url: str
     host: str
     depth: int
+    etag: str | None = None  # of an earlier crawl, as is `modified`
+    modified: str | None = None
 
     @property
     def sitemap(self) -> bool:
@@ -84,6 +93,37 @@ class Frontier:
         with self._db:
             self._add(urls, depth)
 
+    def revisit(self, pages: Mapping[str, str | None]) -> None:
+        """Let the pages of an earlier crawl, as `visited` gave them, wait in a frontier that has none yet."""
+        if self._db.execute("SELECT 1 FROM pages LIMIT 1").fetchone():
+            return
+        with self._db:
+            for url, state in pages.items():
+                about = json.loads(state or "{}")
+                self._db.execute(
+                    "INSERT INTO pages (url, host, depth) VALUES (?, ?, ?)",
+                    (url, host_and_port(url), about.get("depth", 0)),
+                )
+                known = [about.get(name) for name in ("etag", "modified", "lastmod")]
+                self._db.execute("INSERT INTO validators VALUES (?, ?, ?, ?, 1)", (url, *known))
+        self._find_level()
+
+    def visited(self) -> dict[str, str]:
+        """The pages and sitemaps that a later crawl should ask about, with what it needs for it, as JSON."""
+        found = self._db.execute(
+            "SELECT url, depth, etag, modified, lastmod FROM pages LEFT JOIN validators USING (url) "
+            "WHERE state IN (?, ?, ?) UNION ALL "
+            "SELECT url, depth, NULL, NULL, NULL FROM pages "  # they are not known as they are now
+            "WHERE depth >= 0 AND state = ? AND outcome NOT IN ('HTTP 404', 'HTTP 410') ORDER BY url",
+            (READ, COPY, UNCHANGED, FAILED),
+        )
+        names = ("depth", "etag", "modified", "lastmod")
+        return {
+            url: json.dumps({name: value for name, value in zip(names, rest, strict=True) if value is not None})
+            for url, *rest in found
+            if strip_signature(url)[0] == url  # what gives access is not recorded; a link leads there again
+        }
+
     def retry(self, url: str) -> None:
         """Let a page that could not be read in an earlier run wait once more."""
         with self._db:
@@ -119,13 +159,20 @@ class Frontier:
         links: Sequence[str],
         canonical: str | None = None,
         left_out: int = 0,
+        etag: str | None = None,
+        modified: str | None = None,
     ) -> None:
         """A page was read; it stands at `url`, which is another than it was asked for where it redirects.
 
         content: what it holds, as JSON has it, with `pairs` rows. canonical: the page that it is a copy of.
-        left_out: images that were not read.
+        left_out: images that were not read. etag, modified: what its host says of its state.
         """
         with self._db:
+            self._db.execute(
+                "INSERT INTO validators VALUES (?, ?, ?, NULL, 0) ON CONFLICT (url) DO UPDATE "
+                "SET etag = excluded.etag, modified = excluded.modified",
+                (url, etag, modified),
+            )
             if url != page.url:
                 self._add([url], page.depth)
                 self._db.execute(
@@ -146,9 +193,30 @@ class Frontier:
             self._settle_copies_of(page.url)
         self._release(page)
 
-    def keep_sitemap(self, page: Waiting, pages: Iterable[str], nested: Iterable[str]) -> None:
-        """A sitemap was read. Its pages are as near as a start page."""
+    def keep_unchanged(self, page: Waiting) -> None:
+        """A page's host says that it is as an earlier crawl has read it."""
         with self._db:
+            self._db.execute("UPDATE pages SET state = ? WHERE id = ? AND state = 0", (UNCHANGED, page.id))
+        self._release(page)
+
+    def keep_sitemap(
+        self, page: Waiting, pages: Iterable[str], nested: Iterable[str], lastmod: Mapping[str, str] | None = None
+    ) -> None:
+        """A sitemap was read. Its pages are as near as a start page. lastmod: page -> when the sitemap says that it was
+        changed; where that is as in an earlier crawl the page is unchanged."""
+        pages = list(pages)
+        dated = [(url, lastmod[url]) for url in pages if url in lastmod] if lastmod else []
+        with self._db:
+            held = [one.url for one in self._in_hand.values()]
+            for url, date in dated:
+                known = self._db.execute("SELECT known, lastmod FROM validators WHERE url = ?", (url,)).fetchone()
+                if known == (1, date) and url not in held:
+                    self._db.execute("UPDATE pages SET state = ? WHERE url = ? AND state = 0", (UNCHANGED, url))
+            self._db.executemany(
+                "INSERT INTO validators VALUES (?, NULL, NULL, ?, 0) ON CONFLICT (url) DO UPDATE "
+                "SET lastmod = excluded.lastmod",
+                dated,
+            )
             if page.depth + 1 < 0:
                 self._add(nested, page.depth + 1)
             self._add(pages, 0)
@@ -207,12 +275,13 @@ class Frontier:
             yield json.loads(text)
 
     def counts(self) -> dict[str, int]:
-        """Pages that are copies of others, pages that wait, and images left out of the pages read."""
-        copies, waiting, left_out = self._db.execute(
+        """Pages that are copies of others, that wait, and that are unchanged; images left out of the pages read."""
+        copies, waiting, left_out, unchanged = self._db.execute(
             "SELECT count(*) FILTER (WHERE state = ?), count(*) FILTER (WHERE state = 0), "
-            "coalesce(sum(left_out) FILTER (WHERE state = ?), 0) FROM pages", (COPY, READ),
-        ).fetchone()  # fmt: skip
-        return {"copies": copies, "waiting": waiting, "left_out": left_out}
+            "coalesce(sum(left_out) FILTER (WHERE state = ?), 0), count(*) FILTER (WHERE state = ?) FROM pages",
+            (COPY, READ, UNCHANGED),
+        ).fetchone()
+        return {"copies": copies, "waiting": waiting, "left_out": left_out, "unchanged": unchanged}
 
     def failures(self) -> dict[str, int]:
         """How many pages could not be read, by reason; the 20 most frequent ones."""
@@ -283,13 +352,17 @@ class Frontier:
         self._find_level()
 
     def _nearest(self, host: str) -> Waiting | None:
+        """Pages of an earlier crawl whose sitemap dates them wait for what their host's sitemaps say now."""
         held = sum(page.host == host for page in self._in_hand.values())
         if host in self._left or held >= self.per_host:
             return None
         aside = sum(page.host == host for page in self._aside.values())
         found = self._db.execute(
-            "SELECT id, url, host, depth FROM pages WHERE state = 0 AND host = ? ORDER BY depth, id LIMIT ?",
-            (host, held + aside + 1),
+            "SELECT id, url, host, depth, etag, modified FROM pages LEFT JOIN validators USING (url) "
+            "WHERE state = 0 AND host = ? AND NOT (known = 1 AND lastmod IS NOT NULL AND EXISTS ("
+            "SELECT 1 FROM pages AS sitemap WHERE sitemap.state = 0 AND sitemap.host = ? AND sitemap.depth < 0)) "
+            "ORDER BY depth, id LIMIT ?",
+            (host, host, held + aside + 1),
         )
         page = next((Waiting(*row) for row in found if row[0] not in self._in_hand and row[0] not in self._aside), None)
         return None if page is None or (self.max_depth is not None and page.depth > self._level) else page
@@ -312,12 +385,14 @@ def _connect(path: Path, crawl: str) -> sqlite3.Connection:
         held = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone()
         if held and db.execute("SELECT crawl FROM about").fetchone() == (crawl,):
             db.execute(_AWAY)
+            db.execute(_VALIDATORS)
             return db
         with db:
             db.execute("DROP TABLE IF EXISTS about")
             db.execute("DROP TABLE IF EXISTS pages")
             db.execute("DROP TABLE IF EXISTS away")
-            for statement in (*_SCHEMA.strip().split(";\n"), _AWAY):
+            db.execute("DROP TABLE IF EXISTS validators")
+            for statement in (*_SCHEMA.strip().split(";\n"), _AWAY, _VALIDATORS):
                 db.execute(statement)
             db.execute("INSERT INTO about VALUES (?)", (crawl,))
     except sqlite3.Error as error:

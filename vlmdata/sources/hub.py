@@ -4,6 +4,7 @@ Nothing of theirs is run: `datasets` 4 and later knows no scripts. A name is rea
 private ones need HF_TOKEN in the environment.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pyarrow as pa
 from vlmdata.errors import InputError, MachineError
 from vlmdata.recipe import TableSource, nearest
 from vlmdata.sources import BATCH_ROWS
+from vlmdata.sources.files import stamps
 from vlmdata.sources.formats import sliced
 
 
@@ -30,6 +32,19 @@ def hub_batches(source: TableSource, names: list[str]) -> Iterator[pa.RecordBatc
         for table in _open(source).select_columns(names).with_format("arrow").iter(BATCH_ROWS):
             for batch in table.select(names).combine_chunks().to_batches():
                 yield from sliced(batch)
+
+
+def revision(source: TableSource) -> str | None:
+    """What changes with the dataset: of a local folder its files' sizes and times, else the Hub's commit. Raises
+    InputError and MachineError as reading does."""
+    assert source.hf is not None
+    if os.path.isdir(source.hf):
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(source.hf) for name in names]
+        return hashlib.sha256(f"{sorted(paths)} {stamps('', sorted(paths))}".encode("utf-8", "replace")).hexdigest()
+    from huggingface_hub import HfApi
+
+    with _reading(source):
+        return HfApi().dataset_info(source.hf).sha
 
 
 def _open(source: TableSource) -> Any:

@@ -39,6 +39,7 @@ from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, strip_urls, web_url
 
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
+_LONGEST_VALIDATOR = 300  # characters
 _UNREACHABLE_IN_A_ROW = 20  # pages, before the host is asked whether it is gone
 
 
@@ -89,8 +90,14 @@ class PageSpider(scrapy.Spider):
             self._fail(page, self.given_up[page.host], self.given_up[page.host])
         if page is None:
             return self._probe(1) if self.frontier.idle() else None
-        meta = {"page": page, "download_maxsize": MAX_SITEMAP_BYTES} if page.sitemap else {"page": page}
-        return scrapy.Request(page.url, self.parse, errback=self.on_failure, dont_filter=True, meta=meta)
+        meta: dict[str, Any] = {"page": page, "handle_httpstatus_list": [304]}
+        if page.sitemap:
+            meta["download_maxsize"] = MAX_SITEMAP_BYTES
+        asked = {"If-None-Match": page.etag, "If-Modified-Since": page.modified}  # RFC 9110, 13.1
+        headers = {name: value for name, value in asked.items() if value}
+        return scrapy.Request(
+            page.url, self.parse, errback=self.on_failure, dont_filter=True, meta=meta, headers=headers
+        )
 
     def _probe(self, pages: int) -> scrapy.Request | None:
         """A question to a host whose last pages, at least so many, had no answer: is it gone, or are they?
@@ -200,7 +207,9 @@ class PageSpider(scrapy.Spider):
         page: Waiting = response.meta["page"]
         self._heard(page.host)
         try:
-            if page.sitemap:
+            if response.status == 304:
+                self.frontier.keep_unchanged(page)
+            elif page.sitemap:
                 self._keep_sitemap(page, response)
             else:
                 self._keep(page, response)
@@ -211,9 +220,10 @@ class PageSpider(scrapy.Spider):
             self.tell()
 
     def _keep_sitemap(self, page: Waiting, response: Response) -> None:
-        found = read_sitemap(response.body, response.url)
-        pages, nested = ([url for url in urls if self.within(url)] for urls in found)
-        self.frontier.keep_sitemap(page, self._pages(pages), nested)
+        found, nested = read_sitemap(response.body, response.url)
+        dated = {url: date for url, date in found.items() if date}
+        within = [url for url in nested if self.within(url)]
+        self.frontier.keep_sitemap(page, self._pages(list(found)), within, dated)
 
     def _keep(self, waiting: Waiting, response: Response) -> None:
         if not isinstance(response, HtmlResponse):
@@ -247,6 +257,8 @@ class PageSpider(scrapy.Spider):
             self._pages(page.links),
             canonical if canonical != url else None,
             page.left_out,
+            _short(headers.get("etag")),
+            _short(headers.get("last-modified")),
         )
 
     def _pages(self, links: list[str]) -> list[str]:
@@ -254,6 +266,11 @@ class PageSpider(scrapy.Spider):
 
     def tell(self, **more: Any) -> None:
         print(json.dumps({"pages": self.frontier.read, "pairs": self.frontier.pairs, **more}), flush=True)  # noqa: T201 - the protocol
+
+
+def _short(values: list[str] | None) -> str | None:
+    """The first of a header's values, if it is no longer than one should be."""
+    return values[0] if values and 0 < len(values[0]) <= _LONGEST_VALIDATOR else None
 
 
 def first_pages(source: CrawlSource) -> list[str]:

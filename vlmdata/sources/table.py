@@ -13,6 +13,7 @@ from vlmdata.errors import InputError
 from vlmdata.recipe import TableSource, nearest
 from vlmdata.sources import ROWS, signal_column
 from vlmdata.sources.columns import as_text, as_type, clean_texts, hashes, kind_of, or_null, strip_signatures
+from vlmdata.sources.files import version
 from vlmdata.sources.formats import (
     File,
     csv_batches,
@@ -24,7 +25,7 @@ from vlmdata.sources.formats import (
     reading,
     table_files,
 )
-from vlmdata.sources.hub import hub_batches, hub_columns
+from vlmdata.sources.hub import hub_batches, hub_columns, revision
 from vlmdata.sources.jsontext import json_batches, json_columns, line_batches, line_columns
 from vlmdata.sources.presets import PRESETS, Preset
 
@@ -80,8 +81,32 @@ def signals(source: TableSource, inputs: list[Input] | None = None) -> pa.Schema
     return pa.schema([(name, kind) for name, (_, kind) in kept.items()])
 
 
+def states(source: TableSource) -> dict[str, str | None]:
+    """The files with what tells that they have changed: their size and time, validators on the web; of a Hugging Face
+    dataset its revision."""
+    if source.hf is not None:
+        return {source.hf: revision(source)}
+    assert source.path is not None
+    found = file_states(table_files(source.name, "path", source.path))
+    for file, beside in (
+        zip(found, table_files(source.name, "captions", source.captions), strict=True) if source.captions else ()
+    ):
+        both = found[file], version(beside.filesystem, beside.path, f"sources.{source.name}.captions")
+        found[file] = None if None in both else " ".join(map(str, both))
+    return found
+
+
+def file_states(files: list[File]) -> dict[str, str | None]:
+    """`states` of a table's files."""
+    return {file.shown: version(file.filesystem, file.path, f"sources.{file.source}") for file in files}
+
+
 def read(
-    source: TableSource, scratch: str, verbatim: Collection[str] = (), inputs: list[Input] | None = None
+    source: TableSource,
+    scratch: str,
+    verbatim: Collection[str] = (),
+    inputs: list[Input] | None = None,
+    chosen: Collection[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all files, in the order of their paths. Memory does not grow with the tables.
 
@@ -96,6 +121,8 @@ def read(
     schema = pa.schema([*ROWS, *brings])
     lost: Counter[str] = Counter()
     for entry in inputs:
+        if chosen is not None and entry.name not in chosen:
+            continue
         layout = _layout(source, entry.name, entry.columns())
         for batch in entry.batches(layout.names):
             yield _pairs(source, layout, batch, schema, lost, verbatim)

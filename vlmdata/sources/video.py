@@ -1,9 +1,10 @@
 """Pairs from videos: frames that are chosen here and decoded by the download, each with its video's words."""
 
+import hashlib
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
@@ -17,7 +18,7 @@ from vlmdata.local_files import Refused, open_below
 from vlmdata.recipe import VideoSource, nearest
 from vlmdata.sources import BATCH_ROWS, ROWS
 from vlmdata.sources.columns import as_text
-from vlmdata.sources.files import literal
+from vlmdata.sources.files import literal, named, stamps
 from vlmdata.sources.folder import (
     CONTEXT,
     caption_beside,
@@ -83,7 +84,21 @@ def signals(source: VideoSource) -> pa.Schema:
     return SIGNALS
 
 
-def read(source: VideoSource, scratch: str) -> Iterator[pa.RecordBatch]:
+def states(source: VideoSource) -> dict[str, str | None]:
+    """Size and time of each video and of what stands beside it; in a list also its captions."""
+    folder = root(source.path)
+    if os.path.isdir(source.path):
+        beside = (".txt", ".json", *SUBTITLES)
+        stems = ((path, os.path.splitext(path)[0]) for path in files(source, EXTENSIONS))
+        return {named(path): stamps(folder, [path, *(stem + end for end in beside)]) for path, stem in stems}
+    found: dict[str, str | None] = {}
+    for path, (captions, _, _) in _videos(source, Counter()):
+        said = hashlib.sha256("\0".join(text for text, _ in captions).encode()).hexdigest()
+        found[named(path)] = f"{stamps(folder, [path])} {said}"
+    return found
+
+
+def read(source: VideoSource, scratch: str, chosen: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
     """One row for each chosen frame and caption; several videos are looked at beside each other, in bounded memory.
 
     The url is `<source name>:/<path>#t=<seconds>`, three decimals; source_id is the video's path. In a folder a
@@ -96,7 +111,7 @@ def read(source: VideoSource, scratch: str) -> Iterator[pa.RecordBatch]:
     counts = dict.fromkeys(("videos", "silent", "failed", "frames"), 0)
     schema = pa.schema([*ROWS, *SIGNALS])
     unread = Counter[str]()
-    for path, words, times in _looked_at(source, unread):
+    for path, words, times in _looked_at(source, unread, chosen):
         counts["videos"] += 1
         if not words[0] and not words[1]:
             counts["silent"] += 1
@@ -116,18 +131,22 @@ def read(source: VideoSource, scratch: str) -> Iterator[pa.RecordBatch]:
     tell_unread(source.name, unread)
     if counts["failed"]:
         log.warning("%s: %d of %d videos give no frame", source.name, counts["failed"], counts["videos"])
-        if not counts["frames"]:
+        if not counts["frames"] and chosen is None:
             raise DataError(f"sources.{source.name}: none of the videos gives a frame; the log names the reasons")
     yield pa.RecordBatch.from_pylist(rows, schema)
 
 
-def _looked_at(source: VideoSource, unread: Counter[str]) -> Iterator[tuple[str, _Words, Sequence[int] | _NoFrames]]:
+def _looked_at(
+    source: VideoSource, unread: Counter[str], chosen: Collection[str] | None
+) -> Iterator[tuple[str, _Words, Sequence[int] | _NoFrames]]:
     """(path, words, times in milliseconds) of every video, in the order of the source."""
     waiting: deque[tuple[str, _Words, Future[Sequence[int] | _NoFrames] | None]] = deque()
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers, "vlmdata-video") as pool:
         try:
             for path, words in _videos(source, unread):
+                if chosen is not None and named(path) not in chosen:
+                    continue
                 wanted = bool(words[0] or words[1])
                 waiting.append((path, words, pool.submit(_times, source, path) if wanted else None))
                 if len(waiting) >= _AHEAD * workers:

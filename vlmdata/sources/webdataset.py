@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from vlmdata.errors import DataError, InputError
 from vlmdata.local_files import Refused, is_below, open_below
 from vlmdata.recipe import WebdatasetSource, nearest
 from vlmdata.sources import BATCH_ROWS, ROWS, img2dataset, signal_column
+from vlmdata.sources.files import named, stamps
 from vlmdata.sources.scalars import fit, type_of
 from vlmdata.sources.tar import BrokenTar, Member, members
 from vlmdata.sources.urls import clean_text, strip_signature
@@ -106,7 +107,16 @@ def signals(source: WebdatasetSource) -> pa.Schema:
     return pa.schema(list(_columns(source).values()))
 
 
-def read(source: WebdatasetSource, scratch: str) -> Iterator[pa.RecordBatch]:
+def states(source: WebdatasetSource) -> dict[str, str | None]:
+    """Size and time of each shard and of the Parquet file beside it."""
+    folder = root(source.path)
+    return {
+        named(shard.path): stamps(folder, [shard.path, *([shard.parquet] if shard.parquet else [])])
+        for shard in shards(source)
+    }
+
+
+def read(source: WebdatasetSource, scratch: str, chosen: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The pairs of all shards in the order of their paths, those that img2dataset could not download too.
 
     The caption is the .txt member, else the JSON's `caption` or `text`; beside img2dataset's Parquet file its column.
@@ -119,6 +129,8 @@ def read(source: WebdatasetSource, scratch: str) -> Iterator[pa.RecordBatch]:
     schema = pa.schema([*ROWS, *columns.values()])
     rows, odd = list[dict[str, Any]](), Counter[str]()
     for shard in shards(source):
+        if chosen is not None and named(shard.path) not in chosen:
+            continue
         if shard.fault:
             log.warning("%s: %s: of %s what is stored is read", source.name, shard.fault, shard.path)
         for pair in _pairs(source, shard, list(columns)):

@@ -1,9 +1,9 @@
 """Which shards a training reads: those of a dataset's snapshot, or files."""
 
-import re
 from pathlib import Path
 from typing import Any
 
+from vlmdata import tags
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.recipe import ProjectorJob, TrainJob
@@ -15,12 +15,12 @@ ENDINGS = (*SHARDS, ".json")  # LLaVA's conversations, where the file itself is 
 def shards(data: str, train_split: str = "train", test_split: str = "test") -> dict[str, list[str]]:
     """Split -> shards, as paths that fsspec opens.
 
-    data: a dataset's folder or URL (its newest snapshot; `DATASET@000002`: that one), or shards: a path, a glob, a URL,
-    a folder with shards; LLaVA's JSON counts as one (see `conversations`). A file's split is its name up to the last
-    hyphen (`test-0000000.tar`), where that is one of the two; all others are of the training split.
+    data: a dataset's folder or URL (its newest snapshot; `DATASET@000002` or `DATASET@tag`: that one), or shards: a
+    path, a glob, a URL, a folder with shards; LLaVA's JSON counts as one (see `conversations`). A file's split is its
+    name up to the last hyphen (`test-0000000.tar`), where that is one of the two; all others are of the training split.
     Raises InputError where there are none.
     """
-    if (known := snapshot(data)) is not None:
+    if (known := tags.find(data)) is not None:
         return of_snapshot(*known)
     dataset = Dataset(data)
     if any(sign in data for sign in "*?[") and not dataset.exists(""):
@@ -48,22 +48,6 @@ def of_job(job: TrainJob, shards: list[str], folder: Path) -> list[str]:
     from vlmdata.train.conversations import spooled
 
     return [*shards, spooled(job.conversations, job.images, folder)]
-
-
-def snapshot(data: str) -> tuple[Dataset, dict[str, Any]] | None:
-    """The dataset that `data` names, with the manifest of its newest snapshot or of the one behind the `@`; None where
-    it names none. Raises InputError where the dataset has no such snapshot."""
-    dataset = Dataset(data)
-    if manifest := dataset.latest():
-        return dataset, manifest
-    match = re.fullmatch(r"(.+)@(\d{1,6})", data)
-    newest = Dataset(match[1]).latest() if match else None
-    if match is None or newest is None:
-        return None
-    dataset, number = Dataset(match[1]), int(match[2])
-    if not 1 <= number <= newest["number"]:
-        raise InputError(f"{match[1]}: has no snapshot {number}: the newest one is {newest['number']}")
-    return dataset, dataset.snapshot(number)
 
 
 def of_snapshot(dataset: Dataset, manifest: dict[str, Any]) -> dict[str, list[str]]:

@@ -1,0 +1,36 @@
+"""Whether what a stage will write fits on the dataset's disk, before it begins."""
+
+import shutil
+
+from vlmdata.dataset import Dataset, Part, Table
+from vlmdata.errors import MachineError
+from vlmdata.recipe import Download
+
+# Of a stored JPEG a pixel of a square with the recipe's side, where no image has come yet: less than most images take,
+# since many URLs give none, and smaller ones are not enlarged.
+_BYTES_A_PIXEL = 0.05
+
+
+def check(dataset: Dataset, needed: float, what: str) -> None:
+    """Raise MachineError, with both numbers, when the dataset's disk has less room than is needed (bytes). Only a local
+    disk says how much it has."""
+    if not dataset.local:
+        return
+    free = shutil.disk_usage(dataset.root).free
+    if needed > free:
+        raise MachineError(
+            f"{what} will take about {_size(needed)}, and the disk of {dataset.root} has {_size(free)} free: make room "
+            "(`vlmdata gc` lists what no snapshot needs), or take another disk"
+        )
+
+
+def images(earlier: Table | None, missing: list[Part], options: Download) -> float:
+    """About how many bytes the images of these parts of `pairs` will take: a row's share of those that have come."""
+    rows = sum(part.rows for part in missing)
+    if earlier is not None and earlier.rows:
+        return rows * sum(file.bytes for part in earlier.parts for file in part.also) / earlier.rows
+    return rows * _BYTES_A_PIXEL * options.size**2
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
