@@ -60,5 +60,7 @@ def deploy(recipe: Path, cron: str, timezone: str, pool: str, name: str) -> str:
     except httpx.TransportError as error:
         raise MachineError(f"no Prefect server answers at {url}: {error}") from error
     except PrefectHTTPStatusError as error:
+        if error.response.status_code >= 500:
+            raise MachineError(f"the Prefect server at {url} is overloaded or broken: {error}") from error
         raise InputError(f"the Prefect server at {url} refuses it: {error.response.text[:300]}") from error
     return f"{refresh.name}/{name}"
