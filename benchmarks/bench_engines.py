@@ -7,9 +7,10 @@ Use: bench_engines.py [PICTURES [ENGINE …]]; engines: direct-1 direct-2 dask-2
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +93,44 @@ def _first(tables: dict[str, Table], parts: int) -> dict[str, Table]:
 
 @contextmanager
 def measured(name: str, count: int) -> Iterator[None]:
-    """Prints what passes in the block. `idle`: the share of the cores that nobody used, other processes neither."""
-    own, all_cores, started = _cpu(), psutil.cpu_times(), time.monotonic()
+    """Prints what passes in the block.
+
+    wanted: the time in which our threads ran or waited for a core that others had, as a share of both cores: what they
+    would use of an idle machine, at most. What is missing of 1 they waited for Python's lock, files or each other.
+    """
+    waits: dict[str, int] = {}
+    ended = threading.Event()
+
+    def sample() -> None:
+        while True:
+            waits.update(_waits())
+            if ended.wait(0.5):
+                return
+
+    before = _waits()
+    own, started = _cpu(), time.monotonic()
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
     yield
-    wall, now = time.monotonic() - started, psutil.cpu_times()
-    cpu, cores = _cpu() - own, 2 * wall
-    idle = (now.idle - all_cores.idle + now.iowait - all_cores.iowait) / cores
+    wall, cpu = time.monotonic() - started, _cpu() - own
+    ended.set()
+    thread.join()
+    waited = sum(value - before.get(task, 0) for task, value in waits.items()) / 1e9
     print(
-        f"{name:<9} {wall:6.1f} s, {cpu:6.1f} CPU-s, {count / wall:5.1f} pictures/s, {cpu / cores:.2f} of both cores, "
-        f"{idle:.2f} idle, {cpu / (cpu + idle * cores):.2f} of what others left; load {os.getloadavg()[0]:.1f}",
+        f"{name:<9} {wall:6.1f} s, {cpu:6.1f} CPU-s, {count / wall:4.1f} a second, {cpu / wall / 2:.2f} of both cores, "
+        f"{min(1, (cpu + waited) / wall / 2):.2f} wanted; load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
+
+
+def _waits() -> dict[str, int]:
+    """Nanoseconds that each thread of this process and those below it could have run but had no core."""
+    found = {}
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        for file in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            with suppress(OSError):  # it has ended
+                found[str(file)] = int(file.read_text().split()[1])
+    return found
 
 
 def _cpu() -> float:

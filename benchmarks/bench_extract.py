@@ -22,6 +22,7 @@ MORE = 10
 
 
 def ours(path: str, form: str) -> int:
+    from vlmdata.download.forgotten import Forgotten
     from vlmdata.ingest import raw_schema, with_uid
     from vlmdata.recipe import CommonCrawlSource
     from vlmdata.sources.commoncrawl import read_file
@@ -29,7 +30,9 @@ def ours(path: str, form: str) -> int:
     source = CommonCrawlSource(kind="commoncrawl", paths=[path], format=form)
     batches = read_file(source, path, Counter())
     # cc2dataset hashes each pair, so its counterpart does, too
-    return sum((with_uid(batch, raw_schema(source)) if form == "wat" else batch).num_rows for batch in batches)
+    return sum(
+        (with_uid(batch, raw_schema(source), Forgotten()) if form == "wat" else batch).num_rows for batch in batches
+    )
 
 
 def cc2dataset(path: str, _form: str) -> int:

@@ -22,7 +22,8 @@ _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
 def _set_defaults() -> None:
-    for protocol in _OBJECT_STORES:
+    # Under one name for each: fsspec lets what stands under a later one (s3a) win over what a user has set (s3).
+    for protocol in ("s3", "gs", "abfs"):
         # A folder's listing that is kept hides what other processes write meanwhile.
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     retries: dict[str, Any] = {}
@@ -30,8 +31,7 @@ def _set_defaults() -> None:
         retries["mode"] = "standard"  # waits twice as long each time, as a 503 SlowDown asks for
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = _ATTEMPTS
-    for protocol in ("s3", "s3a"):
-        fsspec.config.conf[protocol].setdefault("config_kwargs", {}).setdefault("retries", retries)
+    fsspec.config.conf["s3"].setdefault("config_kwargs", {}).setdefault("retries", retries)
 
 
 _set_defaults()
