@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test test-peers test-slurm test-engines test-schedule peers lint bench clean pins
+.PHONY: setup demo test test-peers test-slurm test-engines test-schedule test-faults peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -77,6 +77,12 @@ test-engines: $(STAMP)
 		&& cp $$HOME/.m2/repository/org/apache/beam/$$jar/2.75.0/$$jar-2.75.0.jar $(ENGINES)/$$jar.jar \
 		|| echo "$$jar 2.75.0 is not served: its options are tested against Beam's own job server"; }; done
 	@$(BIN)/python -m pytest -n 0 tests/engines
+
+# Kills, full disks, lost networks, flipped bytes, other clocks; as root, for the small disks that it mounts.
+test-faults: $(STAMP)
+	@test "$$(id -u)" = 0 || { echo "the test mounts small disks and takes another user: run it as root, in a container"; exit 1; }
+	@command -v faketime >/dev/null || { apt-get install -y -qq --no-install-recommends faketime || { apt-get update -qq && apt-get install -y -qq --no-install-recommends faketime; }; } >/dev/null
+	@$(BIN)/python -m pytest -n 2 --dist load tests/faults
 
 # Refreshes that a real Prefect server starts and a real worker runs; some two minutes.
 test-schedule: $(STAMP)

@@ -71,7 +71,7 @@ def _write_pairs(dataset: Dataset, tables: dict[str, Table], signal: SignalPlan,
 
 
 def _write_tar(dataset: Dataset, images: Part, kept: pa.Table, path: Path) -> None:
-    with dataset.open(images.also[0].path) as tar:
+    with dataset.open(dataset.checked(images.also[0]).path) as tar:
         content = list(map(shards.reader(tar), kept["offset"].to_pylist(), kept["length"].to_pylist()))
     context = [json.dumps({"context": text or ""}) for text in kept["context"].to_pylist()]
     columns = {"key": kept["uid"], "jpg": pa.array(content, pa.large_binary()), "txt": kept["caption"], "json": context}

@@ -34,7 +34,7 @@ class _Work:
         part = dataset.current_part("known", self.key, images.name, inputs)
         if part is None:
             known = Known(lists.load(self.dataset, self.lists), self.distance)
-            with dataset.open(images.also[0].path) as tar:
+            with dataset.open(dataset.checked(images.also[0]).path) as tar:
                 found = recheck(rows, shards.reader(tar), known)
             part = dataset.write_part("known", self.key, images.name, found, inputs)
             unread = rows.num_rows - rows["length"].null_count if {"md5", "sha1"} & set(known.digests) else 0

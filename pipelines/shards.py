@@ -34,7 +34,7 @@ class _Scatter:
                 nested = layers.read_in_force(dataset, faces, ["face_boxes"], in_force)
                 rows = rows.append_column("face_boxes", nested["face_boxes"])
             kept = rows.filter(rows["kept"])
-            with dataset.open(images.also[0].path) as tar, dataset.spool() as folder:
+            with dataset.open(dataset.checked(images.also[0]).path) as tar, dataset.spool() as folder:
                 read_image = shards.reader(tar)
                 if faces:
                     kept, read_image = blur.blurred(kept, read_image, self.quality)

@@ -48,7 +48,7 @@ class _Work:
                 if earlier[signal.name]
                 for name in signal.measurement.schemas
             }
-            with dataset.open(images.also[0].path) as tar:
+            with dataset.open(dataset.checked(images.also[0]).path) as tar:
                 fresh = measure_part(rows, shards.reader(tar), [s.measurement for s in todo], measured, reuse)
             for signal in todo:
                 device = signals.device(signal.measurement.options)

@@ -126,6 +126,7 @@ class Dataset:
     def __init__(self, url: str) -> None:
         self.url = url
         self.guard: Callable[[], None] = unguarded
+        self._checked: set[tuple[str, str]] = set()  # read once by this object, and found as they should be
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
@@ -346,20 +347,50 @@ class Dataset:
             raise DataError(f"{self.address(part.path)}: {error}; `vlmdata verify` lists what is damaged") from error
 
     def read_part(self, part: Part | str, columns: list[str] | None = None) -> pa.Table:
-        """A part's rows; the columns in the order asked for, vectors as plain lists."""
+        """A part's rows; the columns in the order asked for, vectors as plain lists.
+
+        Raises DataError for one that is gone, no Parquet, or, given as a Part, not the bytes that it was.
+        """
         relative = part if isinstance(part, str) else part.path
         try:
-            rows = pq.read_table(io.BytesIO(self.read_bytes(relative)), columns=columns, use_threads=False)
+            content = self.read_bytes(relative)
+            if isinstance(part, Part) and hashlib.sha256(content).hexdigest() != part.sha256:
+                raise self._changed(relative)
+            rows = pq.read_table(
+                io.BytesIO(content), columns=columns, use_threads=False, page_checksum_verification=True
+            )
         except (pa.ArrowException, FileNotFoundError) as error:
             raise DataError(f"{self.address(relative)}: {error}; `vlmdata verify` lists what is damaged") from error
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
 
     def scan(self, parts: Sequence[Part | File], schema: pa.Schema) -> "pads.Dataset":
-        """The parts' rows as an Arrow dataset, read as they are asked for."""
+        """The parts' rows as an Arrow dataset, read as they are asked for. Raises DataError as `checked` does."""
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
-        return pads.dataset([self.path(part.path) for part in parts], schema, "parquet", filesystem=self.fs)
+        paths = [self.path(self.checked(part).path) for part in parts]
+        return pads.dataset(paths, schema, "parquet", filesystem=self.fs)
+
+    def checked(self, file: Part | File) -> Part | File:
+        """The file, when its bytes on a local disk are what they were; object stores check their own.
+
+        Raises DataError for one that has changed or is gone: a flipped bit must never become somebody's value.
+        """
+        if self.local and (file.path, file.sha256) not in self._checked:
+            try:
+                found = self.sha256(file.path)[0]
+            except FileNotFoundError as error:
+                raise DataError(f"{self.address(file.path)}: gone; `vlmdata verify` lists what is damaged") from error
+            if found != file.sha256:
+                raise self._changed(file.path)
+            self._checked.add((file.path, file.sha256))
+        return file
+
+    def _changed(self, relative: str) -> DataError:
+        return DataError(
+            f"{self.address(relative)}: not the bytes that were written; `vlmdata verify` lists what is damaged, "
+            "docs/faults.md says how it is made again"
+        )
 
     # Manifests
 
@@ -480,6 +511,7 @@ def write_parquet(rows: pa.Table, path: Path, metadata: dict[bytes, bytes] | Non
         use_dictionary=True,
         store_schema=not fixed,
         write_statistics=True,
+        write_page_checksum=True,
     )
 
 
