@@ -12,6 +12,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from vlmdata.catalog import logged
 from vlmdata.dataset import Dataset, snapshot_folder
 from vlmdata.snapshot import without_secrets
 
@@ -45,10 +46,8 @@ def publish(dataset: Dataset, manifest: dict[str, Any]) -> None:
     funnel = [{"step": step["reason"] or "all pairs", "rejected": step.get("rejected", 0), "left": step["left"]}
               for step in manifest["funnel"]]  # fmt: skip
     create_table_artifact(funnel, key="funnel", description=f"snapshot {number}: what each step rejected and left")
-    table = dataset.read_table("metrics", "log")
-    rows = [row for part in (table.parts if table else ()) for row in dataset.read_part(part).to_pylist()]
-    measured = [{name: row[name] for name in ("job", "step", "name", "value")} for row in rows]
-    measured = [row for row, whole in zip(measured, rows, strict=True) if whole["snapshot"] == number]
+    shown = ("job", "step", "name", "value")
+    measured = [{name: row[name] for name in shown} for row in logged(dataset, "metrics", number)]
     if measured:
         create_table_artifact(measured, key="metrics", description=f"snapshot {number}: what its jobs measured")
     report = dataset.path(f"{snapshot_folder(number)}/report.html")

@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlmdata.dataset import Dataset, Part, Table, part_from
 from vlmdata.errors import DataError, InputError, first_line
@@ -109,6 +110,13 @@ def append(dataset: Dataset, table: str, rows: list[dict[str, Any]]) -> None:
     schema = table_schema(table)
     part = dataset.write_part(table, "log", f"000001-{len(parts):07d}", pa.Table.from_pylist(rows, schema), {})
     dataset.write_table(Table(table, "log", (*parts, part)))
+
+
+def logged(dataset: Dataset, table: str, number: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """A snapshot's rows in an append-only table, in the order in which they came."""
+    found = dataset.read_table(table, "log")
+    parts = [dataset.read_part(part, columns) for part in (found.parts if found else ())]
+    return [row for rows in parts for row in rows.filter(pc.equal(rows["snapshot"], number)).to_pylist()]
 
 
 def _layers(table: dict[str, Any]) -> list[list[str]]:

@@ -155,9 +155,9 @@ def _tried_again(dataset: Dataset, manifest: dict[str, Any]) -> list[str]:
 
 
 def _metrics(dataset: Dataset, number: int) -> list[str]:
-    table = dataset.read_table("metrics", "log")
-    rows = [row for part in (table.parts if table else ()) for row in dataset.read_part(part).to_pylist()]
-    values = {row["name"]: row["value"] for row in rows if row["snapshot"] == number}
+    from vlmdata.catalog import logged
+
+    values = {row["name"]: row["value"] for row in logged(dataset, "metrics", number)}
     lines = []
     for way in ("image_to_text", "text_to_image"):
         name = f"retrieval/{way}/R@10"

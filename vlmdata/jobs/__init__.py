@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow.compute as pc
-
+from vlmdata.catalog import logged
 from vlmdata.dataset import Dataset
 from vlmdata.errors import JobError, MachineError, VlmdataError
 from vlmdata.jobs import local, slurm, torchrun
@@ -21,12 +20,8 @@ INTERRUPTED = 130
 
 def missing(recipe: Recipe, dataset: Dataset, number: int) -> list[Job]:
     """The recipe's jobs that have not been done on snapshot `number`."""
-    table = dataset.read_table("jobs", "log") if recipe.jobs else None
-    done: set[str] = set()
-    for part in table.parts if table else ():
-        rows = dataset.read_part(part, ["snapshot", "key", "state"])
-        chosen = rows.filter(pc.and_(pc.equal(rows["snapshot"], number), pc.equal(rows["state"], "done")))
-        done |= set(chosen["key"].to_pylist())
+    rows = logged(dataset, "jobs", number, ["snapshot", "key", "state"]) if recipe.jobs else []
+    done = {row["key"] for row in rows if row["state"] == "done"}
     return [job for job in linked(recipe.jobs) if job_key(job) not in done]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
+from vlmdata.catalog import logged
 from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.jobs.attempt import job_key
@@ -31,9 +32,8 @@ def started(job: T, dataset: Dataset, number: int) -> T:
     start = getattr(job, "start", None)
     if not isinstance(start, EarlierJob):
         return job
-    table = dataset.read_table("jobs", "log")
-    rows = [row for part in (table.parts if table else ()) for row in dataset.read_part(part, _COLUMNS).to_pylist()]
-    done = [row for row in rows if row["snapshot"] == number and row["state"] == "done" and row["kind"] == "train"]
+    rows = logged(dataset, "jobs", number, _COLUMNS)
+    done = [row for row in rows if row["state"] == "done" and row["kind"] == "train"]
     mine = [row for row in done if (row["key"] == start.key if start.key else row["job"] == start.job)]
     if not mine:
         near = nearest(start.job, {row["job"] for row in done})
