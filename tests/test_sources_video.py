@@ -79,11 +79,14 @@ def test_frames_are_chosen_by_time_alone() -> None:
 
 
 def test_a_thousand_frames_a_second_are_not_held_to_choose_of_them() -> None:
-    tracemalloc.start()
     backwards = (time - time % 1000 + 999 - time % 1000 for time in range(400_000))
-    assert list(every(backwards, 1)) == list(range(0, 400_000, 1000))
-    assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes
-    tracemalloc.stop()
+    tracemalloc.start()
+    try:
+        assert list(every(backwards, 1)) == list(range(0, 400_000, 1000))
+        # bytes: all of the times would be 12 million; other threads of this process may need some
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_words_are_those_beside_the_video(tmp_path: Path) -> None:
