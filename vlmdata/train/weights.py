@@ -105,9 +105,8 @@ class Trained:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.job.clip_norm)
         if not torch.isfinite(norm) and self.accelerator.scaler is None:  # fp16's scaler deals with its own overflows
             return float(norm)
-        self.optimizer.step()
-        stepped = not self.optimizer.step_was_skipped
-        for name, parameter in self._trainable() if self.average and stepped else ():
+        self.optimizer.step()  # which fp16's scaler makes a step of nothing where the norm is not finite
+        for name, parameter in self._trainable() if self.average and torch.isfinite(norm) else ():
             self.average[name].lerp_(parameter.detach(), 1 - self.job.ema)
         return float(norm)
 
@@ -199,7 +198,8 @@ def _optimizer(model: nn.Module, job: TrainJob) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         {"params": [p for p in parameters if p.ndim == 0], "weight_decay": 0.0},  # apart: these are never sharded
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=job.lr, betas=(0.9, 0.98), eps=1e-6)
+    # fused: each weight is read and written once a step, where torch on a CPU goes over all of them ten times
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=job.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 def _shard(model: nn.Module) -> None:
