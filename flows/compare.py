@@ -6,15 +6,13 @@ import pyarrow as pa
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from vlmdata import snapshot, status
+from vlmdata import snapshot
 from vlmdata.compare import measures, selections, trial
 from vlmdata.dataset import Dataset, write_parquet
 from vlmdata.errors import InputError
 from vlmdata.flows import curate
-from vlmdata.lock import lock
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
-from vlmdata.pipelines.runner import engine
 from vlmdata.plan import STAGES, Plan, made_from, make_plan
 from vlmdata.recipe import ContrastiveJob, Recipe, Select
 from vlmdata.report import comparison, write_report
@@ -48,11 +46,7 @@ def compare(recipe: dict[str, Any], chosen: dict[str, dict[str, Any]], seeds: in
     selects = {name: Select.model_validate(options) for name, options in chosen.items()}
     plans = selections.plans(plan, {"": selections.RAW} | selects)
     curate.curate(recipe, None, MEASURED)
-    with (
-        lock(dataset, "vlmdata compare") as held,
-        status.recorded(dataset, held),
-        engine(parsed.runner) as runner,
-    ):
+    with curate.at_work(dataset, "vlmdata compare", parsed.runner) as runner:
         plans = {name: curate.with_runner(one, runner) for name, one in plans.items()}
         run = curate.Run(plans.pop(""), dataset, ("select", "shards"))
         run.ready("dedup", list(plan.tables))

@@ -87,14 +87,8 @@ def curate(
     parsed = whole.get() or Recipe.model_validate(recipe)
     dataset = Dataset(parsed.dataset)
     plan = make_plan(parsed, limit)
-    with (
-        lock(dataset, "vlmdata run") as held,
-        status.recorded(dataset, held),
-        engine(parsed.runner) as runner,
-    ):
-        forget.finish(dataset)
+    with at_work(dataset, "vlmdata run", parsed.runner) as runner:
         run = Run(with_runner(plan, runner), dataset, tuple(stages or STAGES))
-        dataset.remove("work")
         _stage(run, "ingest", [name for name in run.plan.tables if name in INGESTED], ingest_pairs)
         if retry:
             _add_layer(run, retry)
@@ -109,6 +103,16 @@ def curate(
                 raise InputError(f"--stages: {wanted[0]} needs a snapshot of this recipe: name select and shards too")
             latest = publish(run) if "select" in run.stages else None
         return finish(run, latest) if latest is not None else _unpublished(run)
+
+
+@contextmanager
+def at_work(dataset: Dataset, what: str, runner: Runner) -> Iterator[Runner]:
+    """The dataset for one flow alone, with its status told and one engine for all stages, which it gives; what flows
+    that were killed have left is finished or removed. Raises RefusedError where another flow has the dataset."""
+    with lock(dataset, what) as held, status.recorded(dataset, held), engine(runner) as kept:
+        forget.finish(dataset)
+        dataset.remove("work")
+        yield kept
 
 
 def compute(run: Run) -> None:

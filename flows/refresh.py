@@ -4,15 +4,13 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 
-from vlmdata import forget, layers, recipe_file, snapshot, status
+from vlmdata import layers, recipe_file, snapshot
 from vlmdata import refresh as renewal
 from vlmdata.dataset import Dataset, Table, snapshot_folder, table_folder
 from vlmdata.errors import DataError
 from vlmdata.flows import curate
 from vlmdata.jobs import missing
-from vlmdata.lock import lock
 from vlmdata.pipelines import extract as extract_stage
-from vlmdata.pipelines.runner import engine
 from vlmdata.plan import STAGES, check_parts, check_writable, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.sources import by_file
@@ -47,13 +45,7 @@ def refresh(recipe: str, discard: bool = False) -> str:
             return curate.curate({})  # nothing of the recipe becomes a parameter here either
         finally:
             curate.whole.reset(token)
-    with (
-        lock(dataset, "vlmdata refresh") as held,
-        status.recorded(dataset, held),
-        engine(parsed.runner) as runner,
-    ):
-        forget.finish(dataset)
-        dataset.remove("work")
+    with curate.at_work(dataset, "vlmdata refresh", parsed.runner) as runner:
         run = curate.Run(curate.with_runner(plan, runner), dataset, STAGES)
         latest = dataset.latest()
         assert latest is not None, "only the lock's holder publishes"

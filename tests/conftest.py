@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 RECIPE = {
     "sources": [{"kind": "folder", "name": "photos", "path": "photos"}],
@@ -43,11 +44,19 @@ RECIPE = {
 # The files that take longest: begun first, so that no worker has one alone at the end.
 LONG = (
     "test_flow",
+    "test_jobs_deployment",
     "test_compare",
-    "test_train_masked",
-    "test_adopt",
+    "test_jobs_run",
+    "test_storage_s3",
     "test_retry",
+    "test_refresh",
+    "test_runner_dask",
+    "test_adopt",
+    "test_train_masked",
     "test_consent_run",
+    "test_sources_crawl",
+    "test_train_drawing",
+    "test_forget_returns",
     "test_signals_filter",
 )
 HOSTILE = "<script>alert(1)</script> a 'quoted' \"caption\" & more; drop table pairs"
@@ -131,12 +140,19 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A folder with photos/, recipe.yaml and the dataset runs/it; tests must not change it."""
-    folder = tmp_path_factory.mktemp("a folder") / "with [signs] & spaces"
-    folder.mkdir()
-    make_photos(folder / "photos")
-    run = vlmdata(folder, "run", str(write_recipe(folder)))
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == str(folder / "runs/it/snapshots/000001")
-    (folder / "run.log").write_text(run.stderr)
+    """A folder with photos/, recipe.yaml and the dataset runs/it; tests must not change it. All workers share it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "a folder" / "with [signs] & spaces"
+    with FileLock(shared / "made.lock"):
+        if (folder / "run.log").exists():
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make_photos(folder / "photos")
+        run = vlmdata(folder, "run", str(write_recipe(folder)))
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.strip() == str(folder / "runs/it/snapshots/000001")
+        (folder / "run.log").write_text(run.stderr)
     return folder

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import vlmdata
+from conftest import here
 
 from vlmdata.recipe import WebdatasetSource
 from vlmdata.sources import read, signals
@@ -19,7 +19,7 @@ def adopted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adopt")
     img2dataset_folder.make(folder / "laion [x]")
     before = {path.name: path.read_bytes() for path in (folder / "laion [x]").iterdir()}
-    run = vlmdata(folder, "adopt", "laion [x]", "runs/laion")
+    run = here(folder, "adopt", "laion [x]", "runs/laion")
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(folder / "runs/laion/recipe.yaml")
     assert before == {path.name: path.read_bytes() for path in (folder / "laion [x]").iterdir()}
@@ -74,11 +74,11 @@ def test_every_row_is_there_with_its_status_and_its_very_bytes(adopted):
 def test_the_recipe_is_never_written_over_and_the_same_command_finds_all_done(adopted):
     recipe = adopted / "runs/laion/recipe.yaml"
     text = recipe.read_text()
-    again = vlmdata(adopted, "adopt", "laion [x]", "runs/laion")
+    again = here(adopted, "adopt", "laion [x]", "runs/laion")
     assert (again.returncode, again.stdout.strip()) == (0, str(recipe)), again.stderr
     recipe.write_text(text + "# mine\n")
     try:
-        refused = vlmdata(adopted, "adopt", "laion [x]", "runs/laion")
+        refused = here(adopted, "adopt", "laion [x]", "runs/laion")
         assert refused.returncode == 2
         assert "is there already" in refused.stderr
         assert recipe.read_text() == text + "# mine\n"
@@ -89,7 +89,7 @@ def test_the_recipe_is_never_written_over_and_the_same_command_finds_all_done(ad
 def test_what_is_no_output_of_img2dataset_is_refused_before_anything_is_written(adopted, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "none"):
-        run = vlmdata(tmp_path, "adopt", folder, "runs/x")
+        run = here(tmp_path, "adopt", folder, "runs/x")
         assert run.returncode == 2
         assert folder in run.stderr
     assert not (tmp_path / "runs").exists()
@@ -102,7 +102,7 @@ def test_formats_that_are_not_read_are_named(tmp_path, form):
         about = tmp_path / "out/00000.parquet"
         pq.write_table(pq.read_table(about).drop_columns(["jpg"]), about)
         (tmp_path / "out/00000.tfrecord").write_bytes(b"x")
-    run = vlmdata(tmp_path, "adopt", "out", "data")
+    run = here(tmp_path, "adopt", "out", "data")
     assert run.returncode == 2
     assert "`webdataset` and `files` are read, `parquet` and `tfrecord` are not" in run.stderr
     assert not (tmp_path / "data/recipe.yaml").exists()
@@ -115,7 +115,7 @@ def test_the_run_goes_on_to_shards_and_these_are_a_source_that_keeps_its_signals
     recipe["select"] = {"rules": {"similar": "source_similarity >= 0.3", "words": "words > 3"}}
     recipe["shards"] = {"columns": ["original_width", "sharpness", "phash"]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run = vlmdata(tmp_path, "run", "recipe.yaml")
+    run = here(tmp_path, "run", "recipe.yaml")
     assert run.returncode == 0, run.stderr
     snapshot = adopted / "runs/laion/snapshots/000001"
     samples = pa.concat_tables([pq.read_table(path) for path in (snapshot / "samples").glob("*.parquet")]).to_pylist()

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from conftest import here
 
 from vlmdata import lite, recipe_file
 from vlmdata.compare import measures, selections, trial
@@ -33,21 +31,6 @@ MODEL = {
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 KINDS = [(colour, place) for colour in COLOURS for place in PLACES]
-
-
-# Several commands in one process, which imports everything once; what each said, and the trainings that are kept then.
-COMMANDS = """
-import contextlib, io, json, pathlib, sys
-from vlmdata import cli
-told = []
-for command in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.guarded(lambda: cli.app(command, standalone_mode=False))
-    trials = {path.name: path.stat().st_mtime_ns for path in pathlib.Path("runs/pool/compare/trials").glob("*")}
-    told.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "trials": trials})
-print(json.dumps(told))
-"""
 
 
 def picture(kind: int, seed: int) -> bytes:
@@ -109,23 +92,18 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(made: Path) -> list[dict[str, Any]]:
-    """A compare with one seed, then one with two."""
+    """A compare with one seed, then one with two: what each said, and the trainings that are kept then."""
     commands = [
         ["compare", "recipe.yaml", "--select", "raw", "clean.yaml", "--seeds", "1"],
         ["compare", "recipe.yaml", "--select", "raw", "--select", "clean.yaml", "--seeds", "2"],
     ]
-    told = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        cwd=made,
-        env={**os.environ, "PREFECT_HOME": str(made / ".prefect")},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found = json.loads(told.stdout)
-    for one in found:
-        assert one["code"] == 0, one["err"]
-    return [{**one, "result": json.loads(one["out"])} for one in found]
+    found = []
+    for command in commands:
+        told = here(made, *command)
+        assert told.returncode == 0, told.stderr
+        trials = {path.name: path.stat().st_mtime_ns for path in (made / "runs/pool/compare/trials").glob("*")}
+        found.append({"err": told.stderr, "trials": trials, "result": json.loads(told.stdout)})
+    return found
 
 
 def test_what_drops_the_shuffled_pairs_beats_raw(made: Path, runs: list[dict[str, Any]]) -> None:

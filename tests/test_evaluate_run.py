@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coloured import BROKEN, MODEL, jpg, tar
-from conftest import vlmdata
+from conftest import here
 from test_train_loop import COLOURS, job, shard
 
 from vlmdata.errors import InputError
@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
 
 def test_a_checkpoint_is_measured_as_its_training_measured_it(trained: tuple[Path, dict[str, float]]) -> None:
     folder, final = trained
-    done = vlmdata(folder, "evaluate", "out", "--data", str(folder), "--resamples", "50")
+    done = here(folder, "evaluate", "out", "--data", str(folder), "--resamples", "50")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for direction in ("image_to_text", "text_to_image"):

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import here, vlmdata, write_recipe
+from conftest import here, write_recipe
 from made_warc import pack, response, wat, write
 
 from vlmdata.dataset import Dataset
@@ -125,7 +125,7 @@ def test_the_command_line_reads_a_listing_of_wat_files_and_tells_what_was_damage
     write(tmp_path / "wat.paths.gz", pack([b"crawl-data/0.warc.wat.gz\n", b"crawl-data/1.warc.wat.gz\n"]))
     entry = {"kind": "commoncrawl", "name": "cc", "paths": ["wat.paths.gz"], "format": "wat", "base": "."}
     recipe = write_recipe(tmp_path, sources=[entry], signals=[], dedup=[], jobs=[], select={"rules": {}})
-    run = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest")
+    run = here(tmp_path, "run", str(recipe), "--stages", "ingest")
     assert run.returncode == 0, run.stderr
     assert "0.warc.wat.gz: files cut off: 1; records read: 40" in run.stderr
     plan = here(tmp_path, "plan", str(recipe))

@@ -66,7 +66,7 @@ def test_shards_are_read_alike_by_webdataset_datasets_and_pyarrow(made, dataset,
 
 def test_a_hostile_caption_is_data_to_the_end(made):
     (row,) = sql(made, "select uid, kept from samples where caption like '<script>%'")
-    story = vlmdata(made, "show", "runs/it", row["uid"])
+    story = here(made, "show", "runs/it", row["uid"])
     assert HOSTILE in story.stdout
     assert row["kept"]
 
@@ -126,7 +126,7 @@ def test_shards_that_are_gone_are_written_again(made, tmp_path):
     tar = next((folder / "runs/it/snapshots/000001/shards").glob("*.tar"))
     kept = tar.read_bytes()
     tar.unlink()
-    run = vlmdata(folder, "run", "recipe.yaml", "--set", "jobs=[]")
+    run = here(folder, "run", "recipe.yaml", "--set", "jobs=[]")
     assert run.returncode == 0, run.stderr
     assert f"{tar.name} is gone" in run.stderr
     assert (folder / "runs/it/snapshots/000002/shards" / tar.name).read_bytes() == kept
@@ -161,7 +161,7 @@ def test_a_changed_rule_runs_selection_and_later_only(made, tmp_path):
         for part in ("images", "tables")
         for path in (folder / "runs/it" / part).rglob("*.parquet")
     }
-    run = vlmdata(folder, "run", "recipe.yaml", "--set", "select.rules.english=lang in ('en', 'de')")
+    run = here(folder, "run", "recipe.yaml", "--set", "select.rules.english=lang in ('en', 'de')")
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().endswith("runs/it/snapshots/000002")
     assert all(path.stat().st_mtime_ns == changed for path, changed in files.items())
@@ -215,7 +215,7 @@ def test_signals_that_a_source_brings_are_judged_and_shown_like_any_other(tmp_pa
         dedup=[],
         jobs=[],
     )
-    done = vlmdata(tmp_path, "run", str(recipe))
+    done = here(tmp_path, "run", str(recipe))
     assert done.returncode == 0, done.stderr
     query = "SELECT source, source_score, entropy IS NOT NULL AS measured, reason, uid FROM samples ORDER BY url"
     rows = json.loads(here(tmp_path, "sql", "runs/it", query, "--format", "json").stdout)

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import make_photos, vlmdata, write_recipe
+from conftest import here, make_photos, prefect_server, write_recipe
 
 from vlmdata import catalog
 from vlmdata.dataset import Dataset
@@ -30,7 +30,7 @@ def test_an_interrupted_run_ends_its_command_and_a_failing_one_fails_the_run(tmp
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from vlmdata.cli import main; main()"
     )
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / ".prefect")}
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server()}
     with (tmp_path / "log").open("wb") as log:
         command = [sys.executable, "-c", code, "run", str(recipe)]
         run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=log)
@@ -50,7 +50,7 @@ def test_an_interrupted_run_ends_its_command_and_a_failing_one_fails_the_run(tmp
     status = Path(f"/proc/{pids[0]}/stat")
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
-    again = vlmdata(tmp_path, "run", str(recipe))
+    again = here(tmp_path, "run", str(recipe))
     assert again.returncode == 3, again.stderr
     first, last = again.stderr.strip().splitlines()[-2:]
     assert first.startswith("error: job 'other' failed with exit code 5; its log is ")
