@@ -142,7 +142,7 @@ def trained(options: recipe.FilterSignal, pairs: list[Pair], out: Path) -> clip.
         "txt": [title for _, title in pairs],
         "json": ["{}"] * len(pairs),
     }
-    shards.write_tar(pa.table(rows), out / "pairs.tar")
+    shards.write_tar([pa.table(rows)], out / "pairs.tar")
     train(filter.job(options), {"train": [str(out / "pairs.tar")]}, str(out / "run"))
     return filter._encoder(str(out / "run" / "model"), "")
 

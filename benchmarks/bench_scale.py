@@ -1,6 +1,6 @@
 """10 thousand to a million rows through ingest, grouping, selection and funnel: CPU time a row, and peak memory.
 
-python benchmarks/bench_scale.py [--rows 10000 100000 1000000] [--images 2000 20000] [--stages ingest ...]
+python benchmarks/bench_scale.py [--rows 10000 100000 1000000] [--images 2000 20000] [--until funnel]
 
 Each stage is the whole command in a process of its own. A list in Parquet has a URL, a caption and a score that is
 kept as a signal; every tenth pair stands in it twice. Images, text, language and image signals are made up and ready;
@@ -63,22 +63,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--images", type=int, nargs="*", default=[2_000, 20_000])
-    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="the last to be measured counts")
+    parser.add_argument("--until", default="funnel", choices=STAGES, help="the last stage of rows that is measured")
     given = parser.parse_args()
     if given.rows:
-        table("stage | rows", of_rows, given.rows, LEAST, given.stages)
+        table("stage | rows", of_rows, given.rows, LEAST, given.until)
     if given.images:
-        table("stages | images", of_images, given.images, FEWEST, None)
+        table("stages | images", of_images, given.images, FEWEST)
 
 
-def table(first: str, costs: Callable[..., Iterator[tuple[str, Cost]]], counts: list[int], least: int, *more: Any) -> None:
+def table(
+    first: str, costs: Callable[..., Iterator[tuple[str, Cost]]], counts: list[int], least: int, *more: Any
+) -> None:
     """Print what each count costs, without what the least count does."""
-    base = dict(costs(least, *more))
     print(f"| {first} | wall seconds | CPU seconds | microseconds of CPU each | own memory | mapped files |")
     print("|---|---|---|---|---|---|---|")
-    for count, names in ((least, ""), *((count, "") for count in counts)):
-        for stage, cost in base.items() if count == least else costs(count, *more):
-            off = base[stage] if count > least else Cost(0, 0, 0, 0)
+    base: dict[str, Cost] = {}
+    for count in (least, *counts):
+        for stage, cost in costs(count, *more):
+            off = base.get(stage, Cost(0, 0, 0, 0))
             cpu = cost.cpu - off.cpu
             each = f"{cpu / (count - least) * 1e6:.1f}" if count > least else "-"
             print(
@@ -86,9 +88,10 @@ def table(first: str, costs: Callable[..., Iterator[tuple[str, Cost]]], counts: 
                 f"| {cost.own / 1e6:.0f} MB | {cost.mapped / 1e6:.0f} MB |",
                 flush=True,
             )
+            base.setdefault(stage, cost)
 
 
-def of_rows(rows: int, stages: list[str]) -> Iterator[tuple[str, Cost]]:
+def of_rows(rows: int, until: str) -> Iterator[tuple[str, Cost]]:
     """What each stage costs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,7 +113,7 @@ def of_rows(rows: int, stages: list[str]) -> Iterator[tuple[str, Cost]]:
         pq.write_table(pa.table(pairs), folder / "list.parquet")
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         plan, dataset = make_plan(Recipe.model_validate(recipe)), Dataset(recipe["dataset"])
-        for stage in STAGES[: 1 + max(map(STAGES.index, stages))]:
+        for stage in STAGES[: 1 + STAGES.index(until)]:
             if stage == "funnel":
                 samples = dataset.read_table("samples", "1")
                 dataset.publish(snapshot.manifest(plan, 1, tables_there(plan, dataset), samples, [], []))
@@ -162,14 +165,16 @@ def made_up(draw: np.random.Generator, rows: pa.Table) -> dict[str, Any]:
         "words": words,
         "lang": draw.choice(["en", "de", "fr", "ru"], count, p=[0.7, 0.1, 0.1, 0.1]),
         "lang_score": draw.random(count).astype(np.float32),
-        "phash": np.array([int(its[:16], 16) ^ (n % 20 == 2) for n, its in zip(numbers, group, strict=True)], np.uint64),
+        "phash": np.array(
+            [int(its[:16], 16) ^ (n % 20 == 2) for n, its in zip(numbers, group, strict=True)], np.uint64
+        ),
         "pixels_sha256": own,
         "sharpness": draw.gamma(2, 100, count).astype(np.float32),
         "entropy": draw.normal(6, 1, count).astype(np.float32),
     }
 
 
-def of_images(count: int, _: None) -> Iterator[tuple[str, Cost]]:
+def of_images(count: int) -> Iterator[tuple[str, Cost]]:
     """What it costs to store, measure, select and write as shards the images of local tars."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

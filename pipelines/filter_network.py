@@ -75,4 +75,4 @@ def _write_tar(dataset: Dataset, images: Part, kept: pa.Table, path: Path) -> No
         content = list(map(shards.reader(tar), kept["offset"].to_pylist(), kept["length"].to_pylist()))
     context = [json.dumps({"context": text or ""}) for text in kept["context"].to_pylist()]
     columns = {"key": kept["uid"], "jpg": pa.array(content, pa.large_binary()), "txt": kept["caption"], "json": context}
-    shards.write_tar(pa.table(columns), path)
+    shards.write_tar([pa.table(columns)], path)

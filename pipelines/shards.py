@@ -27,7 +27,7 @@ class _Scatter:
     def __call__(self, element: tuple[Part, Part, Part | None, pa.BooleanArray | None]) -> str:
         samples, images, faces, in_force = element
         dataset = Dataset(self.dataset)
-        path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.arrow"
+        path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.batches"
         if not dataset.exists(path):
             rows = dataset.read_part(samples)
             if faces:
@@ -38,8 +38,8 @@ class _Scatter:
                 read_image = shards.reader(tar)
                 if faces:
                     kept, read_image = blur.blurred(kept, read_image, self.quality)
-                shards.scatter(kept, self.columns, read_image, self.buckets, folder / "scattered.arrow")
-                dataset.commit(folder / "scattered.arrow", path)
+                shards.scatter(kept, self.columns, read_image, self.buckets, folder / "scattered")
+                dataset.commit(folder / "scattered", path)
         return path
 
 
@@ -61,22 +61,27 @@ class _Gather:
             written = dataset.read_json(record)
             if all(dataset.exists(shard["path"]) for shard in written):
                 return written
-        rows = shards.gather((dataset.open(path) for path in self.scattered), number)
+        bucket = shards.gather((_opened(dataset, path) for path in self.scattered), number)
         written = []
         for name in names:
-            chosen = rows.filter(pc.equal(rows["shard"], name))
+            count = pc.sum(pc.equal(bucket.places["shard"], name)).as_py() or 0
             with dataset.spool() as folder:
                 for kind in self.formats:
                     aside = folder / ("shard.tar" if kind == "webdataset" else "shard.parquet")
                     if kind == "webdataset":
-                        shards.write_tar(chosen, aside)
+                        shards.write_tar(shards.samples(bucket, name), aside)
                     else:
-                        shards.write_parquet(chosen, self.columns, aside)
+                        shards.write_parquet(shards.samples(bucket, name), self.columns, aside)
                     file: File = dataset.commit(aside, f"{self.folder}/{name}{aside.suffix}")
                     split = name.rsplit("-", 1)[0]
-                    written.append({**asdict(file), "rows": chosen.num_rows, "split": split, "format": kind})
+                    written.append({**asdict(file), "rows": count, "split": split, "format": kind})
         dataset.write_json(record, written)
         return written
+
+
+def _opened(dataset: Dataset, path: str) -> Any:
+    """A scattered file; a local one is mapped into memory, from which the system can take it back."""
+    return pa.memory_map(dataset.path(path)) if dataset.local else dataset.open(path)
 
 
 def run(

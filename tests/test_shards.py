@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from vlmdata import shards
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import Shards
-from vlmdata.shards import buckets, check_columns, gather, json_columns, scatter, write_parquet, write_tar
+from vlmdata.shards import buckets, check_columns, gather, json_columns, samples, scatter, write_parquet, write_tar
 
 SAMPLES = pa.schema(
     [("uid", pa.string()), ("url", pa.string()), ("caption", pa.string()), ("source", pa.string()),
@@ -56,7 +57,16 @@ def write(tmp_path, rows, order):
         path = tmp_path / f"{number}.arrow"
         scatter(rows.take(pa.array(chosen, pa.int64())), COLUMNS, image, into, path)
         paths.append(path)
-    return [gather((open(path, "rb") for path in paths), place) for place in range(len(into))], into
+    return [
+        rows_of(gather((open(path, "rb") for path in paths), place), into[place]) for place in range(len(into))
+    ], into
+
+
+def rows_of(bucket, names):
+    """The samples of these shards, one behind the other."""
+    return pa.concat_tables(
+        [shards.SCATTERED.empty_table(), *(rows for name in names for rows in samples(bucket, name))]
+    )
 
 
 def test_shards_do_not_depend_on_the_order_of_parts(tmp_path):
@@ -65,15 +75,15 @@ def test_shards_do_not_depend_on_the_order_of_parts(tmp_path):
     (second,), _ = write(tmp_path, rows, [[4, 1], [3], [2, 0]])
     assert into == [["train-0000000", "train-0000001", "train-0000002"]]
     assert first.equals(second)
-    write_tar(first, tmp_path / "a.tar")
-    write_tar(second, tmp_path / "b.tar")
+    write_tar([first], tmp_path / "a.tar")
+    write_tar([second], tmp_path / "b.tar")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
 def test_a_tar_is_webdataset_with_one_type_a_key(tmp_path):
     (rows,), _ = write(tmp_path, kept(3), [[2, 1, 0]])
-    write_tar(rows, tmp_path / "a.tar")
-    write_parquet(rows, COLUMNS, tmp_path / "a.parquet")
+    write_tar([rows], tmp_path / "a.tar")
+    write_parquet([rows], COLUMNS, tmp_path / "a.parquet")
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert {(member.mtime, member.uid, member.gid) for member in tar} == {(0, 0, 0)}
     samples = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False, empty_check=False))
@@ -132,9 +142,37 @@ def test_copies_stand_at_their_places_and_one_bucket_of_them_is_in_memory(tmp_pa
     finally:
         pa.set_memory_pool(whole)
     assert watched.max_memory() < 5_000_000, "all copies are 30 MB, a bucket of them 1 MB"
-    first, *others = [gather([(tmp_path / "a.arrow").open("rb")], number) for number in range(31)]
+    first, *others = [
+        rows_of(gather([(tmp_path / "a.arrow").open("rb")], number), into[number]) for number in range(31)
+    ]
     assert first["key"].to_pylist() == rows["uid"].to_pylist()
     uid = rows["uid"][1].as_py()
     assert [key for bucket in others for key in bucket["key"].to_pylist()] == [f"{uid}_{n + 2}" for n in range(3000)]
     assert {bucket["index"].to_pylist() == list(range(100)) for bucket in others} == {True}
     assert {image for bucket in others for image in bucket["jpg"].to_pylist()} == {b"\1" * 10_000}
+
+
+def test_only_some_images_are_in_memory_whatever_the_part_and_the_shard_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "BATCH_BYTES", 1_000_000)
+    monkeypatch.setattr(shards, "TOGETHER", 100)
+    rows = kept(2000, samples=2000)
+    into = [["train-0000000"]]
+    whole = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(whole)
+    pa.set_memory_pool(watched)
+    try:
+        for part in range(2):
+            chosen = rows.slice(1000 * part, 1000)
+            scatter(chosen, COLUMNS, lambda offset, length: offset.to_bytes(2) * 5000, into, tmp_path / f"{part}")
+        bucket = gather([pa.memory_map(str(tmp_path / f"{part}")) for part in range(2)], 0)
+        write_tar(samples(bucket, "train-0000000"), tmp_path / "a.tar")
+        write_parquet(samples(bucket, "train-0000000"), COLUMNS, tmp_path / "a.parquet")
+    finally:
+        pa.set_memory_pool(whole)
+    assert watched.max_memory() < 8_000_000, "all images are 20 MB"
+    found = pq.read_table(tmp_path / "a.parquet")
+    assert found["jpg"].to_pylist() == [n.to_bytes(2) * 5000 for n in range(2000)]
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        names = tar.getnames()
+        assert names == [f"{n:032x}.{ending}" for n in range(2000) for ending in ("jpg", "txt", "json")]
+        assert tar.extractfile(names[3 * 1234]).read() == (1234).to_bytes(2) * 5000

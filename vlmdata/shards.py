@@ -1,15 +1,15 @@
 """The files that training reads: WebDataset tars and Parquet, written in two passes.
 
-First each part scatters its kept samples into buckets (a file a part, a record batch a bucket); then each bucket is
-read, sorted and cut into shards. The shards' bytes depend on the samples alone.
+First each part scatters its kept samples into buckets (a file a part, record batches for each bucket); then the places
+of each bucket's samples are sorted and its shards written. The shards' bytes depend on the samples alone.
 """
 
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +21,13 @@ from vlmdata.recipe import Shards, nearest
 from vlmdata.rules import nan_to_null
 
 VERSION = 2
-# So many samples, and about so many bytes of images, are in memory at once in the second pass (or one shard, where
-# shards are larger).
+# So many samples, and about so many bytes of images, are in a bucket (or one shard, where shards are larger): read at
+# once in the second pass where files cannot be mapped into memory.
 BUCKET_SAMPLES = 10_000
 BUCKET_BYTES = 1_000_000_000
+# Held in memory at once while they are written: bytes of a scattered batch's images, samples of a shard.
+BATCH_BYTES = 32_000_000
+TOGETHER = 500
 ALWAYS = ("uid", "url", "source", "license", "captions")
 BLURRED = pa.field("faces_blurred", pa.int32())
 SCATTERED = pa.schema(
@@ -33,6 +36,7 @@ SCATTERED = pa.schema(
      ("txt", pa.string()), ("json", pa.string())]
 )  # fmt: skip
 
+_BUCKETS = b"buckets"  # in a scattered file's schema: the bucket of each record batch
 _PLACES = pa.schema([SCATTERED.field(name) for name in ("shard", "index", "key")] + [pa.field("row", pa.int64())])
 
 
@@ -75,30 +79,46 @@ def buckets(
 def scatter(
     kept: pa.Table, columns: pa.Schema, read_image: Callable[[int, int], bytes], into: list[list[str]], path: Path
 ) -> None:
-    """First pass, one part: its kept samples as one Arrow IPC file with a record batch for each bucket.
+    """First pass, one part: its kept samples as one Arrow IPC file, whose schema says to which bucket each record batch
+    belongs. In memory is one batch of images.
 
     kept: the kept rows of the part with verdict and image columns; further copies become rows of their own.
     read_image(offset, length): from the part's tar.
     """
     documents = _documents(kept, columns)
-    images = pa.array(
-        [
-            read_image(offset, length)
-            for offset, length in zip(kept["offset"].to_pylist(), kept["length"].to_pylist(), strict=True)
-        ],
-        pa.large_binary(),
-    )
-    contents = [images, kept["caption"].combine_chunks(), documents]
+    captions = kept["caption"].combine_chunks()
+    offsets, lengths = (kept[name].to_numpy() for name in ("offset", "length"))
     places = _places(kept)
     names = pa.array([name for names in into for name in names], pa.string())
     bucket = np.repeat(np.arange(len(into)), [len(names) for names in into])
     bucket = bucket[pc.index_in(places["shard"], names).to_numpy()]
-    with pa.ipc.new_file(path, SCATTERED) as writer:
-        for number in range(len(into)):  # copies have their image's bytes again: one bucket of them is in memory
-            chosen = places.filter(pa.array(bucket == number))
-            again = [column.take(chosen["row"].combine_chunks()) for column in contents]
-            placed = [chosen[name].combine_chunks() for name in ("shard", "index", "key")]
-            writer.write_batch(pa.RecordBatch.from_arrays(placed + again, schema=SCATTERED))
+    batches = list(_batches(bucket, lengths[places["row"].to_numpy()]))
+    schema = SCATTERED.with_metadata({_BUCKETS: json.dumps([number for number, _ in batches])})
+    with pa.ipc.new_file(path, schema) as writer:
+        for _, chosen in batches:
+            placed = places.take(pa.array(chosen))
+            rows, of = np.unique(placed["row"].to_numpy(), return_inverse=True)
+            spans = zip(offsets[rows].tolist(), lengths[rows].tolist(), strict=True)
+            images = pa.array([read_image(offset, length) for offset, length in spans], pa.large_binary())
+            own = [
+                images.take(pa.array(of)),
+                *(column.take(placed["row"].combine_chunks()) for column in (captions, documents)),
+            ]
+            named = [placed[name].combine_chunks() for name in ("shard", "index", "key")]
+            writer.write_batch(pa.RecordBatch.from_arrays(named + own, schema=schema))
+
+
+def _batches(bucket: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(bucket, places) of the batches in which samples are written: BATCH_BYTES of images in one, or a single image."""
+    order = np.argsort(bucket, kind="stable")
+    bucket, lengths = bucket[order], lengths[order]
+    until = np.cumsum(lengths)
+    start = 0
+    while start < len(order):
+        full = np.searchsorted(until, until[start] - lengths[start] + BATCH_BYTES, side="right")
+        end = max(start + 1, min(int(full), int(np.searchsorted(bucket, bucket[start], side="right"))))
+        yield int(bucket[start]), order[start:end]
+        start = end
 
 
 def _places(kept: pa.Table) -> pa.Table:
@@ -117,21 +137,46 @@ def _places(kept: pa.Table) -> pa.Table:
     return pa.concat_tables([rows, pa.table([shard, index.cast(pa.int32()), key, row], schema=_PLACES)])
 
 
-def gather(files: Iterable[Any], bucket: int) -> pa.Table:
-    """Second pass: one bucket's samples out of every part's file, in the order of shard and index."""
-    batches = []
+class Bucket(NamedTuple):
+    """A bucket's samples: batches of SCATTERED, and shard, index, batch and row of each sample in their order."""
+
+    batches: list[pa.RecordBatch]
+    places: pa.Table
+
+
+def gather(files: Iterable[Any], bucket: int) -> Bucket:
+    """Second pass: one bucket's samples out of every part's file, in the order of shard and index. Of files that are
+    mapped into memory the images stay where they are."""
+    batches: list[pa.RecordBatch] = []
     for file in files:
         with file, pa.ipc.open_file(file) as reader:
-            batches.append(reader.get_batch(bucket))
-    rows = pa.Table.from_batches(batches, SCATTERED)
-    return rows.sort_by([("shard", "ascending"), ("index", "ascending")])
+            numbers = json.loads(reader.schema.metadata[_BUCKETS])
+            batches += [reader.get_batch(place) for place, number in enumerate(numbers) if number == bucket]
+    empty = pa.table({"shard": pa.array([], pa.string()), "index": pa.array([], pa.int32())})
+    found = [pa.Table.from_batches([batch.select(["shard", "index"])]) for batch in batches]
+    places = pa.concat_tables([empty, *(each.replace_schema_metadata() for each in found)])
+    rows = [len(batch) for batch in batches]
+    places = places.append_column("batch", pa.array(np.repeat(np.arange(len(rows)), rows)))
+    places = places.append_column("row", pa.array(np.concatenate([np.arange(0), *map(np.arange, rows)])))
+    return Bucket(batches, places.sort_by([("shard", "ascending"), ("index", "ascending")]))
 
 
-def write_tar(rows: pa.Table, path: Path) -> None:
+def samples(bucket: Bucket, shard: str) -> Iterator[pa.Table]:
+    """A shard's samples in their order, some at a time: tables of SCATTERED."""
+    places = bucket.places.filter(pc.equal(bucket.places["shard"], shard))
+    for start in range(0, places.num_rows, TOGETHER):
+        chosen = places.slice(start, TOGETHER)
+        at = zip(chosen["batch"].to_pylist(), chosen["row"].to_pylist(), strict=True)
+        rows = pa.Table.from_batches([bucket.batches[batch].slice(row, 1) for batch, row in at])
+        yield rows.replace_schema_metadata().combine_chunks()
+
+
+def write_tar(tables: Iterable[pa.Table], path: Path) -> None:
     """A WebDataset tar: `<uid>.jpg`, `<uid>.txt`, `<uid>.json` for each sample, `<uid>_2.jpg` and so on for its further
     copies, without owner or time."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        add_samples(tar, rows)
+        for rows in tables:
+            add_samples(tar, rows)
 
 
 def add_samples(tar: tarfile.TarFile, rows: pa.Table) -> None:
@@ -148,13 +193,17 @@ def add_samples(tar: tarfile.TarFile, rows: pa.Table) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
-def write_parquet(rows: pa.Table, columns: pa.Schema, path: Path) -> None:
-    """The same samples in the same order: `jpg` (bytes), `txt`, and the JSON's columns with their types."""
-    documents = [json.loads(text) for text in rows["json"].to_pylist()]
-    table = pa.Table.from_pylist(documents, columns)
-    table = table.append_column("jpg", rows["jpg"]).append_column("txt", rows["txt"])
+def write_parquet(tables: Iterable[pa.Table], columns: pa.Schema, path: Path) -> None:
+    """The same samples in the same order: `jpg` (bytes), `txt`, and the JSON's columns with their types. Each table
+    becomes a row group."""
     # Without Arrow's own schema a reader takes `jpg` for what it is in Parquet, whatever the width of its offsets here.
-    pq.write_table(table.combine_chunks(), path, compression="zstd", row_group_size=1000, store_schema=False)
+    schema = pa.schema([*columns, SCATTERED.field("jpg"), SCATTERED.field("txt")])
+    with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as writer:
+        for rows in tables:
+            documents = [json.loads(text) for text in rows["json"].to_pylist()]
+            table = pa.Table.from_pylist(documents, columns)
+            table = table.append_column("jpg", rows["jpg"]).append_column("txt", rows["txt"])
+            writer.write_table(table.combine_chunks())
 
 
 def _documents(kept: pa.Table, columns: pa.Schema) -> pa.Array:

@@ -93,7 +93,7 @@ def grouped(
     among the earlier. Rows of one value are with the first of them only, `equal`, as `other`.
     found: what workers have compared already.
     """
-    uid = np.asarray(uids).astype("S32")
+    uid = np.asarray(uids).astype("S32", copy=False)
     known = None
     if earlier is not None:
         place = dict(zip(uid[: earlier.rows].tolist(), range(earlier.rows), strict=True))

@@ -56,13 +56,15 @@ def unite(n: int, blocks: Iterable[Edges]) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(n, dtype=np.int64)
     best = np.zeros(n, np.float32)
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
     for i, j, similarity, _ in blocks:
         np.maximum.at(best, i, similarity)
         np.maximum.at(best, j, similarity)
         waiting.append((i, j))
+        count += len(i)
         # each merge costs n, so it waits for as many edges
-        if sum(len(i) for i, _ in waiting) >= max(n, 1_000_000):
-            labels, waiting = _merged(labels, waiting), []
+        if count >= max(n, 1_000_000):
+            labels, waiting, count = _merged(labels, waiting), [], 0
     return _merged(labels, waiting), best
 
 

@@ -6,19 +6,21 @@ distance r differ by at most r // m bits in one band at least, so only hashes wh
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise
 from math import comb
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlmdata import recipe
-from vlmdata.dedup.components import Compared, Edges, since, stars
+from vlmdata.dedup.components import Compared, Edges, since
 
 MIN_ENTROPY = 0.25
 MIN_BITS = 12
 BRUTE_FORCE = 20_000  # up to so many different hashes all are compared with all
 _QUERIES = 1024  # of FAISS's search at once: all may be alike, and its answer is in memory
-_CANDIDATES = 1 << 22  # compared at once
+_CANDIDATES = 1 << 20  # compared at once
+_SLICE = 1 << 17  # rows whose candidates are looked up at once
 
 
 def reads(options: recipe.PerceptualDedup) -> tuple[str, list[str]]:
@@ -49,14 +51,19 @@ def pairs(
     Of pairs among the `earlier` first rows none is given, and what only they have is not looked for.
     Images without content do not join a group: see `telling`.
     """
-    rows = np.flatnonzero(telling(hashes, entropy))
-    distinct, first, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
-    same = stars(inverse)
-    yield since(same._replace(i=rows[same.i], j=rows[same.j]), earlier)
-    rows = rows[first]
-    fresh = rows >= earlier
-    for a, b, differing in _near(distinct, distance, brute_force, fresh):
-        i, j = rows[a], rows[b]
+    rows = np.flatnonzero(telling(hashes, entropy)).astype(_place(len(hashes)))
+    rows = rows[np.argsort(hashes[rows], kind="stable")]
+    ordered = hashes[rows]
+    new = np.ones(len(rows), np.bool_)
+    new[1:] = ordered[1:] != ordered[:-1]
+    again = np.flatnonzero(~new)
+    hub = np.flatnonzero(new)[np.cumsum(new)[again] - 1]
+    same = Edges(rows[hub].astype(np.int64), rows[again].astype(np.int64), np.ones(len(again), np.float32), equal=True)
+    yield since(same, earlier)
+    rows, distinct = rows[new], ordered[new]
+    del ordered, new
+    for a, b, differing in _near(distinct, distance, brute_force, rows >= earlier):
+        i, j = rows[a].astype(np.int64), rows[b].astype(np.int64)
         yield Edges(np.minimum(i, j), np.maximum(i, j), (1 - differing / 64).astype(np.float32))
 
 
@@ -81,17 +88,17 @@ def _near(
     if len(hashes) <= brute_force:
         yield from _all_near(hashes, distance, fresh)
         return
-    keys, widths, within = _bands(hashes, distance)
-    for band, key in enumerate(keys):
-        for a, b in _candidates(key, widths[band], within, fresh):
-            differing = np.bitwise_count(hashes[a] ^ hashes[b])
-            near = differing <= distance
-            a, b, differing = a[near], b[near], differing[near]
+    bands, within = _bands(hashes, distance)
+    for place, band in enumerate(bands):
+        for a, b in _candidates(_bits(hashes, band), band.width, within, fresh):
+            apart = hashes[a] ^ hashes[b]
+            near = np.bitwise_count(apart) <= distance
+            a, b, apart = a[near], b[near], apart[near]
             # a pair that an earlier band has found is not given again
             new = np.ones(len(a), np.bool_)
-            for earlier in keys[:band]:
-                new &= np.bitwise_count(earlier[a] ^ earlier[b]) > within
-            yield a[new], b[new], differing[new]
+            for earlier in bands[:place]:
+                new &= np.bitwise_count(_bits(apart, earlier)) > within
+            yield a[new], b[new], np.bitwise_count(apart[new])
 
 
 def _all_near(
@@ -113,54 +120,75 @@ def _all_near(
         yield a[once], found[once], differing[once].astype(np.int64)
 
 
-def _bands(hashes: np.ndarray, distance: int) -> tuple[list[np.ndarray], list[int], int]:
-    """The bands for which the fewest look-ups and comparisons are to be expected of these hashes.
+class _Band(NamedTuple):
+    """Some of a hash's bits: the lowest of them, and how many."""
 
-    Returns the hashes' bits in each band (int64), the bands' widths, and how many bits may differ in one of them.
-    """
+    low: int
+    width: int
+
+
+def _bands(hashes: np.ndarray, distance: int) -> tuple[list[_Band], int]:
+    """The bands for which the fewest look-ups and comparisons are to be expected of these hashes, and how many bits may
+    differ in one of them."""
     best, least = None, np.inf
     # from 3 bands on a band's 22 bits index a table that fits into memory
-    for bands in range(3, max(3, distance + 1) + 1):
-        cuts = [64 * band // bands for band in range(bands + 1)]
-        widths = [high - low for low, high in pairwise(cuts)]
-        keys = [
-            (hashes >> np.uint64(low)).astype(np.int64) & (1 << width) - 1
-            for low, width in zip(cuts, widths, strict=False)
-        ]
-        within = distance // bands
+    for count in range(3, max(3, distance + 1) + 1):
+        bands = [_Band(low, high - low) for low, high in pairwise(64 * band // count for band in range(count + 1))]
+        within = distance // count
         cost = 0.0
-        for key, width in zip(keys, widths, strict=True):
-            looked_up = sum(comb(width, flipped) for flipped in range(within + 1))
+        for band in bands:
+            looked_up = sum(comb(band.width, flipped) for flipped in range(within + 1))
+            sizes = np.diff(_starts(_bits(hashes, band), band.width)).astype(np.float32)
             # half of the squares are pairs, and a comparison costs about two look-ups
-            cost += looked_up * (len(key) + np.square(np.bincount(key).astype(np.float64)).sum())
+            cost += looked_up * (len(hashes) + float(sizes @ sizes))
         if cost < least:
-            best, least = (keys, widths, within), cost
+            best, least = (bands, within), cost
     assert best is not None
     return best
 
 
+def _bits(hashes: np.ndarray, band: _Band) -> np.ndarray:
+    """int32 [n]: a band's bits of each hash."""
+    found = np.empty(len(hashes), np.int32)
+    for start in range(0, len(hashes), _SLICE):
+        part = slice(start, start + _SLICE)
+        found[part] = (hashes[part] >> np.uint64(band.low)) & np.uint64((1 << band.width) - 1)
+    return found
+
+
+def _starts(key: np.ndarray, width: int) -> np.ndarray:
+    """[2**width + 1]: where each key begins among the n keys in their order; the last is n."""
+    size = np.bincount(key, minlength=1 << width).astype(_place(len(key)))
+    return np.concatenate([np.zeros(1, size.dtype), np.cumsum(size, dtype=size.dtype)])
+
+
 def _candidates(key: np.ndarray, width: int, within: int, fresh: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places of all pairs whose keys of `width` bits differ in `within` bits or fewer, of which one at least is
-    `fresh`, in blocks of bounded size."""
-    order = np.argsort(key, kind="stable")
-    ordered, asked = key[order], fresh[order]
-    every = asked.all()
-    place = np.arange(len(key))
-    size = np.bincount(key, minlength=1 << width)
-    start = np.cumsum(size) - size
-    for flipped in range(within + 1):
-        for bits in combinations(range(width), flipped):
-            other = ordered ^ sum(1 << bit for bit in bits)
+    `fresh`, in blocks of bounded size. Beside a few numbers a row in memory stand those of _SLICE rows."""
+    order = np.argsort(key, kind="stable").astype(_place(len(key)))
+    start = _starts(key, width)
+    ordered = key[order]
+    every = fresh.all()
+    for bits in chain.from_iterable(combinations(range(width), flipped) for flipped in range(within + 1)):
+        for low in range(0, len(order), _SLICE):
+            mine = ordered[low : low + _SLICE]
+            other = mine ^ np.int32(sum(1 << bit for bit in bits))
+            begin, stop = start[other].astype(np.int64), start[other + 1]
             if not every:
-                for a, b in _ranges(start[other], np.where(asked, size[other], 0)):
-                    once = ~asked[b] | (a < b)
-                    yield order[a[once]], order[b[once]]
+                for a, b in _ranges(begin, np.where(fresh[order[low : low + _SLICE]], stop - begin, 0)):
+                    a, b = order[a + low], order[b]
+                    once = ~fresh[b] | (a < b)
+                    yield a[once], b[once]
                 continue
             # each pair once: in one bucket the later places, of two buckets from the smaller key's
-            begin = start[other] if flipped else place + 1
-            count = np.where(other > ordered, size[other], 0) if flipped else start[ordered] + size[ordered] - begin
-            for a, b in _ranges(begin, count):
-                yield order[a], order[b]
+            begin = begin if bits else np.arange(low + 1, low + 1 + len(mine))
+            for a, b in _ranges(begin, stop - begin if not bits else np.where(other > mine, stop - begin, 0)):
+                yield order[a + low], order[b]
+
+
+def _place(rows: int) -> type[np.signedinteger[Any]]:
+    """What holds a place among so many rows."""
+    return np.int32 if rows < 1 << 31 else np.int64
 
 
 def _ranges(begin: np.ndarray, count: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -19,4 +19,4 @@ def compare(
     options: recipe.PixelsDedup, values: Mapping[str, np.ndarray | pa.Array], earlier: int = 0, known: object = None
 ) -> Compared:
     """The edges between rows whose stored pixels are the same, of which one is not among the `earlier` first."""
-    return Compared(iter([since(exact.pairs(values["pixels_sha256"]), earlier)]), {})
+    return Compared((since(edges, earlier) for edges in exact.pairs(values["pixels_sha256"])), {})

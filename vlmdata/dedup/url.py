@@ -54,7 +54,7 @@ def compare(
     options: recipe.UrlDedup, values: Mapping[str, np.ndarray | pa.Array], earlier: int = 0, known: object = None
 ) -> Compared:
     """The edges between rows of the same URL, of which one is not among the `earlier` first."""
-    return Compared(iter([since(exact.pairs(values["url"]), earlier)]), {})
+    return Compared((since(edges, earlier) for edges in exact.pairs(values["url"])), {})
 
 
 def normalised(urls: pa.Array) -> pa.Array:
