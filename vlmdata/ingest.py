@@ -3,11 +3,12 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,6 +33,7 @@ _PAIRS = table_schema("pairs")
 # What a source yields: the rest of a pair's columns are made here.
 FOUND = pa.schema([f for f in _PAIRS if f.name not in ("captions", "occurrences")])
 _PART_ROWS = 100_000
+BATCH = 65_536  # rows that DuckDB gives at once
 _NOTHING = pa.schema([])
 
 
@@ -141,18 +143,19 @@ def record(
         if earlier is not None and not connection.sql("SELECT 1 FROM raw LIMIT 1").fetchall():
             return earlier
         found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
-        parts = write_parts(dataset, {"found": schema}, key, found, _PART_ROWS, layer=layer)["found"]
+        ordered = found.to_arrow_reader(BATCH)
+        parts = write_parts(dataset, {"found": schema}, key, ordered, _PART_ROWS, layer=layer)
         observed = connection.sql(
             "SELECT uid, min(crawled_at) AS crawled_at, NULL::TIMESTAMPTZ AS fetched_at "
             "FROM raw WHERE crawled_at IS NOT NULL GROUP BY uid ORDER BY uid"
         )
         times = {"observations": table_schema("observations")}
-        seen_at = write_parts(dataset, times, key, observed, _PART_ROWS, layer=layer)["observations"]
+        seen_at = write_parts(dataset, times, key, observed.to_arrow_reader(BATCH), _PART_ROWS, layer=layer)
         connection.close()
     before = dataset.read_table("observations", key) if earlier else None
-    dataset.write_table(Table("observations", key, (*(before.parts if before else ()), *seen_at)))
+    dataset.write_table(Table("observations", key, (*(before.parts if before else ()), *seen_at["observations"])))
     about = {"source": source.name} | ({"counts": dict(sorted(counts.items()))} if counts else {})
-    table = Table("found", key, (*(earlier.parts if earlier else ()), *parts), about=about)
+    table = Table("found", key, (*(earlier.parts if earlier else ()), *parts["found"]), about=about)
     dataset.write_table(table)
     return table
 
@@ -189,16 +192,13 @@ def united_pairs(
     brings: pa.Schema,
     limit: int | None = None,
     known: "pads.Dataset | None" = None,
-) -> duckdb.DuckDBPyRelation:
-    """The united rows of all sources' parts, as `unite` describes them, in their order. known: pairs to leave out."""
+) -> Iterator[pa.Table]:
+    """The united rows of all sources' parts, as `unite` describes them, in their order. known: pairs to leave out.
+
+    DuckDB sorts, which spills; grouping there would hold every group's columns in memory.
+    """
     schema = pa.schema([*FOUND, *brings])
     rest = ", ".join(name for name in schema.names if name not in ("uid", "page_url", "caption_from"))
-    columns = ", ".join(f"'{name}': {name}" for name in schema.names if name not in ("uid", "page_consent"))
-    # Of several pages the strictest counts: one that says no is not outvoted by where the others stand.
-    words = [field.name for field in FOUND.field("page_consent").type]
-    deny = "CASE WHEN bool_or(page_consent.{0} = 'deny') THEN 'deny' ELSE any_value(page_consent.{0}) END"
-    consent = ", ".join(f"'{word}': {deny.format(word)}" for word in words)
-    whole = "bool_and(url IS NOT NULL)"  # what one source may not bring back, no other brings
     every = []
     for place, parts in enumerate(found):
         if parts:
@@ -208,25 +208,69 @@ def united_pairs(
     if known is not None:
         connection.register("known", known)
         apart = "WHERE uid NOT IN (SELECT uid FROM known)"
-    return connection.sql(
+    connection.execute(f"CREATE VIEW every AS {' UNION ALL '.join(every)}")
+    # What one source may not bring back, no other brings: the row without a URL stands first, among such rows.
+    rows = connection.sql(
         f"""
-        WITH pairs AS (
-            SELECT uid, CASE WHEN {whole} THEN count(*)::INTEGER END AS occurrences,
-                   CASE WHEN {whole} AND count(page_consent) > 0 THEN {{{consent}}} END AS page_consent,
-                   min_by({{{columns}}}, row(
-                       url IS NOT NULL, place, coalesce(page_url, ''), caption_from, {rest})) AS first
-            FROM ({" UNION ALL ".join(every)}) {apart} GROUP BY uid
-        )
-        SELECT * EXCLUDE (first)
-        FROM (
-            SELECT uid, occurrences, page_consent,
-                   CASE WHEN first.url IS NOT NULL THEN [first.caption] END AS captions, first, unnest(first)
-            FROM pairs
-        )
-        ORDER BY md5(url), uid LIMIT $limit
-        """,
-        params={"limit": limit},
+        SELECT * EXCLUDE (place) FROM every {apart}
+        ORDER BY CASE WHEN uid NOT IN (SELECT uid FROM every WHERE url IS NULL) THEN md5(url) END,
+                 uid, url IS NOT NULL, place, coalesce(page_url, ''), caption_from, {rest}"""
     )
+    return _first(_united(rows.to_arrow_reader(BATCH)), limit)
+
+
+def _first(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
+    left = limit
+    for rows in tables:
+        yield rows.slice(0, left)
+        if left is not None and (left := left - rows.num_rows) <= 0:
+            return
+
+
+def _united(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The first row of each uid, with what all of its rows say; they are neighbours."""
+    held: tuple[pa.Table, np.ndarray, np.ndarray] | None = None  # the last row: it may go on in the next batch
+    for batch in batches:
+        uid, rows = batch["uid"], pa.Table.from_batches([batch])
+        starts = np.flatnonzero([True, *pc.not_equal(uid[1:], uid[:-1]).to_numpy(zero_copy_only=False)])
+        count = np.diff(starts, append=len(uid))
+        said = np.maximum.reduceat(_said(batch["page_consent"]), starts)
+        rows = rows.take(pa.array(starts))
+        if held is not None:
+            if held[0]["uid"][0] == rows["uid"][0]:
+                rows = pa.concat_tables([held[0], rows.slice(1)])
+                count[0] += held[1][0]
+                said[0] = np.maximum(said[0], held[2][0])
+            else:
+                yield _pairs(*held)
+        yield _pairs(rows.slice(0, len(rows) - 1), count[:-1], said[:-1])
+        held = rows.slice(len(rows) - 1), count[-1:], said[-1:]
+    if held is not None:
+        yield _pairs(*held)
+
+
+_CONSENT = _PAIRS.field("page_consent").type
+_WORDS = pa.array([None, "allow", "deny"])  # of several pages the strictest counts
+
+
+def _said(consent: pa.Array) -> np.ndarray:
+    """int8 [n, words + 1]: what each page says by each word, its place in _WORDS, and whether it says anything."""
+    words = [pc.fill_null(pc.index_in(pc.struct_field(consent, field.name), _WORDS), 0) for field in _CONSENT]
+    return np.stack([*words, consent.is_valid().cast(pa.int8())], axis=1).astype(np.int8)
+
+
+def _pairs(rows: pa.Table, count: np.ndarray, said: np.ndarray) -> pa.Table:
+    """`found` rows as `pairs` has them. count, said: of all rows that each stands for."""
+    gone = rows["url"].is_null().combine_chunks()
+    mask = pc.or_(gone, pa.array(said[:, -1] == 0))
+    consent = pa.StructArray.from_arrays(
+        [_WORDS.take(pa.array(said[:, place])) for place in range(len(_CONSENT))], fields=list(_CONSENT), mask=mask
+    )
+    rows = rows.set_column(rows.column_names.index("page_consent"), "page_consent", consent)
+    offsets = pa.array(np.arange(len(rows) + 1), pa.int32())
+    captions = pa.ListArray.from_arrays(offsets, rows["caption"].combine_chunks(), mask=gone)
+    occurrences = pc.if_else(gone, pa.scalar(None, pa.int32()), pa.array(count, pa.int32()))
+    return rows.append_column("captions", captions).append_column("occurrences", occurrences)
 
 
 def with_uid(batch: pa.RecordBatch, schema: pa.Schema, refused: forgotten.Forgotten) -> pa.Table:
@@ -258,35 +302,41 @@ def write_parts(
     dataset: Dataset,
     tables: dict[str, pa.Schema],
     key: str,
-    result: duckdb.DuckDBPyRelation,
+    result: Iterable[pa.Table | pa.RecordBatch],
     rows: int,
     together: str | None = None,
     layer: int = FIRST_LAYER,
 ) -> dict[str, list[Part]]:
     """The result's columns as the parts of each table, in one pass over its rows."""
     parts: dict[str, list[Part]] = {table: [] for table in tables}
-    for number, chunk in enumerate(_chunks(result.to_arrow_reader(min(rows, 65_536)), rows, together)):
+    every = {column.name: column for schema in tables.values() for column in schema}
+    for number, chunk in enumerate(_chunks(result, rows, together, pa.schema(every.values()).empty_table())):
         for table, schema in tables.items():
             columns = chunk.select(schema.names).cast(schema)
             parts[table].append(dataset.write_part(table, key, part_name(number, layer), columns, {}))
     return parts
 
 
-def _chunks(reader: pa.RecordBatchReader, rows: int, together: str | None) -> Iterator[pa.Table]:
-    """The reader's rows in tables of at most `rows` rows; one empty table when there are none.
+def _chunks(
+    result: Iterable[pa.Table | pa.RecordBatch], rows: int, together: str | None, empty: pa.Table
+) -> Iterator[pa.Table]:
+    """The result in tables of at most `rows` rows; the empty table when there are none.
 
     together: a column whose equal neighbours stay in one table, unless they alone are more than `rows`.
     """
-    held = reader.schema.empty_table()
+    held: pa.Table | None = None
     any_yet = False
-    for batch in reader:
-        held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+    for batch in result:
+        came = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+        held = came if held is None else pa.concat_tables([held, came])
         while held.num_rows > rows:  # one row more than fits, to see whether it belongs to those before it
             cut = rows if together is None else _cut_before(pc.fill_null(held[together].slice(0, rows + 1), ""))
             yield held.slice(0, cut)
             any_yet, held = True, held.slice(cut)
-    if held.num_rows or not any_yet:
+    if held is not None and held.num_rows:
         yield held
+    elif not any_yet:
+        yield empty
 
 
 def _cut_before(values: pa.ChunkedArray) -> int:

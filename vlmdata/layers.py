@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, part_from
 from vlmdata.download.stored import forget_failures
-from vlmdata.ingest import connect, write_parts
+from vlmdata.ingest import BATCH, connect, write_parts
 from vlmdata.schemas import table_schema
 
 
@@ -122,7 +122,8 @@ def retry(dataset: Dataset, tables: list[Table], images: Table, classes: Iterabl
             connection.register(f"chosen_{number}", pads.dataset(str(folder / f"{number}.parquet")))
         joined = "".join(f" JOIN chosen_{number} USING (uid)" for number in range(1, len(tables)))
         ordered = connection.sql(f"SELECT * FROM chosen_0{joined} ORDER BY md5(url), uid")
-        parts = write_parts(dataset, schemas, tables[0].key, ordered, rows, together="url", layer=layer)
+        copies = ordered.to_arrow_reader(BATCH)
+        parts = write_parts(dataset, schemas, tables[0].key, copies, rows, together="url", layer=layer)
         connection.close()
     noted = {"layers": [*tables[0].about.get("layers", []), {"layer": layer, "retry": wanted.to_pylist()}]}
     grown = [replace(t, parts=(*t.parts, *parts[t.table]), about={**t.about, **noted}) for t in tables]
