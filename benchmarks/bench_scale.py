@@ -7,9 +7,10 @@ Images, text, language and image signals are made up and ready; 15 % of the pair
 same bytes and one that is near. Funnel: all rules but one are changed. Images: JPEGs of 384 x 288 in local WebDataset
 tars, stored, measured (text, image), selected and written as shards by the whole flow.
 
-Each stage runs in a process of its own, first over 1,000 rows (100 images), so that all is imported, then over all, which
-is measured. "Of those more": what a row costs that this count has more than the one before. Memory is this process's,
-looked at every 10 ms: its own (anonymous), and pages of files that it has mapped, which the system can take back.
+Each stage runs in a process of its own, first over 1,000 rows (100 images), so that all is imported, then over all,
+which is measured. "Of those more": what a row costs that this count has more than the one before. Memory is this
+process's, looked at every 10 ms: its own (anonymous), and what it was before; and pages of files that it has mapped,
+which the system can take back.
 """
 
 import argparse
@@ -60,9 +61,7 @@ def main() -> None:
     if given.child:
         print(json.dumps(child(*given.child)))
         return
-    print(
-        "| stage | rows or images | wall seconds | CPU seconds | CPU µs each | of those more | own memory | mapped files |"
-    )
+    print("| stage | rows | wall seconds | CPU seconds | CPU µs each | of those more | own memory | mapped files |")
     print("|---|---|---|---|---|---|---|---|")
     costs: dict[str, tuple[int, float]] = {}  # of the count before
     for rows in given.rows:

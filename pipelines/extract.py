@@ -66,7 +66,7 @@ def run(dataset: Dataset, source: Source, key: str, runner: Runner, earlier: Tab
     if earlier is None:  # in some new files alone there may be no page
         module.report(source, counts)
     parts = [part_from(result["part"]) for result in results]
-    table = ingest.record(dataset, source, key, dataset.scan(parts, ingest.raw_schema(source)), counts, earlier)
+    table = ingest.record(dataset, source, key, parts, counts, earlier)
     ingest.note_seen(dataset, source, key, now)
     dataset.remove(table_folder("extracted", key))
     return table

@@ -4,15 +4,17 @@ Nothing is opened for writing, so a prompt never blocks a run, and a query can r
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vlmdata.dataset import Dataset, Part, Table, part_from
 from vlmdata.errors import DataError, InputError, first_line
-from vlmdata.rules import literal
+from vlmdata.rules import literal, quoted
 from vlmdata.schemas import table_schema
 
 GROUPED = ("duplicates", "contamination")  # made of all layers at once: their parts are not those of `pairs`
@@ -54,7 +56,7 @@ def connect(dataset: Dataset, manifest: dict[str, Any] | None = None) -> duckdb.
         _appended_view(connection, dataset, name, appended)
     folder = dataset.address("").rstrip("/") + "/"
     # DuckDB compares a pattern as it is written, so the folder's own name is allowed in that form too.
-    connection.execute(f"SET allowed_directories = [{literal(folder)}, {literal(_no_glob(folder))}]")
+    connection.execute(f"SET allowed_directories = [{literal(folder)}, {literal(no_glob(folder))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
@@ -169,15 +171,35 @@ def _appended_view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name
         raise DataError(f"table {name}: {first_line(error)}; `vlmdata verify` lists what is damaged") from error
 
 
+def view_parts(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, parts: Sequence[Part], schema: pa.Schema
+) -> None:
+    """Make the view `name` of these columns of the parts; those that a layer's first part does not have are null.
+
+    DuckDB reads the files itself: by Arrow's dataset (`Dataset.scan`) it would have many batches read ahead. Raises
+    DataError as `Dataset.checked` does.
+    """
+    if not dataset.local and not connection.list_filesystems():
+        connection.register_filesystem(dataset.fs)
+    connection.register(f"{name}_columns", schema.empty_table())
+    selects = [f"FROM {name}_columns"]
+    for _, layer in groupby(parts, key=lambda part: part.layer):
+        paths = [dataset.checked(part).path for part in layer]
+        with dataset.open(paths[0]) as file:
+            there = [quoted(column) for column in pq.read_schema(file).names if column in schema.names]
+        selects.append(f"SELECT {', '.join(there)} FROM {parquet_sql(dataset, paths)}")
+    connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL BY NAME ".join(selects)}')
+
+
 def parquet_sql(dataset: Dataset, paths: list[str]) -> str:
     """SQL that reads Parquet files of the dataset, one behind the other."""
     return f"read_parquet({_files(dataset, paths)})"
 
 
 def _files(dataset: Dataset, paths: list[str]) -> str:
-    return f"[{', '.join(literal(_no_glob(dataset.address(path))) for path in paths)}]"
+    return f"[{', '.join(literal(no_glob(dataset.address(path))) for path in paths)}]"
 
 
-def _no_glob(path: str) -> str:
+def no_glob(path: str) -> str:
     """The path with the signs that DuckDB reads as patterns put into brackets."""
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in path)

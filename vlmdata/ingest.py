@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlmdata.catalog import no_glob, view_parts
 from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name, table_folder
 from vlmdata.download import forgotten
 from vlmdata.forget.tombstones import bury
 from vlmdata.recipe import Source
+from vlmdata.rules import literal
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals, states, visited
 from vlmdata.sources.urls import LONGEST_CAPTION, shorten
@@ -74,9 +76,7 @@ def read_files(
         with pq.ParquetWriter(raw, schema) as writer:
             for batch in read(source, str(scratch), chosen):
                 writer.write_table(with_uid(batch, schema, refused))
-        import pyarrow.dataset as pads  # it imports pandas, which most commands never need
-
-        table = record(dataset, source, key, pads.dataset(str(raw)), {}, earlier)
+        table = record(dataset, source, key, raw, {}, earlier)
         pages = visited(source, str(scratch))
         note_seen(dataset, source, key, now if pages is None else pages)
         return table
@@ -120,11 +120,11 @@ def record(
     dataset: Dataset,
     source: Source,
     key: str,
-    raw: "pads.Dataset",
+    raw: Path | Sequence[Part],
     counts: dict[str, int],
     earlier: Table | None = None,
 ) -> Table:
-    """Write the tables `found` and `observations` of what a source yielded, rows in its `raw_schema`.
+    """Write the tables `found` and `observations` of what a source yielded: a file or parts, rows in its `raw_schema`.
 
     `found` is in the order of its columns, so that it does not depend on the order of reading. counts: what the source
     tells of itself, kept in the manifest. earlier: what was found before: the pairs that it does not have become a
@@ -134,10 +134,13 @@ def record(
     schema = pa.schema([field for field in raw_schema(source) if field.name != "crawled_at"])
     with dataset.spool() as folder:
         connection = connect(folder)
-        connection.register("yielded", raw)
+        if isinstance(raw, Path):
+            connection.execute(f"CREATE VIEW yielded AS FROM read_parquet({literal(no_glob(str(raw)))})")
+        else:
+            view_parts(connection, dataset, "yielded", raw, raw_schema(source))
         rows = "SELECT * FROM yielded"
         if earlier is not None:
-            connection.register("earlier", dataset.scan(list(earlier.parts), pa.schema([FOUND.field("uid")])))
+            view_parts(connection, dataset, "earlier", earlier.parts, pa.schema([FOUND.field("uid")]))
             rows += " WHERE uid NOT IN (SELECT uid FROM earlier)"
         connection.execute(f"CREATE VIEW raw AS {rows}")
         if earlier is not None and not connection.sql("SELECT 1 FROM raw LIMIT 1").fetchall():
@@ -202,7 +205,7 @@ def united_pairs(
     every = []
     for place, parts in enumerate(found):
         if parts:
-            connection.register(f"found_{place}", dataset.scan(parts, schema))
+            view_parts(connection, dataset, f"found_{place}", parts, schema)
             every.append(f"SELECT {place} AS place, * FROM found_{place}")
     apart = ""
     if known is not None:
