@@ -132,8 +132,9 @@ def record(
     """
     layer = earlier.layer + 1 if earlier else FIRST_LAYER
     schema = pa.schema([field for field in raw_schema(source) if field.name != "crawled_at"])
+    count = pq.read_metadata(raw).num_rows if isinstance(raw, Path) else sum(part.rows for part in raw)
     with dataset.spool() as folder:
-        connection = connect(folder)
+        connection = connect(folder, count)
         if isinstance(raw, Path):
             connection.execute(f"CREATE VIEW yielded AS FROM read_parquet({literal(no_glob(str(raw)))})")
         else:
@@ -178,7 +179,7 @@ def unite(
     if brings:
         tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
     with dataset.spool() as folder:
-        connection = connect(folder)
+        connection = connect(folder, sum(table.rows for table in found))
         united = united_pairs(connection, dataset, [list(table.parts) for table in found], brings, limit)
         parts = write_parts(dataset, tables, key, united, rows, together="url")
         connection.close()
@@ -296,9 +297,14 @@ def with_uid(batch: pa.RecordBatch, schema: pa.Schema, refused: forgotten.Forgot
     return bury(rows, gone)
 
 
-def connect(folder: Path) -> duckdb.DuckDBPyConnection:
-    """DuckDB that spills to `folder`, so that memory does not grow with the dataset."""
-    return duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill"), "memory_limit": "2GB"})
+def connect(folder: Path, rows: int | None = None) -> duckdb.DuckDBPyConnection:
+    """DuckDB that spills to `folder`, so that memory does not grow with the dataset: 2 GB at most.
+
+    rows: how many it is to sort or judge. What cannot spill is below 100 bytes of each, so few need no 2 GB.
+    """
+    limit = 2_000_000_000 if rows is None else min(2_000_000_000, 128_000_000 + 100 * rows)
+    spill = str(folder / "spill")
+    return duckdb.connect(":memory:", config={"temp_directory": spill, "memory_limit": f"{limit}B"})
 
 
 def write_parts(

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlmdata.ingest import connect
 from vlmdata.recipe import Shards
 from vlmdata.schemas import table_schema
 from vlmdata.select import captions, places, sample
@@ -48,7 +49,7 @@ def settle(
     settled: takes what later pairs are judged by (see `append`).
     Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
     """
-    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
+    connection = connect(spill, sum(sizes))
     connection.register("judged", judged)
     connection.execute(
         "CREATE TABLE verdict AS SELECT row_number() OVER () AS place, * "
