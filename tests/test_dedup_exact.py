@@ -1,10 +1,13 @@
 """Groups of pairs whose images have the same bytes, and the table of groups."""
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from vlmdata import dedup, recipe
+from vlmdata.dedup import exact
 from vlmdata.schemas import table_schema
 
 EXACT = recipe.ExactDedup(kind="exact")
@@ -66,3 +69,16 @@ def test_each_method_says_what_it_reads() -> None:
     assert dedup.reads(recipe.PerceptualDedup(kind="perceptual")) == ("image", ["phash", "entropy"])
     semantic = recipe.SemanticDedup(kind="semantic", embeddings="clip_b")
     assert dedup.reads(semantic) == ("embeddings_clip_b", ["vector"])
+
+
+def test_digests_of_different_beginnings_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    uids = np.array([uid(n) for n in range(5_000)], "S32")
+    digests = np.array([hashlib.sha256(b"%d" % n).hexdigest() for n in rng.integers(0, 3_000, 5_000)], "S64")
+    want = dedup.groups(EXACT, uids, {"sha256": digests})
+    assert want.num_rows > 2_000
+    monkeypatch.setattr(exact, "BLOCK", 500)
+    blocks = list(exact.pairs(digests))
+    assert 8 < len(blocks) <= 10
+    assert max(len(np.union1d(block.i, block.j)) for block in blocks) < 600
+    assert dedup.groups(EXACT, uids, {"sha256": digests}).equals(want)

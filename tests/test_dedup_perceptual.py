@@ -1,5 +1,6 @@
 """Near-duplicates by perceptual hash: every pair within the radius, none beyond, none for images without content."""
 
+import tracemalloc
 from collections.abc import Callable
 
 import cv2
@@ -141,6 +142,19 @@ def test_an_unknown_entropy_joins_no_group() -> None:
     uids = pa.array([str(n) * 32 for n in range(3)])
     found = dedup.groups(options, uids, {"phash": hashes, "entropy": np.array([5, np.nan, 5], np.float32)})
     assert found["uid"].to_pylist() == ["0" * 32, "2" * 32]
+
+
+def test_a_row_costs_few_bytes_of_memory() -> None:
+    peaks = []
+    for n in (50_000, 150_000):
+        hashes = np.random.default_rng(0).integers(0, 2**64, n, np.uint64)
+        entropy = np.full(n, 5, np.float32)
+        tracemalloc.start()
+        for _ in perceptual.pairs(hashes, 2, entropy):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 100_000 < 60
 
 
 def test_a_hundred_thousand_hashes_take_seconds() -> None:

@@ -9,6 +9,7 @@ import tarfile
 import pyarrow as pa
 import pytest
 
+from vlmdata import ingest
 from vlmdata.dataset import Dataset, Table
 from vlmdata.errors import InputError
 from vlmdata.ingest import FOUND, clean, read_source, unite
@@ -74,6 +75,37 @@ def test_equal_pairs_are_one_row_with_the_first_sources_columns(dataset):
     rows = rows_of(dataset, unite(dataset, [first, second], "k", 10, None))
     told = [(r["caption"], r["source"], r["page_url"], r["occurrences"], r["captions"]) for r in rows]
     assert sorted(told) == [("c", "a", "y", 3, ["c"]), ("d", "b", None, 1, ["d"])]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_a_pair_whose_rows_come_in_several_batches_is_one(size):
+    said = {"robots": None, "noai": "allow", "tdm": None, "noml": None}
+    rows = [
+        {"uid": "a", "url": "u", "caption": "a", "page_url": "1"},
+        {"uid": "b", "url": "u", "caption": "b", "page_url": "2", "page_consent": said},
+        {"uid": "b", "url": "u", "caption": "b", "page_url": "3", "page_consent": said | {"noai": "deny"}},
+        {"uid": "b", "url": "u", "caption": "b", "page_url": "4", "page_consent": said | {"tdm": "allow"}},
+        {"uid": "c", "url": None, "caption": None},
+        {"uid": "c", "url": "u", "caption": "c", "page_consent": said},
+        {"uid": "d", "url": "u", "caption": "d", "page_url": "5", "page_consent": said},
+    ]
+    batches = pa.Table.from_pylist(rows, FOUND).to_batches(size)
+    united = pa.concat_tables(ingest._united(batches)).to_pylist()
+    told = [(row["uid"], row["page_url"], row["occurrences"], row["captions"], row["page_consent"]) for row in united]
+    assert told == [
+        ("a", "1", 1, ["a"], None),
+        ("b", "2", 3, ["b"], {"robots": None, "noai": "deny", "tdm": "allow", "noml": None}),
+        ("c", None, None, None, None),
+        ("d", "5", 1, ["d"], said),
+    ]
+
+
+def test_duckdb_may_have_more_memory_for_more_rows_up_to_its_bound(tmp_path):
+    limits = []
+    for rows in (0, 1_000_000, 10**9, None):
+        with ingest.connect(tmp_path, rows) as connection:
+            limits.append(connection.sql("SELECT current_setting('memory_limit')").fetchall()[0][0])
+    assert limits == ["122.0 MiB", "217.4 MiB", "1.8 GiB", "1.8 GiB"]
 
 
 def test_parts_do_not_depend_on_the_order_of_finding(dataset):
