@@ -39,10 +39,12 @@ STAGES = [
     # 1,500 a second on an RTX 3080: clip-retrieval's README (ViT-B/32), not measured here; decoding for it is above
     Stage("signals: clip, ViT-B/32", 0.0005, 1_100, 3_000, "clip-retrieval's README", rows=STORED, gpu=1 / 1500),
     Stage("dedup: exact", 0.0000015, 200, 150, "benchmarks/bench_dedup.py", rows=STORED),
-    Stage("dedup: perceptual", 44e-6, 150, 300, "docs/deduplication.md", rows=STORED, driver=259),
+    Stage(
+        "dedup: perceptual", 44e-6, 150, 300, "docs/deduplication.md, driver: bench_scale.py", rows=STORED, driver=40
+    ),
     # partitions grow beyond 8 million rows: what is compared for a row does too (see `growth`)
     Stage("dedup: semantic", 0.00126, 1_100 * 8, 400, "docs/deduplication.md", rows=STORED, driver=382),
-    Stage("select", 0.00002, 1_500, 2_500, "assumed"),
+    Stage("select", 0.00002, 1_500, 2_500, "benchmarks/bench_scale.py"),
     Stage("shards", 0.0003, 4 * IMAGE, 1_300, "assumed", rows=KEPT),
 ]
 
