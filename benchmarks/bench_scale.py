@@ -5,7 +5,7 @@ python benchmarks/bench_scale.py [--rows 10000 100000 1000000] [--images 2000 20
 A list in Parquet has a URL, a caption and a score that is kept as a signal; every tenth pair stands in it twice.
 Images, text, language and image signals are made up and ready; 15 % of the pairs are in groups of three, two of the
 same bytes and one that is near. Funnel: all rules but one are changed. Images: JPEGs of 384 x 288 in local WebDataset
-tars, stored, measured (text, image), selected and written as shards by the whole flow.
+tars: read, stored, measured (text, image), selected and written as shards.
 
 Each stage runs in a process of its own, first over 1,000 rows (100 images), so that all is imported, then over all,
 which is measured. "Of those more": what a row costs that this count has more than the one before. Memory is this
@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from vlmdata import ingest, snapshot
+from vlmdata.catalog import GROUPED
 from vlmdata.dataset import Dataset, Table
 from vlmdata.plan import Plan, make_plan, tables_there
 from vlmdata.recipe import Recipe
@@ -112,26 +113,26 @@ def child(stage: str, few: str, many: str) -> dict[str, float]:
 
 def work(stage: str, folder: str) -> None:
     """A stage, as the flow does it."""
-    from vlmdata.flows import curate
-    from vlmdata.pipelines import dedup, select
+    from vlmdata.pipelines import dedup, download, select, shards, signals
     from vlmdata.select.reconsider import reconsider
 
     recipe = Recipe.model_validate(yaml.safe_load(Path(folder, "recipe.yaml").read_text()))
-    if stage == "images":
-        curate.run_here(recipe)
-        return
     plan, dataset = make_plan(recipe), Dataset(recipe.dataset)
     tables = {
-        name: table for name, table in tables_there(plan, dataset).items() if stage != "dedup" or name != "duplicates"
+        name: table for name, table in tables_there(plan, dataset).items() if (stage, name) != ("dedup", GROUPED[0])
     }
-    if stage == "ingest":
+    if stage in ("ingest", "images"):
         found = [ingest.read_source(dataset, source, plan.found[source.name]) for source in recipe.sources]
-        ingest.unite(dataset, found, plan.pairs, recipe.parts.rows, None, plan.brings)
-    elif stage == "dedup":
+        tables = {"pairs": ingest.unite(dataset, found, plan.pairs, recipe.parts.rows, None, plan.brings)}
+    if stage == "images":
+        tables["images"] = download.run(plan, dataset, tables["pairs"])
+        tables |= signals.run(plan, dataset, tables)
+        shards.run(plan, dataset, tables, select.run(plan, dataset, tables, 1), 1)
+    if stage == "dedup":
         dedup.run(plan, dataset, tables)
-    elif stage == "select":
+    if stage == "select":
         select.run(plan, dataset, tables, 1)
-    else:
+    if stage == "funnel":
         reconsider(dataset, [f"select.rules.{rule}" for rule in CHANGED])
 
 
