@@ -128,13 +128,13 @@ class Network:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                if self.path in network.files:
-                    network.asked += 1
+                path = self.path.partition("?")[0]
+                network.asked += path in network.files
                 if network.after is not None and network.asked > network.after:
                     network.gone.set()
                     self.connection.close()
                     return
-                body = network.files.get(self.path, b"")
+                body = network.files.get(path, b"")
                 self.send_response(200 if body else 404)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -202,7 +202,7 @@ def damaged(path, how):
 KINDS = {
     "pairs": "tables/pairs/*/*.parquet",
     "text": "tables/text/*/*.parquet",
-    "embeddings": "tables/embeddings_lite/*/*.parquet",
+    "embeddings": "tables/embeddings_clip/*/*.parquet",
     "duplicates": "tables/duplicates/*/*.parquet",
     "images' table": "images/*/*.parquet",
     "images": "images/*/*.tar",
@@ -229,7 +229,7 @@ def test_a_damaged_file(made, widened, tmp_path, kind, how):
     checked = here(folder, "verify", "runs/it")
     assert checked.returncode == 1, checked.stderr
     assert name in {line.split("\t")[0] for line in checked.stdout.splitlines()}, checked.stdout
-    run = vlmdata(folder, "run", "recipe.yaml", *ALL_LANGUAGES)
+    run = here(folder, "run", "recipe.yaml", *ALL_LANGUAGES)
     if run.returncode:
         assert run.returncode in (1, 4), run.stderr
         assert "Traceback" not in run.stderr
@@ -238,7 +238,7 @@ def test_a_damaged_file(made, widened, tmp_path, kind, how):
         found = content(folder / "runs/it")
         assert {n: data for n, data in found.items() if n != name} == {n: d for n, d in widened.items() if n != name}
     path.write_bytes(whole)
-    again = vlmdata(folder, "run", "recipe.yaml", *ALL_LANGUAGES)
+    again = here(folder, "run", "recipe.yaml", *ALL_LANGUAGES)
     assert again.returncode == 0, again.stderr
     assert content(folder / "runs/it") == widened
 
