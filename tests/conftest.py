@@ -44,7 +44,6 @@ RECIPE = {
 # The files that take longest: begun first, so that no worker has one alone at the end.
 LONG = (
     "test_flow",
-    "test_jobs_deployment",
     "test_compare",
     "test_jobs_run",
     "test_storage_s3",
