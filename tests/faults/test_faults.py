@@ -50,9 +50,9 @@ def fresh(made, parent):
     return folder
 
 
-def begin(folder, *more, wrap=(), user=None, **environment):
-    """The run as a process group of its own."""
-    command = [*wrap, sys.executable, "-m", "vlmdata.cli", "run", "recipe.yaml", *more]
+def begin(folder, *more, what="run", wrap=(), user=None, **environment):
+    """The run, or a refresh, as a process group of its own."""
+    command = [*wrap, sys.executable, "-m", "vlmdata.cli", what, "recipe.yaml", *more]
     variables = {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "PREFECT_API_URL": prefect_server()}
     return subprocess.Popen(
         command, cwd=folder, env=variables | environment, text=True, start_new_session=True, user=user, group=user,
@@ -100,6 +100,41 @@ def test_killed_at_random_moments(made, undisturbed, tmp_path):
             break
         ends_alike(folder, undisturbed)
         shutil.rmtree(parent)
+
+
+def test_a_refresh_killed_at_random_moments(made, tmp_path):
+    """The snapshot before stays in force and whole, and the last refresh has the bytes of one that nobody killed."""
+
+    def grown(name):
+        folder = tmp_path / name / made.name
+        shutil.copytree(made, folder)
+        for number in (30, 31):
+            for ending in ("jpg", "txt"):
+                shutil.copy(folder / f"photos/0{number - 30}.{ending}", folder / f"photos/{number}.{ending}")
+            (folder / f"photos/{number}.txt").write_text(f"a picture that is new, number {number}, in the park")
+        return folder
+
+    folder = grown("calm")
+    start = time.monotonic()
+    assert begin(folder, what="refresh").wait(300) == 0
+    whole = time.monotonic() - start
+    expected = content(folder / "runs/it")
+    assert any(name.startswith("snapshots/000002/") for name in expected)
+    folder = grown("disturbed")
+    first = {name: data for name, data in content(folder / "runs/it").items() if name.startswith("snapshots/000001/")}
+    draw = random.Random(8)
+    for _ in range(10):
+        run = begin(folder, what="refresh")
+        try:
+            run.communicate(timeout=draw.uniform(0.1, 0.9) * whole)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
+        now = content(folder / "runs/it")
+        assert {name: now.get(name) for name in first} == first
+        assert here(folder, "verify", "runs/it").returncode == 0
+    assert begin(folder, what="refresh").wait(300) == 0
+    assert content(folder / "runs/it") == expected
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
