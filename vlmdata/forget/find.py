@@ -20,7 +20,7 @@ from vlmdata.forget.request import Request
 
 # Of each uid how it was found, in the order in which this is told.
 KINDS = ("uid", "url", "domain", "sha256", "like", "the same URL", "the same bytes", "refused by the download")
-_READ = ("uid", "url", "page_url", "expected_hash", "sha256", "stored_key")
+_READ = ("uid", "url", "sha256", "stored_key")
 
 
 @dataclass
@@ -57,12 +57,13 @@ def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[s
     met = _Met({}, set(asked.url), {host_of_form(form) for form in asked.url}, set(asked.sha256))
     paths = [path for path in parquet_files(dataset, ("tables", "images")) if "/embeddings" not in path]
     looks = _looks(dataset, asked, paths)
+    columns = [*_READ, *(["page_url"] if asked.domain else []), *(["expected_hash"] if asked.sha256 else [])]
     looked: dict[str, tuple[int, int, int]] = {}  # what had been met when a file was looked through last
     size = None
     while size != (size := met.size()):
         for path in paths:
             if looked.get(path) != (before := met.size()):
-                rows = _rows(dataset, path)
+                rows = _rows(dataset, path, columns)
                 if rows is not None:
                     _look_through(rows, asked, looks, met)
                 looked[path] = before
@@ -135,13 +136,13 @@ def metadata_of(dataset: Dataset, path: str) -> pq.FileMetaData:
         ) from error
 
 
-def _rows(dataset: Dataset, path: str) -> pa.Table | None:
-    """A table's rows that are no tombstones, of the columns that tell content; None where it has none of them."""
+def _rows(dataset: Dataset, path: str, columns: list[str]) -> pa.Table | None:
+    """A table's rows that are no tombstones, of these columns; None where none of them tells content."""
     names = metadata_of(dataset, path).schema.to_arrow_schema().names
     if "uid" not in names or not {"url", "sha256"} & set(names):
         return None
-    rows = dataset.read_part(path, [name for name in _READ if name in names])
-    return rows.filter(rows["url"].is_valid()) if "url" in names else rows
+    rows = dataset.read_part(path, [name for name in columns if name in names])
+    return rows.filter(rows["url"].is_valid()) if "url" in names and rows["url"].null_count else rows
 
 
 def _looks(dataset: Dataset, asked: Request, paths: list[str]) -> set[str]:
