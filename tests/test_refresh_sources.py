@@ -159,6 +159,7 @@ def test_a_new_film_brings_its_frames_and_a_film_that_is_known_a_new_caption_alo
     )
     assert "'broken.mp4' gives no frame" in said
     assert "films: 3 of 4 files are new or have changed" in said
+    assert "films: 6 frames of 3 videos" in said
 
     video(tmp_path / "films/a.mp4", scene_frames=20)  # another film under the name and words of one that is known
     manifest, said = done(tmp_path, "refresh")
