@@ -49,6 +49,8 @@ LONG = (
     "test_jobs_deployment",
     "test_compare",
     "test_jobs_run",
+    "test_storage_s3_keeping",
+    "test_refresh_sources",
     "test_storage_s3",
     "test_retry",
     "test_refresh",
