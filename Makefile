@@ -84,7 +84,7 @@ test-faults: $(STAMP)
 	@command -v faketime >/dev/null || { apt-get install -y -qq --no-install-recommends faketime || { apt-get update -qq && apt-get install -y -qq --no-install-recommends faketime; }; } >/dev/null
 	@$(BIN)/python -m pytest -n 2 --dist load tests/faults
 
-# Refreshes that a real Prefect server starts and a real worker runs; some two minutes.
+# Refreshes and jobs that a real Prefect server starts and a real worker runs; some five minutes.
 test-schedule: $(STAMP)
 	@$(BIN)/python -m pytest -n 0 tests/schedule
 

@@ -260,9 +260,8 @@ class Bucketed:
 
 def bad(dataset: Dataset, work: Work, layer: int) -> list[str]:
     """The files of buckets in which nearly all rows ended in one class."""
-    paths = sorted(dataset.fs.glob(dataset.path(f"{FETCHED}/*.arrow"))) if dataset.exists(FETCHED) else []
     found = []
-    for path in (f"{FETCHED}/{path.rsplit('/', 1)[1]}" for path in paths):
+    for path in (path for path in dataset.files(FETCHED) if path.endswith(".arrow")):
         tally = Tally(work.options.stop_share, work.retried.get(layer, frozenset()))
         with dataset.open(path) as file, pa.ipc.open_file(file) as reader:
             tally.add_part(reader.read_all())

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -84,6 +85,17 @@ def serve_s3(bucket: str) -> Iterator[Store]:
     server.shutdown()
     server.server_close()
     _forget_servers()
+
+
+@contextmanager
+def quick_s3(bucket: str, cache: Path) -> Iterator[Store]:
+    """`serve_s3` with the user's cache in a folder of the test's, and locks that do not wait for a later writer."""
+    from vlmdata import lock
+
+    with pytest.MonkeyPatch.context() as patch, serve_s3(bucket) as store:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setattr(lock, "_SETTLED_SECONDS", 0.0)  # conditions alone decide
+        yield store
 
 
 def _forget_servers() -> None:

@@ -10,6 +10,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import bench_balance
 import bench_extract
+import bench_forget
+
+from vlmdata.dataset import Dataset
 
 
 @pytest.mark.parametrize("form", ["warc", "wat"])
@@ -23,3 +26,13 @@ def test_extraction(tmp_path: Path, form: str) -> None:
 def test_balance(library: str) -> None:
     row = bench_balance.measure(library, [200, 50, 6], bench_balance.PEERS)
     assert row["matches"] >= 50
+
+
+def test_forgetting(tmp_path: Path) -> None:
+    dataset = Dataset(str(tmp_path))
+    bench_forget.make(dataset, 200)
+    found = bench_forget.measure(dataset, bench_forget.uid_of(100))["found"]
+    assert found == {
+        bench_forget.uid_of(100): "uid", bench_forget.uid_of(101): "the same URL",
+        bench_forget.uid_of(150): "the same bytes", bench_forget.uid_of(151): "the same URL",
+    }  # fmt: skip

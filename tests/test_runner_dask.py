@@ -1,4 +1,4 @@
-"""Parts on a Dask cluster, whose workers have another working folder than the run: the bytes are the same."""
+"""Parts on a Dask cluster, whose workers have another working folder than the run. A whole run is in tests/engines."""
 
 import os
 import subprocess
@@ -9,16 +9,14 @@ from typing import Any
 
 import dask
 import pytest
-from conftest import content, make_photos
 from hostile import Counting
-from test_consent_run import run
 from test_download_buckets import AT_ONCE, answer, downloaded, fastest, ingested, several_sites
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, MachineError
 from vlmdata.pipelines import download, fetch
 from vlmdata.pipelines.runner import engine, processes, run_parts
-from vlmdata.recipe import Recipe, Runner
+from vlmdata.recipe import Runner
 
 CLUSTER = """
 import sys
@@ -27,17 +25,6 @@ with LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, dashboard_ad
     print(cluster.scheduler_address, flush=True)
     sys.stdin.read()
 """
-RECIPE = {
-    "dataset": "runs/it",
-    "sources": [{"kind": "folder", "name": "photos", "path": "photos"}],
-    "consent": {"optout": "lists/*.txt", "known": "lists/*.txt"},
-    "download": {"size": 96},
-    "signals": ["text", "image"],
-    "dedup": ["exact", {"kind": "perceptual", "distance": 4}],
-    "select": {"rules": {"words": "words >= 3"}},
-    "shards": {"samples": 8, "splits": {"train": 0.7, "test": 0.3}},
-    "parts": {"rows": 10},
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +46,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield cluster.stdout.readline().strip()
         cluster.communicate(timeout=20)  # the end of its input ends it
     assert not list(elsewhere.glob("*/*.parquet"))
-
-
-def made(folder: Path, runner: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    folder.mkdir()
-    make_photos(folder / "photos")
-    (folder / "lists").mkdir()
-    (folder / "lists/refused.txt").write_text("a" * 64 + "\n")
-    monkeypatch.chdir(folder)
-    run(Recipe.model_validate({**RECIPE, "runner": runner}))
-    return content(folder / "runs/it")
-
-
-def test_a_cluster_elsewhere_gives_the_bytes_of_the_direct_runner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
-    direct = made(tmp_path / "direct", {"kind": "direct", "workers": 2}, monkeypatch)
-    dask = made(tmp_path / "dask", {"kind": "dask", "address": address}, monkeypatch)
-    assert sum(name.endswith((".tar", ".parquet")) for name in direct) > 20
-    assert dask.keys() == direct.keys()
-    assert [name for name in direct if dask[name] != direct[name]] == []
 
 
 def test_two_workers_ask_no_host_faster_than_one_may_and_give_its_bytes(

@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from conftest import content, make_photos
-from s3_server import FAILED, SLOW_DOWN, serve_s3
+from s3_server import FAILED, SLOW_DOWN, quick_s3
 
 import vlmdata.lock as locks
 from vlmdata import card, catalog, ingest, snapshot, storage
@@ -68,9 +68,7 @@ def run(url, photos, **changes):
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch, serve_s3("pool") as store:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(locks, "_SETTLED_SECONDS", 0.0)  # conditions alone decide
+    with quick_s3("pool", tmp_path_factory.mktemp("cache")) as store:
         yield store
 
 

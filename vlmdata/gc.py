@@ -47,7 +47,8 @@ def garbage(dataset: Dataset, keep: int = KEPT) -> Garbage:
     for folder in ("snapshots", "tables", "images", "models"):
         if not dataset.exists(folder):
             continue
-        found = dataset.fs.find(dataset.path(folder), detail=True)
+        with dataset.reaching(folder):
+            found = dataset.fs.find(dataset.path(folder), detail=True)
         for path, about in found.items():
             relative = path[len(dataset.path("")) :].lstrip("/") if dataset.root else path
             if relative not in named and not _needed(relative, keys, stay, begun):

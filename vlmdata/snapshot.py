@@ -174,13 +174,10 @@ def without_secrets(options: Any) -> Any:
 def remove_leftovers(dataset: Dataset, content: dict[str, Any]) -> None:
     """Remove shards of an unpublished attempt under the same number that this manifest does not name."""
     folder = f"{snapshot_folder(content['number'])}/shards"
-    if not dataset.exists(folder):
-        return
     named = {shard["path"] for shard in content["shards"]}
-    for path in dataset.fs.ls(dataset.path(folder), detail=False):
-        relative = f"{folder}/{path.rsplit('/', 1)[1]}"
-        if relative not in named:
-            dataset.remove(relative)
+    for path in dataset.files(folder):
+        if path not in named:
+            dataset.remove(path)
 
 
 def _state(dataset: Dataset, table: str, key: str) -> str | None:

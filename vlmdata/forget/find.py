@@ -2,22 +2,50 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmdata import shards
 from vlmdata.dataset import Dataset
-from vlmdata.download.forgotten import Entry, Forgotten, above, host_of, host_of_form, near, phash_of, url_entries
-from vlmdata.download.optout import domain_form, url_form
+from vlmdata.download.forgotten import Entry, Forgotten, host_of_form, near, phash_of, url_entries
+from vlmdata.download.optout import url_form
 from vlmdata.errors import DataError
+from vlmdata.forget.columns import Places, among, text
 from vlmdata.forget.request import Request
 
 # Of each uid how it was found, in the order in which this is told.
 KINDS = ("uid", "url", "domain", "sha256", "like", "the same URL", "the same bytes", "refused by the download")
-_READ = ("uid", "url", "page_url", "expected_hash", "sha256", "stored_key", "offset", "length")
+_READ = ("uid", "url", "sha256", "stored_key")
+
+
+@dataclass
+class _Met:
+    """What has been found so far: uid -> kind; URLs in their `url_form` with their hosts; SHA-256s of stored images."""
+
+    found: dict[str, str]
+    urls: set[str]
+    hosts: set[str]
+    hashes: set[str]
+
+    def take(self, uids: pa.Array, mask: np.ndarray, kind: str) -> None:
+        """Note the uids of `mask` (bool [n]) that were not found before."""
+        for uid in uids.filter(pa.array(mask)).to_pylist():
+            self.found.setdefault(uid, kind)
+
+    def take_urls(self, urls: pa.Array, mask: np.ndarray) -> None:
+        """Note these rows' URLs."""
+        forms = {url_form(url) for url in urls.filter(pa.array(mask)).drop_null().unique().to_pylist()}
+        self.urls |= forms
+        self.hosts |= {host_of_form(form) for form in forms}
+
+    def size(self) -> tuple[int, int, int]:
+        """It only grows."""
+        return len(self.found), len(self.urls), len(self.hashes)
 
 
 def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[str, str], set[Entry]]:
@@ -26,42 +54,55 @@ def find(dataset: Dataset, asked: Request, forgotten: Forgotten) -> tuple[dict[s
     Every table with URLs or hashes is read, of every key, until nothing more is found. In memory are a part and what
     was found. Tombstones are passed over: what was forgotten is not found again.
     """
-    found: dict[str, str] = {}
-    urls, hashes = set(asked.url), set(asked.sha256)
-    hosts = {host_of_form(form) for form in urls}
+    met = _Met({}, set(asked.url), {host_of_form(form) for form in asked.url}, set(asked.sha256))
     paths = [path for path in parquet_files(dataset, ("tables", "images")) if "/embeddings" not in path]
     looks = _looks(dataset, asked, paths)
+    columns = [*_READ, *(["page_url"] if asked.domain else []), *(["expected_hash"] if asked.sha256 else [])]
+    looked: dict[str, tuple[int, int, int]] = {}  # what had been met when a file was looked through last
     size = None
-    while size != (size := (len(found), len(urls), len(hashes))):
+    while size != (size := met.size()):
         for path in paths:
-            rows = _rows(dataset, path)
-            if rows is None:
-                continue
-            for row in rows:
-                uid, url, sha256 = row["uid"], row.get("url"), row.get("sha256")
-                host = host_of(url) if url else None
-                # Few URLs are worth the work of bringing them into their form.
-                form = url_form(url) if url and (host is None or host in hosts) else None
-                expected = (row.get("expected_hash") or "").lower().removeprefix("sha256:")
-                kind = found.get(uid)
-                if kind is None:
-                    kind = _kind(asked, uid, form, url, row.get("page_url"), {sha256, expected}, uid in looks)
-                if kind is None and form in urls:
-                    kind = "the same URL"
-                # Bytes of what was not stored, such as an error page, make nobody the same.
-                if kind is None and row.get("stored_key") is not None and sha256 in hashes:
-                    kind = "the same bytes"
-                if kind is None:
-                    continue
-                found.setdefault(uid, kind)
-                if url:
-                    urls.add(url_form(url))
-                    hosts.add(host_of_form(url_form(url)))
-                hashes |= {sha256} if row.get("stored_key") is not None and sha256 else set()
-    known: set[Entry] = {("uid", forgotten.keyed("uid", uid), None) for uid in found}
-    for form in urls:
+            if looked.get(path) != (before := met.size()):
+                rows = _rows(dataset, path, columns)
+                if rows is not None:
+                    _look_through(rows, asked, looks, met)
+                looked[path] = before
+    known: set[Entry] = {("uid", forgotten.keyed("uid", uid), None) for uid in met.found}
+    for form in met.urls:
         known |= url_entries(forgotten, form)
-    return found, known | {("sha256", forgotten.keyed("sha256", sha256), None) for sha256 in hashes}
+    return met.found, known | {("sha256", forgotten.keyed("sha256", sha256), None) for sha256 in met.hashes}
+
+
+def _look_through(rows: pa.Table, asked: Request, looks: set[str], met: _Met) -> None:
+    """Note what a part has of what the request names, and of what was met."""
+    uids, sha256, url = (text(rows, name) for name in ("uid", "sha256", "url"))
+    places = Places(url)
+    chosen = among(uids, met.found)
+    for kind, mask in _named(rows, asked, looks, places):
+        met.take(uids, mask, kind)
+        chosen |= mask
+    met.take_urls(url, chosen)
+    same = places.forms_among(met.urls, met.hosts) & ~chosen
+    met.take(uids, same, "the same URL")
+    chosen |= same
+    # Bytes of what was not stored, such as an error page, make nobody the same.
+    stored = text(rows, "stored_key").is_valid().to_numpy(zero_copy_only=False)
+    met.hashes |= set(sha256.filter(pa.array(chosen & stored)).to_pylist()) - {None, ""}
+    same = among(sha256, met.hashes) & stored & ~chosen
+    met.take(uids, same, "the same bytes")
+    met.take_urls(url, same)
+
+
+def _named(rows: pa.Table, asked: Request, looks: set[str], places: Places) -> Iterator[tuple[str, np.ndarray]]:
+    """(kind, bool [n]) for each way in which the request itself names rows, in the order of KINDS."""
+    uids, url = text(rows, "uid"), text(rows, "url")
+    yield "uid", among(uids, asked.uid) & url.is_valid().to_numpy(zero_copy_only=False)  # a tombstone has a uid, too
+    yield "url", places.forms_among(asked.url, {host_of_form(form) for form in asked.url})
+    yield "domain", places.below(asked.domain) | Places(text(rows, "page_url")).below(asked.domain)
+    expected = pc.utf8_lower(text(rows, "expected_hash"))
+    written = {*asked.sha256, *(f"sha256:{digits}" for digits in asked.sha256)}
+    yield "sha256", among(text(rows, "sha256"), asked.sha256) | among(expected, written)
+    yield "like", among(uids, looks)
 
 
 def parquet_files(dataset: Dataset, folders: tuple[str, ...]) -> list[str]:
@@ -95,35 +136,13 @@ def metadata_of(dataset: Dataset, path: str) -> pq.FileMetaData:
         ) from error
 
 
-def _rows(dataset: Dataset, path: str) -> Iterator[dict[str, Any]] | None:
-    """A table's rows that are no tombstones, of the columns that tell content; None where it has none of them."""
+def _rows(dataset: Dataset, path: str, columns: list[str]) -> pa.Table | None:
+    """A table's rows that are no tombstones, of these columns; None where none of them tells content."""
     names = metadata_of(dataset, path).schema.to_arrow_schema().names
     if "uid" not in names or not {"url", "sha256"} & set(names):
         return None
-    rows = dataset.read_part(path, [name for name in _READ if name in names])
-    if "url" in names:
-        rows = rows.filter(rows["url"].is_valid())
-    return iter(rows.to_pylist())
-
-
-def _kind(
-    asked: Request, uid: str, form: str | None, url: str | None, page: str | None, hashes: set[Any], looks: bool
-) -> str | None:
-    """How the request itself names a row."""
-    if url is not None and uid in asked.uid:  # a tombstone of `images` has its uid, too
-        return "uid"
-    if form in asked.url:
-        return "url"
-    if asked.domain and any(
-        domain in asked.domain
-        for each in (url, page)
-        if each
-        for domain in above(host_of(each) or domain_form(each) or "")
-    ):
-        return "domain"
-    if hashes & asked.sha256:
-        return "sha256"
-    return "like" if looks else None
+    rows = dataset.read_part(path, [name for name in columns if name in names])
+    return rows.filter(rows["url"].is_valid()) if "url" in names and rows["url"].null_count else rows
 
 
 def _looks(dataset: Dataset, asked: Request, paths: list[str]) -> set[str]:

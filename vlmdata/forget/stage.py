@@ -75,7 +75,11 @@ def _sizes(dataset: Dataset, uids: pa.Array, manifests: Iterable[dict[str, Any]]
             names |= set(rows["shard"].to_pylist()) if "shard" in wanted else set()
     shards = {shard["path"]: shard["bytes"] for manifest in manifests for shard in manifest["shards"]}
     of_shards = [size for path, size in shards.items() if path.rpartition("/")[2].partition(".")[0] in names]
-    return [*(dataset.fs.size(dataset.path(path)) for path in paths), *of_shards]
+    sizes = []
+    for path in paths:
+        with dataset.reaching(path):
+            sizes.append(dataset.fs.size(dataset.path(path)))
+    return [*sizes, *of_shards]
 
 
 def _parts(staged: Staged, uids: pa.Array, captions: tombstones.Captions | None, gone: Gone) -> None:

@@ -1,4 +1,4 @@
-"""Jobs on a real Prefect deployment: a server, and a worker that serves the flow `train`."""
+"""Jobs on a real Prefect deployment: a server, and a worker that serves the flow `train` (`make test-schedule`)."""
 
 import json
 import os
