@@ -80,7 +80,7 @@ test-engines: $(STAMP)
 
 # Kills, full disks, lost networks, flipped bytes, other clocks; as root, for the small disks that it mounts.
 test-faults: $(STAMP)
-	@test "$$(id -u)" = 0 || { echo "the test mounts small disks and takes another user: run it as root, in a container"; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "the test mounts small disks and gives privileges away: run it as root, in a container"; exit 1; }
 	@command -v faketime >/dev/null || { apt-get install -y -qq --no-install-recommends faketime || { apt-get update -qq && apt-get install -y -qq --no-install-recommends faketime; }; } >/dev/null
 	@$(BIN)/python -m pytest -n 2 --dist load tests/faults
 
