@@ -12,6 +12,7 @@ import boto3
 import fsspec
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import s3_backends
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 SLOW_DOWN = ("503 Slow Down", "SlowDown", "Please reduce your request rate.")
@@ -84,6 +85,7 @@ def serve_s3(bucket: str) -> Iterator[Store]:
         yield store
     server.shutdown()
     server.server_close()
+    s3_backends.reset()  # which all of moto's servers in a process share
     _forget_servers()
 
 
