@@ -96,7 +96,9 @@ def _gather(
             elif found.num_rows and any(values[name].shape[1:] != like[name].shape[1:] for name in columns):
                 raise DataError(f"{part.path}: its vectors have another length than those of the parts before")
             for name in columns:
-                values[name].astype(like[name].dtype, casting="safe", copy=False).tofile(files[name])
+                # not by tofile, which loses on a full disk what it has buffered
+                column = values[name].astype(like[name].dtype, casting="safe", copy=False)
+                files[name].write(np.ascontiguousarray(column).data)
             sources.append(workers.Source(part, in_force.get(part.name), rows))
             rows += found.num_rows
     if not rows:  # an empty file cannot be mapped

@@ -154,7 +154,7 @@ def test_a_full_disk(folder, undisturbed, share):
         assert code == 4, error
         assert "No space left" in error or "free" in error, error
         assert not (disk / "it/latest.json").exists()
-        subprocess.run(["mount", "-o", "remount,size=200M", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,size=2G", disk], check=True)
         ends_alike(folder, undisturbed)
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -68,5 +68,8 @@ def guarded(command: Callable[[], Any]) -> int:
     except Exception as error:
         if state["debug"]:
             raise
-        say(f"error: {type(error).__name__}: {error} (a bug: `vlmdata --debug …` shows where)")
+        if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):  # which is its own OSError
+            say(f"error: {error}")
+        else:
+            say(f"error: {type(error).__name__}: {error} (a bug: `vlmdata --debug …` shows where)")
         return MachineError.exit_code

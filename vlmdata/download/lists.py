@@ -141,7 +141,7 @@ def _write(found: Sequence[File], parse: Parse, spool: Path) -> dict[str, int]:
         else:
             entries.sort()
             distinct = entries[np.append(True, entries[1:] != entries[:-1])]
-        distinct.tofile(spool / f"{kind}.bin")
+        (spool / f"{kind}.bin").write_bytes(distinct.data)
         counts[kind] = len(distinct)
     return counts
 
