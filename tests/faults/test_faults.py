@@ -197,7 +197,7 @@ class Network:
 
 
 def test_the_network_goes_away(made, tmp_path):
-    """250 URLs; the server goes after the first 60. The run stops instead of recording what the URLs are not at fault
+    """250 URLs; the server goes after the first 10. The run stops instead of recording what the URLs are not at fault
     for, and goes on when the server is back."""
     network = Network(made / "photos")
     network.start()
@@ -214,14 +214,14 @@ def test_the_network_goes_away(made, tmp_path):
             folder,
             sources=[{"kind": "table", "name": "list", "path": "list.csv", "url": "URL", "caption": "TEXT"}],
             download={"size": 96, "allow_hosts": [f"127.0.0.1:{network.port}"], "retries": 0, "timeout": 5},
-            signals=["text", "image"], select={"rules": {"words": "words >= 3"}}, jobs=[], parts={"rows": 50},
+            signals=["text", "image"], select={"rules": {"words": "words >= 3"}}, jobs=[], parts={"rows": 250},
         )  # fmt: skip
         return folder
 
     assert vlmdata(listed("calm"), "run", "recipe.yaml").returncode == 0
     expected = content(tmp_path / "calm/runs/it")
     folder = listed("disturbed")
-    network.after, network.asked = 60, 0
+    network.after, network.asked = 10, 0
     run = begin(folder)
     assert network.gone.wait(120)
     network.stop()
@@ -346,8 +346,8 @@ def test_missing_permissions(made, undisturbed, where):
         locked.mkdir(parents=True)
         locked.chmod(0o555)
         code, error = told(begin(folder, wrap=UNPRIVILEGED))
-        assert code == 4, error
-        assert "ermission denied" in error or "cannot be written" in error, error
+        assert code == (4 if where else 2), error  # another folder may be chosen, or its permissions changed
+        assert "ermission denied" in error, error
         locked.chmod(0o755)
         assert told(begin(folder, wrap=UNPRIVILEGED)) == (0, "")
         assert content(folder / "runs/it") == undisturbed
