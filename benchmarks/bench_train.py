@@ -118,7 +118,7 @@ def by_hand(tar: str) -> tuple[int, float]:
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     groups = [{"params": decayed, "weight_decay": 0.1}]
     groups += [{"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True)
     start = 0.0
     for step in range(STEPS - 1):
         if step == WARM:

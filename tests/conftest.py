@@ -118,7 +118,7 @@ def vlmdata(folder: Path, *arguments: str, alone: bool = False) -> subprocess.Co
 
 
 def here(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line in `folder`, in this process: a question needs no other, which would import all anew."""
+    """The command line in `folder`, in this process: another one would import all anew."""
     from vlmdata import cli
 
     out, err = io.StringIO(), io.StringIO()

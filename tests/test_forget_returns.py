@@ -1,16 +1,15 @@
 """What was forgotten is refused when it comes back, under another caption, URL or source; all else is as it was."""
 
-import contextlib
-import io
 import json
 
 import cv2
 import pyarrow as pa
 import pytest
 import yaml
+from conftest import here
 from made_dataset import np, picture
 
-from vlmdata import cli, ingest, snapshot
+from vlmdata import ingest, snapshot
 from vlmdata.catalog import connect, query
 from vlmdata.dataset import Dataset
 from vlmdata.download import Terms, download_part, forgotten
@@ -22,11 +21,9 @@ CAPTIONS = [f"a photo of the thing with number {number}" for number in range(6)]
 
 
 def command(folder, *arguments):
-    """The command line in this process, so that Prefect's server is started once; (exit code, stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.guarded(lambda: cli.app(list(arguments), standalone_mode=False))
-    return code, out.getvalue(), err.getvalue()
+    """(exit code, stdout, stderr)"""
+    said = here(folder, *arguments)
+    return said.returncode, said.stdout, said.stderr
 
 
 def write(folder, names):

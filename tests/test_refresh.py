@@ -1,7 +1,5 @@
 """A refresh appends what is new in the sources; what is out stays, byte for byte."""
 
-import contextlib
-import io
 import json
 import shutil
 
@@ -10,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import content
+from conftest import content, here
 
-from vlmdata import catalog, cli, diff, forget, snapshot
+from vlmdata import catalog, diff, forget, snapshot
 from vlmdata.dataset import Dataset
 from vlmdata.forget.request import request
 
@@ -36,18 +34,10 @@ def add(folder, number, caption, looks_like=None):
     (folder / f"photos/{number:02d}.txt").write_text(caption, "utf-8")
 
 
-def command(folder, *arguments):
-    """The command line in this process, so that Prefect's server is started once: (code, stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.guarded(lambda: cli.app(list(arguments), standalone_mode=False))
-    return code, out.getvalue(), err.getvalue()
-
-
 def ok(folder, *arguments):
-    code, out, err = command(folder, *arguments)
-    assert code == 0, err
-    return out, err
+    said = here(folder, *arguments)
+    assert said.returncode == 0, said.stderr
+    return said.stdout, said.stderr
 
 
 def sql(folder, query):
@@ -150,9 +140,9 @@ def test_with_nothing_new_nothing_is_published(refreshed):
 def test_a_changed_selection_is_refused_and_run_publishes_it(refreshed, tmp_path):
     folder = tmp_path / "it"
     shutil.copytree(refreshed, folder)
-    code, _, err = command(folder, "refresh", "recipe.yaml", "--set", "select.rules.words=words >= 2")
-    assert code == 5
-    assert "another 'select'" in err
+    said = here(folder, "refresh", "recipe.yaml", "--set", "select.rules.words=words >= 2")
+    assert said.returncode == 5
+    assert "another 'select'" in said.stderr
     ok(folder, "run", "recipe.yaml")
     manifest = manifest_of(folder)
     assert manifest["number"] == 3
@@ -185,9 +175,9 @@ def test_a_shut_gate_publishes_nothing_and_the_layer_goes_on_when_it_is_opened(f
         add(folder, number, "too short")
     write(folder, gates={"kept_share": [0.2, 1.0]}, shards={**RECIPE["shards"], "formats": ["webdataset", "parquet"]})
     latest = (folder / "runs/it/latest.json").read_bytes()
-    code, out, err = command(folder, "refresh", "recipe.yaml")
-    assert (code, out) == (5, "")
-    assert "gates.kept_share: 0 of 4 new pairs are kept (0.000), allowed are 0.2 to 1" in err
+    said = here(folder, "refresh", "recipe.yaml")
+    assert (said.returncode, said.stdout) == (5, "")
+    assert "gates.kept_share: 0 of 4 new pairs are kept (0.000), allowed are 0.2 to 1" in said.stderr
     assert (folder / "runs/it/latest.json").read_bytes() == latest
     dropped = tmp_path / "dropped"
     shutil.copytree(folder, dropped)
@@ -245,6 +235,6 @@ def test_what_a_first_snapshot_brought_is_forgotten_in_its_children_also_when_it
     assert dataset.latest()["shards"] == []
     ok(folder, "refresh", "recipe.yaml")
     dataset.remove(f"tables/pairs/{manifest['tables']['pairs']['key']}/manifest.json")
-    code, _, err = command(folder, "refresh", "recipe.yaml")
-    assert code == 1
-    assert "manifest.json is gone, and the snapshot in force was made of it" in err
+    said = here(folder, "refresh", "recipe.yaml")
+    assert said.returncode == 1
+    assert "manifest.json is gone, and the snapshot in force was made of it" in said.stderr

@@ -1,7 +1,6 @@
 """What failed is tried again in a new layer; what came stays untouched, and each pair counts once."""
 
 import contextlib
-import io
 import json
 import shutil
 import signal
@@ -13,7 +12,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import content
+from conftest import content, here
 from hostile import serve
 from made_dataset import picture
 
@@ -73,12 +72,10 @@ def write(folder, site, **changes):
 
 
 def run(folder, *options):
-    """The command line in this process, so that Prefect's server is started once; (stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.guarded(lambda: cli.app(["run", "recipe.yaml", *options], standalone_mode=False))
-    assert code == 0, err.getvalue()
-    return out.getvalue(), err.getvalue()
+    """(stdout, stderr) of the command line."""
+    said = here(folder, "run", "recipe.yaml", *options)
+    assert said.returncode == 0, said.stderr
+    return said.stdout, said.stderr
 
 
 def sql(folder, query):

@@ -26,7 +26,8 @@ LIST, KEY = "forgotten.parquet", "forgotten.key"
 SCHEMA = pa.schema([("kind", pa.string()), ("hash", pa.binary()), ("distance", pa.int32())])
 KINDS = ("uid", "url", "sha256", "domain", "host")
 # Of nearly all URLs the host, without the work of bringing the whole into one form.
-_PLAIN = re.compile(r"https?://([a-z0-9.-]+)(?::\d+)?(?=[/?#]|$)", re.IGNORECASE)
+PLAIN = r"^(?i:https?)://(?P<host>[A-Za-z0-9.-]+)(?::[0-9]+)?(?:[/?#]|$)"  # as Arrow reads it, too
+_PLAIN = re.compile(PLAIN)
 _MOST_HOSTS = 200_000
 Entry = tuple[str, str, int | None]  # kind, hex digits, distance
 
@@ -141,7 +142,7 @@ def host_of_form(form: str) -> str:
 def host_of(url: str) -> str | None:
     """A URL's host in lower case, where that can be told without bringing the URL into its form."""
     found = _PLAIN.match(url)
-    return found[1].lower().strip(".") if found else None
+    return found["host"].lower().strip(".") if found else None
 
 
 def above(host: str) -> list[str]:

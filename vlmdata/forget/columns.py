@@ -7,11 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata.download.forgotten import above
+from vlmdata.download.forgotten import PLAIN, above
 from vlmdata.download.optout import domain_form, url_form
 
-# As `download.forgotten.host_of` tells it, for Arrow.
-_PLAIN = r"^(?i:https?)://(?P<host>[A-Za-z0-9.-]+)(?::[0-9]+)?(?:[/?#]|$)"
 _LOCAL = r"^[a-z][a-z0-9_]*:/(?:[^/]|$)"  # `<source>:/<path>`
 
 
@@ -25,7 +23,7 @@ class Places:
     @cached_property
     def hosts(self) -> pa.Array:
         """In lower case; null where that cannot be told so."""
-        hosts = pc.struct_field(pc.extract_regex(self.urls, _PLAIN), "host")
+        hosts = pc.struct_field(pc.extract_regex(self.urls, PLAIN), "host")
         return pc.ascii_trim(pc.ascii_lower(hosts), ".")
 
     @cached_property

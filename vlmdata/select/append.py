@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
+from vlmdata.ingest import connect
 from vlmdata.recipe import Shards
 from vlmdata.select import captions, places, sample
 from vlmdata.select import duplicates as groups
@@ -43,7 +43,7 @@ def append(
     judged, sizes, near: of the new pairs, as in `settle`. standing: STANDING, the published pairs that share a group of
     duplicates with a new one. duplicates: the groups over all pairs. first: each split's first new shard.
     """
-    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill / "spill"), "memory_limit": "2GB"})
+    connection = connect(spill)
     connection.register("judged", judged)
     connection.register("standing", standing)
     connection.execute(

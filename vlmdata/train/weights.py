@@ -198,7 +198,7 @@ def _optimizer(model: nn.Module, job: TrainJob) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         {"params": [p for p in parameters if p.ndim == 0], "weight_decay": 0.0},  # apart: these are never sharded
     ]
-    # fused: each weight is read and written once a step, where torch on a CPU goes over all of them ten times
+    # fused: each weight is read and written once a step, where the plain one goes over all of them for every operation
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=job.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
