@@ -1,16 +1,16 @@
 """Balancing's passes over the parts: frequent words are counted, captions matched, matches counted, pairs drawn."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
 from vlmdata.dataset import Dataset, File, Part, part_from, part_name, snapshot_folder, write_parquet
 from vlmdata.ingest import connect
-from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.runner import combine, received, run_parts, sent, shuffle
 from vlmdata.recipe import Balance, Runner
 from vlmdata.select import balance, entries
 from vlmdata.signals.models import loaded_once
@@ -18,7 +18,8 @@ from vlmdata.signals.models import loaded_once
 # A part of `pairs`, which of its rows are in force where not all are, and which of those in force are left.
 _Element = tuple[Part, pa.BooleanArray | None, pa.BooleanArray]
 # Work of this stage, removed when it has ended; `balance` is the list of entries.
-_WORK = ("grams", "balance", "matches", "matched", "drawn", "balanced")
+_WORK = ("grams", "frequent", "balance", "matches", "drawn", "balanced")
+_BUCKET = 1_000_000  # captions whose words and bigrams are added up at once, about
 
 
 def _left(dataset: Dataset, element: _Element, column: str) -> pa.ChunkedArray:
@@ -29,13 +30,36 @@ def _left(dataset: Dataset, element: _Element, column: str) -> pa.ChunkedArray:
 
 @dataclass(frozen=True)
 class _Grams:
+    """A part's words and bigrams, a file for each bucket that has some; which they are."""
+
     dataset: str
     key: str
+    buckets: int
 
-    def __call__(self, element: _Element) -> dict[str, Any]:
+    def __call__(self, element: _Element) -> list[tuple[int, bytes]]:
         dataset = Dataset(self.dataset)
         grams = entries.count_grams(entries.normalise(_left(dataset, element, "caption")))
-        return asdict(dataset.write_part("grams", self.key, element[0].name, grams, {}))
+        return [
+            (bucket, sent(dataset.write_part("grams", self.key, f"{bucket:07d}-{element[0].name}", rows, {})))
+            for bucket, rows in entries.scattered(grams, self.buckets)
+        ]
+
+
+@dataclass(frozen=True)
+class _AddUp:
+    """A bucket's frequent words and bigrams, and how many there were."""
+
+    dataset: str
+    key: str
+    least: int
+
+    def __call__(self, element: tuple[int, list[bytes]]) -> dict[str, Any]:
+        bucket, parts = element
+        dataset = Dataset(self.dataset)
+        grams = pa.concat_tables([dataset.read_part(received(part)) for part in parts])
+        frequent, totals = entries.add_up(grams, self.least)
+        part = dataset.write_part("frequent", self.key, f"{bucket:07d}", frequent, {})
+        return {"part": asdict(part), "totals": [totals.get(words, 0) for words in (1, 2)]}
 
 
 @loaded_once
@@ -57,13 +81,22 @@ class _Match:
     key: str
     entries: Part
 
-    def __call__(self, element: _Element) -> list[dict[str, Any]]:
+    def __call__(self, element: _Element) -> dict[str, Any]:
         dataset = Dataset(self.dataset)
         found_by = _automaton(self.dataset, self.entries.path, self.entries.sha256)
         matches = balance.match(found_by, _left(dataset, element, "caption"))
-        name = element[0].name
-        written = [("matches", matches), ("matched", balance.count(matches))]
-        return [asdict(dataset.write_part(table, self.key, name, rows, {})) for table, rows in written]
+        return asdict(dataset.write_part("matches", self.key, element[0].name, matches, {}))
+
+
+@dataclass(frozen=True)
+class _Count:
+    """How many matches of a part each entry has."""
+
+    dataset: str
+    entries: int
+
+    def __call__(self, part: Part) -> np.ndarray:
+        return balance.count(Dataset(self.dataset).read_part(part), self.entries)
 
 
 @dataclass(frozen=True)
@@ -81,7 +114,7 @@ class _Draw:
         keys, probability = _chances(self.dataset, self.entries.path, self.entries.sha256)
         drawn = balance.draw(matches, balance.keys(uids), keys, probability, self.options.seed)
         kept = balance.keep(matches, drawn, len(uids), self.options.unmatched)
-        after = balance.count(matches.filter(pa.array(kept[matches["row"].to_numpy()])))
+        after = matches.filter(pa.array(kept[matches["row"].to_numpy()]))
         name = matched.name
         return {
             "drawn": asdict(dataset.write_part("drawn", self.key, name, after, {})),
@@ -109,16 +142,16 @@ def run(
     records: the file with every entry's matches and probability, and the masses of head and tail.
     """
     with dataset.spool() as spill:
-        connection = connect(spill)
         earlier = dataset.read_part(recorded["path"]) if recorded else None
         if earlier is None:
-            listed = entries.united(options, _pool(dataset, options, key, elements, connection, runner))
+            listed = entries.united(options, _pool(dataset, options, key, elements, spill, runner))
         else:
             listed = earlier["entry"].to_pylist()
         work = dataset.write_part("balance", key, part_name(0), pa.table({"entry": listed}), {})
         results = run_parts(dataset, "match", _Match(dataset.absolute, key, work), elements, runner)
-        matches, matched = ([part_from(result[place]) for result in results] for place in (0, 1))
-        before = balance.merge(connection, dataset.scan(matched, balance.COUNTS), len(listed))
+        matches = [part_from(result) for result in results]
+        count = _Count(dataset.absolute, len(listed))
+        before = combine(dataset, "matches", count, matches, runner)
         probability = balance.probabilities(before, options.limit)
         if earlier is not None:
             probability = earlier["probability"].to_numpy()
@@ -127,8 +160,7 @@ def run(
         draw = _Draw(dataset.absolute, key, work, options)
         outcomes = run_parts(dataset, "balance", draw, list(zip(elements, matches, strict=True)), runner)
         drawn = [part_from(outcome["drawn"]) for outcome in outcomes]
-        after = balance.merge(connection, dataset.scan(drawn, balance.COUNTS), len(listed))
-        connection.close()
+        after = combine(dataset, "drawn", count, drawn, runner)
         if earlier is not None:
             before, after = before + earlier["matches"].to_numpy(), after + earlier["kept"].to_numpy()
         aside = spill / "balance.parquet"
@@ -152,18 +184,18 @@ def run(
 
 
 def _pool(
-    dataset: Dataset,
-    options: Balance,
-    key: str,
-    elements: list[_Element],
-    connection: duckdb.DuckDBPyConnection,
-    runner: Runner,
+    dataset: Dataset, options: Balance, key: str, elements: list[_Element], spill: Path, runner: Runner
 ) -> list[str]:
     """The pool's own frequent words and bigrams, where the recipe asks for them."""
     if not {"unigrams", "bigrams"} & set(options.entries):
         return []
-    counted = run_parts(dataset, "words", _Grams(dataset.absolute, key), elements, runner)
-    return entries.frequent(connection, dataset.scan([part_from(result) for result in counted], entries.GRAMS), options)
+    grams = _Grams(dataset.absolute, key, max(1, sum(left.true_count for _, _, left in elements) // _BUCKET))
+    add_up = _AddUp(dataset.absolute, key, options.min_count)
+    counted = shuffle(dataset, "words", grams, add_up, elements, runner)
+    totals = np.sum([outcome["totals"] for outcome in counted] or [[0, 0]], axis=0).tolist()
+    frequent = dataset.scan([part_from(outcome["part"]) for outcome in counted], entries.GRAMS)
+    with connect(spill) as connection:
+        return entries.frequent(connection, frequent, {1: totals[0], 2: totals[1]}, options)
 
 
 def _spread(left: pa.BooleanArray, kept: pa.ChunkedArray) -> pa.BooleanArray:

@@ -1,18 +1,20 @@
 """The stage `download`: the images of every part of `pairs`."""
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import disk, layers
 from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
 from vlmdata.download import lists, optout
 from vlmdata.download.forgotten import FORGOTTEN
-from vlmdata.download.outage import Tally
+from vlmdata.download.outage import Tally, struck
 from vlmdata.errors import DataError, OutageError
 from vlmdata.pipelines import skip
-from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, Scattered, There, Whole, Work, bad, forget
+from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, Scattered, There, Whole, Work, forget, struck_buckets
 from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import at_once, engine, here_at_once, processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
@@ -56,7 +58,7 @@ def run(plan: Plan, dataset: Dataset, pairs: Table) -> Table:
         with engine(plan.recipe.runner) as runner:
             results = _fetch(plan, dataset, work, list(pairs.parts), runner)
     except OutageError:
-        _remove(dataset, plan, [part for part in fresh if _lost(dataset, plan, part, retried)])
+        _remove(dataset, plan, _struck(dataset, plan, fresh, retried))
         raise
     finally:
         forget()
@@ -116,7 +118,7 @@ def _fetch_group(
     try:
         fetched = run_parts(dataset, "download", bucketed, list(range(of)), runner)
     except OutageError:
-        for path in bad(dataset, work, group[0].layer):
+        for path in struck_buckets(dataset, work, group[0].layer):
             dataset.remove(path)
         raise
     files = [(path, first, parts) for written in fetched for path, first, parts in written]
@@ -170,7 +172,7 @@ def _check(dataset: Dataset, plan: Plan, images: Table, fresh: list[Part], retri
         for tally in tallies.values():
             tally.check()
     except OutageError:
-        _remove(dataset, plan, [part for part in fresh if _lost(dataset, plan, part, retried)])
+        _remove(dataset, plan, _struck(dataset, plan, fresh, retried))
         raise
     if statuses and "success" not in statuses:
         worst = max(sorted(statuses), key=lambda status: statuses[status])
@@ -186,14 +188,22 @@ def _returned(dataset: Dataset, images: Part) -> int:
     return pc.sum(pc.equal(dataset.read_part(images, ["download_status"])["download_status"], FORGOTTEN)).as_py() or 0
 
 
-def _lost(dataset: Dataset, plan: Plan, pairs: Part, retried: dict[int, frozenset[str]]) -> bool:
-    """Whether the part was committed, with nearly all of its own rows in one class."""
-    part = dataset.current_part("images", plan.images, pairs.name, {pairs.path: pairs.sha256})
-    if part is None:
-        return False
-    tally = Tally(plan.recipe.download.stop_share, retried.get(pairs.layer, frozenset()))
-    tally.add_part(dataset.read_part(part, ["download_status", "error"]))
-    return tally.worst() is not None
+def _struck(dataset: Dataset, plan: Plan, fresh: list[Part], retried: dict[int, frozenset[str]]) -> list[Part]:
+    """Those of the new parts that were committed with rows that an outage has struck."""
+
+    def ended() -> Iterator[tuple[str, pa.Table, frozenset[str]]]:
+        for part in fresh:
+            inputs = {part.path: part.sha256}
+            images = dataset.current_part("images", plan.images, part.name, inputs)
+            observations = dataset.current_part("observations", plan.images, part.name, inputs)
+            if images and observations:
+                rows = dataset.read_part(images, ["download_status", "error"])
+                times = dataset.read_part(observations, ["fetched_at"])["fetched_at"]
+                yield part.name, rows.append_column("fetched_at", times), retried.get(part.layer, frozenset())
+
+    options = plan.recipe.download
+    names = set(struck(ended(), options.stop_share, options.deadline))
+    return [part for part in fresh if part.name in names]
 
 
 def _remove(dataset: Dataset, plan: Plan, parts: list[Part]) -> None:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from vlmdata.dataset import Dataset, Part, table_folder
 from vlmdata.download import Terms, download_part, forgotten, known, lists, optout
 from vlmdata.download.buckets import Bucket, buckets
-from vlmdata.download.outage import AT_LEAST, Progress, Tally
+from vlmdata.download.outage import AT_LEAST, Progress, Tally, struck
 from vlmdata.errors import DataError, OutageError
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
@@ -258,16 +258,17 @@ class Bucketed:
             dataset.commit(folder / "arrow", path)
 
 
-def bad(dataset: Dataset, work: Work, layer: int) -> list[str]:
-    """The files of buckets in which nearly all rows ended in one class."""
-    found = []
-    for path in (path for path in dataset.files(FETCHED) if path.endswith(".arrow")):
-        tally = Tally(work.options.stop_share, work.retried.get(layer, frozenset()))
-        with dataset.open(path) as file, pa.ipc.open_file(file) as reader:
-            tally.add_part(reader.read_all())
-        if tally.worst():
-            found.append(path)
-    return found
+def struck_buckets(dataset: Dataset, work: Work, layer: int) -> list[str]:
+    """The files of buckets that an outage has struck."""
+
+    def ended() -> Iterator[tuple[str, pa.Table, frozenset[str]]]:
+        for path in dataset.files(FETCHED):
+            if path.endswith(".arrow"):
+                with dataset.open(path) as file, pa.ipc.open_file(file) as reader:
+                    rows = reader.read_all().select(["download_status", "error", "fetched_at"])
+                yield path, rows, work.retried.get(layer, frozenset())
+
+    return struck(ended(), work.options.stop_share, work.options.deadline)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vlmdata import layers
 from vlmdata.dataset import Dataset, Part, part_from
 from vlmdata.dedup import semantic
 from vlmdata.dedup.components import Compared, Edges
-from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.runner import received, sent, shuffle
 from vlmdata.recipe import Runner, SemanticDedup
 
 _BUCKET = 65_536  # rows at home in a bucket, about; each is near to several more
@@ -39,7 +39,7 @@ class _Scatter:
     buckets: int
     partitions: int
 
-    def __call__(self, element: tuple[Source, Part]) -> dict[str, dict[str, Any]]:
+    def __call__(self, element: tuple[Source, Part]) -> list[tuple[int, bytes]]:
         source, nearest = element
         dataset = Dataset(self.dataset)
         found = layers.read_in_force(dataset, source.part, ["vector"], source.in_force)
@@ -48,11 +48,11 @@ class _Scatter:
         rows = vector.take(pc.subtract(told["row"], source.first)).append_column("row", told["row"])
         rows = rows.append_column("near", told["near"])
         bucket = _lists(told["near"]).astype(np.int64) * self.buckets // self.partitions
-        written = {}
+        written = []
         for number in np.unique(bucket).tolist():
             mine = rows.filter(pa.array((bucket == number).any(axis=1)))
             name = f"{number:07d}-{source.part.name}"
-            written[str(number)] = asdict(dataset.write_part("scattered", "now", name, mine, {}))
+            written.append((number, sent(dataset.write_part("scattered", "now", name, mine, {}))))
         return written
 
 
@@ -65,10 +65,10 @@ class _Compare:
     partitions: int
     similarity: float
 
-    def __call__(self, element: tuple[int, list[Part]]) -> dict[str, Any]:
+    def __call__(self, element: tuple[int, list[bytes]]) -> dict[str, Any]:
         number, parts = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([dataset.read_part(part) for part in parts]).sort_by("row")
+        rows = pa.concat_tables([dataset.read_part(received(part)) for part in parts]).sort_by("row")
         row, near, vector = rows["row"].to_numpy(), _lists(rows["near"]), _lists(rows["vector"])
         mine = [p for p in np.unique(near).tolist() if p * self.buckets // self.partitions == number]
         tables = [
@@ -103,12 +103,8 @@ def compare(
             told = pa.table({"row": index.rows[start:stop], "near": near})
             elements.append((source, dataset.write_part("nearest", "now", source.part.name, told, {})))
     scatter = _Scatter(dataset.absolute, buckets, partitions)
-    by_bucket: dict[int, list[Part]] = {}
-    for written in run_parts(dataset, "scatter", scatter, elements, runner):
-        for number, part in written.items():
-            by_bucket.setdefault(int(number), []).append(part_from(part))
     work = _Compare(dataset.absolute, buckets, partitions, options.similarity)
-    results = run_parts(dataset, "compare", work, sorted(by_bucket.items()), runner)
+    results = shuffle(dataset, "compare", scatter, work, elements, runner)
     return semantic.told(vectors, index, _edges(dataset, same, [part_from(result) for result in results]))
 
 

@@ -9,12 +9,14 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 
 from vlmdata import errors
-from vlmdata.dataset import Dataset
+from vlmdata.dataset import Dataset, Part, part_from
 from vlmdata.errors import MachineError
 from vlmdata.pipelines import engines
 from vlmdata.recipe import Runner
@@ -60,15 +62,63 @@ def shuffle(
     if not elements:
         return []
     send = functools.partial(_attempt, work=scatter, guard=dataset.guard, stage=stage)
-    collect = functools.partial(_attempt, work=gather, guard=dataset.guard, stage=f"{stage}, buckets")
+    collect = functools.partial(_attempt, work=gather, guard=dataset.guard, stage=_buckets(stage))
 
     def build(parts: Any) -> Any:
-        sent = parts | stage >> beam.FlatMap(_send, attempt=send)
-        return sent | "by bucket" >> beam.GroupByKey() | "buckets" >> beam.Map(_collect, attempt=collect)
+        scattered = parts | stage >> beam.FlatMap(_send, attempt=send)
+        return scattered | "by bucket" >> beam.GroupByKey() | "buckets" >> beam.Map(_collect, attempt=collect)
 
-    (_, sent), *buckets = _outcomes(dataset, stage, elements, runner, build)
-    assert sent["result"] == list(range(len(elements))), f"{stage}: {sent} of {len(elements)} parts came through"
+    (_, came), *buckets = _outcomes(dataset, stage, elements, runner, build)
+    assert came["result"] == list(range(len(elements))), f"{stage}: {came} of {len(elements)} parts came through"
     return [outcome["result"] for _, outcome in buckets]
+
+
+def sent(part: Part) -> bytes:
+    """A part, as `scatter` of a shuffle gives it."""
+    return json.dumps(asdict(part)).encode()
+
+
+def received(part: bytes) -> Part:
+    """What `sent` gave."""
+    return part_from(json.loads(part))
+
+
+def combine(
+    dataset: Dataset, stage: str, work: Callable[[Any], np.ndarray], elements: list[Any], runner: Runner
+) -> np.ndarray:
+    """The sum of `work(element)` over the elements, one at least, by Beam's Combine; arrays int64 [n], all of one n."""
+    attempt = functools.partial(_attempt, work=work, guard=dataset.guard, stage=stage)
+
+    def build(parts: Any) -> Any:
+        return parts | stage >> beam.Map(attempt) | f"{stage}, added up" >> beam.CombineGlobally(_Sum())
+
+    ((_, outcome),) = _outcomes(dataset, stage, elements, runner, build)
+    summed = outcome["result"]
+    assert summed["of"] == len(elements), f"{stage}: {summed['of']} of {len(elements)} parts came through"
+    return np.array(summed["sum"], np.int64)
+
+
+class _Sum(beam.CombineFn):
+    """Adds up arrays that came as (place, outcome). An accumulator is (how many came, the first error or None, their
+    sum or None)."""
+
+    def create_accumulator(self) -> tuple[int, Any, Any]:
+        return 0, None, None
+
+    def add_input(self, accumulator: tuple[int, Any, Any], element: tuple[int, Any]) -> tuple[int, Any, Any]:
+        place, outcome = element
+        one = (1, (place, outcome), None) if "error" in outcome else (1, None, outcome["result"])
+        return self.merge_accumulators([accumulator, one])
+
+    def merge_accumulators(self, accumulators: Iterable[tuple[int, Any, Any]]) -> tuple[int, Any, Any]:
+        counts, errors_, sums = zip(*accumulators, strict=True)
+        arrays = [array for array in sums if array is not None]
+        first = min((error for error in errors_ if error), key=lambda error: error[0], default=None)
+        return sum(counts), first, sum(arrays) if arrays else None
+
+    def extract_output(self, accumulator: tuple[int, Any, Any]) -> tuple[int, Any]:
+        count, error, total = accumulator
+        return error or (0, {"result": {"of": count, "sum": total.tolist() if total is not None else []}})
 
 
 def _outcomes(
@@ -157,6 +207,11 @@ _counts: dict[str, int] = {}
 _counts_lock = threading.Lock()
 
 
+def _buckets(stage: str) -> str:
+    """The name of a shuffle's second half."""
+    return f"{stage}, buckets"
+
+
 def _done(stage: str) -> None:
     with _counts_lock:
         _counts[stage] = _counts.get(stage, 0) + 1
@@ -164,18 +219,23 @@ def _done(stage: str) -> None:
 
 @contextmanager
 def _progress(stage: str, total: int) -> Iterator[None]:
-    """Tell twice a second how many parts are done."""
+    """Tell twice a second how many parts are done; behind them buckets, of which nobody has counted how many come."""
     with _counts_lock:
-        _counts[stage] = 0
+        _counts[stage] = _counts[_buckets(stage)] = 0
     ended = threading.Event()
 
     def tell() -> None:
-        told = -1
+        told, buckets = -1, 0
         while not ended.wait(0.5):
             if _counts[stage] != told:
                 told = _counts[stage]
                 progress.info(
                     "%s: %d of %d parts", stage, told, total, extra={"stage": stage, "done": told, "total": total}
+                )
+            if _counts[_buckets(stage)] != buckets:
+                buckets = _counts[_buckets(stage)]
+                progress.info(
+                    "%s: %d", _buckets(stage), buckets, extra={"stage": _buckets(stage), "done": buckets, "total": None}
                 )
 
     thread = threading.Thread(target=tell, name="progress", daemon=True)

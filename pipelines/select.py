@@ -16,7 +16,7 @@ from vlmdata.dedup import NEAR, NEAR_ENDING
 from vlmdata.download import lists, optout
 from vlmdata.ingest import connect
 from vlmdata.pipelines import balance
-from vlmdata.pipelines.runner import run_parts
+from vlmdata.pipelines.runner import combine, run_parts
 from vlmdata.plan import Plan, list_files
 from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
@@ -88,16 +88,14 @@ class _Keys:
 
 @dataclass(frozen=True)
 class _Count:
-    """A part's histogram: digit, pairs (see `top.Count`)."""
+    """A part's histogram (see `top.count_keys`)."""
 
     dataset: str
     prefix: int
     known: int
 
-    def __call__(self, part: Part) -> list[list[int]]:
-        keys = Dataset(self.dataset).read_part(part)["key"].to_numpy()
-        histogram = top.count_keys(keys, self.prefix, self.known)
-        return [[int(digit), int(histogram[digit])] for digit in np.flatnonzero(histogram)]
+    def __call__(self, part: Part) -> np.ndarray:
+        return top.count_keys(Dataset(self.dataset).read_part(part)["key"].to_numpy(), self.prefix, self.known)
 
 
 @dataclass(frozen=True)
@@ -330,12 +328,8 @@ def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[
         parts = [part_from(result) for result in results]
 
         def count(prefix: int, known: int, parts: list[Part] = parts) -> np.ndarray:
-            histogram = np.zeros(1 << top.DIGIT, np.int64)
-            counted = run_parts(dataset, "rank", _Count(dataset.absolute, prefix, known), parts, plan.recipe.runner)
-            for digits in counted:
-                for digit, pairs in digits:
-                    histogram[digit] += pairs
-            return histogram
+            work = _Count(dataset.absolute, prefix, known)
+            return combine(dataset, "rank", work, parts, plan.recipe.runner)
 
         place = top.datacomp_place(fraction, sum(part.rows for part in parts))
         key = top.threshold(count, place)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from vlmdata import blur, disk, layers, shards
 from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
 from vlmdata.errors import MachineError
-from vlmdata.pipelines.runner import here_at_once, run_parts
+from vlmdata.pipelines.runner import here_at_once, shuffle
 from vlmdata.pipelines.select import Selection
 from vlmdata.plan import Plan
 from vlmdata.recipe import Shards
@@ -18,13 +18,15 @@ from vlmdata.schemas import table_schema
 
 @dataclass(frozen=True)
 class _Scatter:
+    """A part's kept samples, in a file of its own by bucket; in which buckets some are, and the file."""
+
     dataset: str
     work: str
     columns: pa.Schema
     buckets: list[list[str]]
     quality: int
 
-    def __call__(self, element: tuple[Part, Part, Part | None, pa.BooleanArray | None]) -> str:
+    def __call__(self, element: tuple[Part, Part, Part | None, pa.BooleanArray | None]) -> list[tuple[int, bytes]]:
         samples, images, faces, in_force = element
         dataset = Dataset(self.dataset)
         path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.batches"
@@ -40,30 +42,33 @@ class _Scatter:
                     kept, read_image = blur.blurred(kept, read_image, self.quality)
                 shards.scatter(kept, self.columns, read_image, self.buckets, folder / "scattered")
                 dataset.commit(folder / "scattered", path)
-        return path
+        return [(bucket, path.encode()) for bucket in shards.buckets_of(_opened(dataset, path))]
 
 
 @dataclass(frozen=True)
 class _Gather:
+    """A bucket's shards, out of the files that have samples of it. into: the names of each bucket's shards."""
+
     dataset: str
     folder: str
     work: str
     columns: pa.Schema
     formats: list[str]
-    scattered: list[str]
+    into: list[list[str]]
 
-    def __call__(self, element: tuple[int, list[str]]) -> list[dict[str, Any]]:
-        number, names = element
+    def __call__(self, element: tuple[int, list[bytes]]) -> list[dict[str, Any]]:
+        number, paths = element[0], [path.decode() for path in element[1]]
         dataset = Dataset(self.dataset)
-        # The bucket's record is its commit: written when all its shards are in place.
+        # The bucket's record is its commit: written when all its shards are in place. Where a part failed, another
+        # bucket may have been asked for without it.
         record = f"{self.work}/bucket-{number}.json"
         if dataset.exists(record):
-            written = dataset.read_json(record)
-            if all(dataset.exists(shard["path"]) for shard in written):
-                return written
-        bucket = shards.gather((_opened(dataset, path) for path in self.scattered), number)
-        written = []
-        for name in names:
+            found = dataset.read_json(record)
+            if found["from"] == paths and all(dataset.exists(shard["path"]) for shard in found["written"]):
+                return found["written"]
+        bucket = shards.gather((_opened(dataset, path) for path in paths), number)
+        written: list[dict[str, Any]] = []
+        for name in self.into[number]:
             count = pc.sum(pc.equal(bucket.places["shard"], name)).as_py() or 0
             with dataset.spool() as folder:
                 for kind in self.formats:
@@ -75,7 +80,7 @@ class _Gather:
                     file: File = dataset.commit(aside, f"{self.folder}/{name}{aside.suffix}")
                     split = name.rsplit("-", 1)[0]
                     written.append({**asdict(file), "rows": count, "split": split, "format": kind})
-        dataset.write_json(record, written)
+        dataset.write_json(record, {"from": paths, "written": written})
         return written
 
 
@@ -106,11 +111,8 @@ def run(
         (*parts, selection.in_force.get(parts[1].name)) for parts in zip(selection.written, images, faces, strict=True)
     ]
     scatter = _Scatter(dataset.absolute, work, columns, into, plan.recipe.download.quality)
-    scattered = run_parts(dataset, "scatter", scatter, elements, plan.recipe.runner)
-    gather = _Gather(
-        dataset.absolute, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), scattered
-    )
-    written = run_parts(dataset, "shards", gather, list(enumerate(into)), plan.recipe.runner)
+    gather = _Gather(dataset.absolute, f"{snapshot_folder(number)}/shards", work, columns, list(recipe.formats), into)
+    written = shuffle(dataset, "shards", scatter, gather, elements, plan.recipe.runner)
     entries = [shard for bucket in written for shard in bucket]
     for kind in recipe.formats:
         for split, count in selection.splits.items():

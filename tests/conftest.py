@@ -159,3 +159,22 @@ def made(tmp_path_factory):
         assert run.stdout.strip() == str(folder / "runs/it/snapshots/000001")
         (folder / "run.log").write_text(run.stderr)
     return folder
+
+
+def train_twice(job, shards, out):
+    """Train in two processes (gloo). job: options, each process's batch among them."""
+    code = (
+        "import json, sys\n"
+        "from pydantic import TypeAdapter\n"
+        "from vlmdata.recipe import Job\n"
+        "from vlmdata.train.loop import train\n"
+        "train(TypeAdapter(Job).validate_python(json.loads(sys.argv[1])), json.loads(sys.argv[2]), sys.argv[3])\n"
+    )
+    script = out.with_suffix(".py")
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    done = subprocess.run(
+        [*command, json.dumps(job), json.dumps(shards), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]

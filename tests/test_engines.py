@@ -3,14 +3,15 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from apache_beam.runners.worker.data_plane import SizeBasedBufferingClosableOutputStream
 from pydantic import ValidationError
 
 from vlmdata.dataset import Dataset
-from vlmdata.errors import InputError, MachineError, VlmdataError
+from vlmdata.errors import DataError, InputError, MachineError, VlmdataError
 from vlmdata.pipelines import engines
-from vlmdata.pipelines.runner import processes, run_parts, shuffle
+from vlmdata.pipelines.runner import combine, processes, run_parts, shuffle
 from vlmdata.recipe import Runner
 
 FLINK = {"job_endpoint": "localhost:8099"}
@@ -82,6 +83,19 @@ def test_nothing_is_lost_of_work_that_takes_longer_than_a_second(
     dataset, runner = Dataset(str(tmp_path)), Runner(workers=2)
     assert run_parts(dataset, "stage", _waits, list(range(16)), runner) == list(range(16))
     assert shuffle(dataset, "stage", _scattered, _together, list(range(1, 13)), runner) == [list(range(1, 13))]
+
+
+def test_a_sum_is_that_of_all_parts_and_the_first_error_is_raised(tmp_path: Path) -> None:
+    dataset, runner = Dataset(str(tmp_path)), Runner(workers=2)
+    assert combine(dataset, "sum", _counted, [1, 2, 3, 3], runner).tolist() == [0, 1, 1, 2]
+    with pytest.raises(DataError, match="part 4"):
+        combine(dataset, "sum", _counted, [1, 4, 5, 2], runner)
+
+
+def _counted(number: int) -> np.ndarray:
+    if number > 3:
+        raise DataError(f"part {number}")
+    return np.bincount([number], minlength=4)
 
 
 def _waits(number: int) -> int:

@@ -1,6 +1,7 @@
 """What failed is tried again in a new layer; what came stays untouched, and each pair counts once."""
 
 import contextlib
+import itertools
 import json
 import shutil
 import signal
@@ -17,7 +18,7 @@ from hostile import serve
 from made_dataset import picture
 
 from vlmdata import catalog, cli, ingest, layers, snapshot
-from vlmdata.dataset import Dataset, Table, part_name
+from vlmdata.dataset import Dataset, Table, part_name, table_folder
 from vlmdata.download.outage import Progress, Tally
 from vlmdata.errors import InputError, OutageError
 from vlmdata.lock import end_orphans
@@ -361,6 +362,28 @@ def downloading(folder, urls, rows, **options):
     plan, dataset = make_plan(recipe), Dataset(recipe.dataset)
     found = ingest.read_source(dataset, recipe.sources[0], plan.found["list"])
     return plan, dataset, ingest.unite(dataset, [found], plan.pairs, rows, None)
+
+
+def test_an_outage_that_begins_amid_a_small_part_takes_that_part_too(tmp_path):
+    """Parts of 40 rows; after 60 answers there is a login page. Of the second part 20 images came, all others failed:
+    not nearly all, and yet none of it is to stay."""
+    answers, away = itertools.count(), threading.Event()
+    away.set()
+
+    def answer(wire):
+        wire.answer(b"<html>please log in</html>" if next(answers) >= 60 and away.is_set() else picture(1))
+
+    with serve({"*": answer}) as site:
+        urls = [site.url(f"/{n}.jpg") for n in range(600)]
+        plan, dataset, pairs = downloading(tmp_path, urls, 40, allow_hosts=[site.host])
+        with pytest.raises(OutageError):
+            download_stage.run(plan, dataset, pairs)
+        folder = table_folder("images", plan.images)
+        kept = [part.name for part in pairs.parts if dataset.exists(f"{folder}/{part.name}.parquet")]
+        assert kept == [pairs.parts[0].name]
+        away.clear()
+        images = download_stage.run(plan, dataset, pairs)
+    assert layers.statuses(dataset, pairs, images) == {"success": 600}
 
 
 @pytest.mark.parametrize("rows", [40, 1000])

@@ -71,9 +71,7 @@ def test_draws_depend_on_seed_uid_and_entry_alone(rows, limit, seed, data):
     captions = [" ".join(random.choice(listed, 3)) for _ in range(rows)]
     uids = [uid(n) for n in range(rows)]
     matches = balance.match(balance.automaton(listed), pa.array(captions))
-    counts = balance.count(matches)
-    total = np.zeros(len(listed), np.int64)
-    total[counts["entry"].to_numpy()] = counts["count"].to_numpy()
+    total = balance.count(matches, len(listed))
     chance = balance.probabilities(total, limit)
 
     def kept(order, listed=listed, chance=chance):
@@ -138,7 +136,11 @@ def test_the_pools_words_and_bigrams_are_those_of_a_plain_count(tmp_path):
         summed[row["gram"]] += row["count"]
     assert summed == single + double
     options = Balance(kind="metaclip", entries=["unigrams", "bigrams"], min_count=10, min_pmi=3)
-    found = entries.frequent(connect(tmp_path), pads.dataset(grams), options)
+    by_bucket = entries.scattered(grams, 3)
+    assert len(by_bucket) == 3
+    added, totals = zip(*(entries.add_up(rows, 10) for _, rows in by_bucket), strict=True)
+    summed = {words: sum(total.get(words, 0) for total in totals) for words in (1, 2)}
+    found = entries.frequent(connect(tmp_path), pads.dataset(pa.concat_tables(added)), summed, options)
     words, pairs = single.total(), double.total()
     told = {w for w, n in single.items() if n >= 10}
     for both, n in double.items():

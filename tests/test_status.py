@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import psutil
 import pytest
@@ -43,6 +44,31 @@ def test_another_process_sees_what_runs_and_how_far_it_is(dataset):
     assert running["begun"] <= running["stage_begun"] < running["stage_ends"]
     assert found["last"] is None
     assert found["snapshot"] is None
+
+
+def test_when_all_will_be_done_is_told_from_the_last_run_that_came_to_its_end(dataset):
+    def run(fails=False):
+        with lock(dataset, "vlmdata refresh") as held, status.recorded(dataset, held):
+            progress.info("download: begins", extra={"stage": "download", "done": 0, "total": 4})
+            time.sleep(1.1)
+            progress.info("download: 4 of 4", extra={"stage": "download", "done": 4, "total": 4})
+            found = status.status(dataset)["running"]
+            if fails:
+                raise DataError("part 3")
+            progress.info("shards: begins", extra={"stage": "shards", "done": 0, "total": 4})
+            time.sleep(2.5)
+            progress.info("shards: 4 of 4", extra={"stage": "shards", "done": 4, "total": 4})
+        return found
+
+    assert run()["ends"] is None
+    with pytest.raises(DataError):
+        run(fails=True)
+    found = run()
+    took = datetime.fromisoformat(found["ends"]) - datetime.fromisoformat(found["stage_ends"])
+    assert 2 <= took.total_seconds() <= 10
+    assert any(
+        "all will be done about" in line for line in status.lines({"running": found, "last": None, "snapshot": None})
+    )
 
 
 def test_how_the_last_run_ended_is_told_beside_the_snapshot_in_force(dataset):

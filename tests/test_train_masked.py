@@ -2,10 +2,7 @@
 of the seeds, several processes and a resumed run equal a single one, and its baseline is right."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 import photo_pairs
 import pytest
 import torch
+from conftest import train_twice
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, FlavaForPreTraining, FlavaModel
@@ -205,22 +203,7 @@ def test_small_batches_add_up_to_a_large_one(folder: Path, tmp_path: Path, monke
 def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
     shards = {"train": [str(folder / "some.tar")], "test": [str(folder / "some.tar")]}
     options = job(folder, batch=8).model_dump(mode="json")
-    (tmp_path / "run.py").write_text(
-        "import json, sys\n"
-        "from vlmdata.recipe import MaskedJob\n"
-        "from vlmdata.train.loop import train\n"
-        "train(MaskedJob(**json.loads(sys.argv[1])), json.loads(sys.argv[2]), sys.argv[3])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    two = json.dumps(options | {"batch": 4})
-    done = subprocess.run(
-        [*command, str(tmp_path / "run.py"), two, json.dumps(shards), str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_twice(options | {"batch": 4}, shards, tmp_path / "two")
     train(MaskedJob(**options), shards, str(tmp_path / "one"))
     one, both = (load_file(tmp_path / name / "checkpoints" / "2" / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():

@@ -137,6 +137,12 @@ def _places(kept: pa.Table) -> pa.Table:
     return pa.concat_tables([rows, pa.table([shard, index.cast(pa.int32()), key, row], schema=_PLACES)])
 
 
+def buckets_of(file: Any) -> list[int]:
+    """The buckets of which a scattered file has samples."""
+    with file, pa.ipc.open_file(file) as reader:
+        return sorted(set(json.loads(reader.schema.metadata[_BUCKETS])))
+
+
 class Bucket(NamedTuple):
     """A bucket's samples: batches of SCATTERED, and shard, index, batch and row of each sample in their order."""
 

@@ -30,10 +30,11 @@ class _Recorder(logging.Handler):
         if stage is None:
             return
         with self.turn:
-            begins = stage != self.content.get("stage")
+            begins, now = stage != self.content.get("stage"), time.time()
             if begins:
-                self.content |= {"stage": stage, "stage_started": time.time()}
-            self.content |= {"done": done, "total": total, "told": time.time()}
+                self.content |= {"stage": stage, "stage_started": now}
+            self.content |= {"done": done, "total": total, "told": now}
+            self.content["stages"][stage] = now - self.content["begun"]
             pause = _SECONDS if self.dataset.local else _SECONDS_AWAY
             if begins or time.monotonic() - self.written >= pause:
                 self.written = time.monotonic()
@@ -53,6 +54,8 @@ def recorded(dataset: Dataset, held: dict[str, Any]) -> Iterator[None]:
         "begun": time.time(),
         "state": "running",
         "stage": None,
+        "stages": {},
+        "before": _before(dataset, held["what"]),
     }
     recorder = _Recorder(dataset, content)
     logger = logging.getLogger("vlmdata.progress")
@@ -79,11 +82,25 @@ def recorded(dataset: Dataset, held: dict[str, Any]) -> Iterator[None]:
             recorder.write()
 
 
+def _before(dataset: Dataset, what: str) -> dict[str, Any] | None:
+    """How long the last such run took that came to its end, and when in it each of its stages was done, in seconds."""
+    try:
+        last = _read(dataset)
+    except DataError:  # which this run overwrites
+        return None
+    if last is None or last["what"] != what:
+        return None
+    if last["state"] != "done" or not last.get("stages"):
+        return last.get("before")
+    return {"seconds": last["ended"] - last["begun"], "stages": last["stages"]}
+
+
 def status(dataset: Dataset) -> dict[str, Any]:
     """As JSON has it; times in ISO 8601, UTC.
 
     `running`: null, or of the run that holds the lock what, pid, host, begun, stage, done, total (parts, pages or
-    null), stage_begun, and stage_ends, when the stage is done at its pace so far (null where it cannot be told).
+    null), stage_begun, stage_ends, when the stage is done at its pace so far, and ends, when the run is, if what comes
+    after the stage takes as long as in the last such run that came to its end (null where it cannot be told).
     `last`: null, or of the last run what, state (done, failed, refused; killed where it has not come to say), error,
     begun and ended. `snapshot`: null, or of the one in force number, pairs, kept, created and tags.
     """
@@ -100,7 +117,8 @@ def status(dataset: Dataset) -> dict[str, Any]:
             "done": own.get("done"),
             "total": own.get("total"),
             "stage_begun": _iso(own.get("stage_started")),
-            "stage_ends": _iso(_ends(own)),
+            "stage_ends": _iso(_stage_ends(own)),
+            "ends": _iso(_ends(own)),
         }
     last = None
     if content and (held is None or content["owner"] != held["owner"]):
@@ -131,6 +149,7 @@ def _read(dataset: Dataset) -> dict[str, Any] | None:
         "stage": str | None,
     }
     kinds |= {"stage_started": float | None, "told": float | None, "done": int | None, "total": int | None}
+    kinds |= {"stages": dict | None, "before": dict | None}
     if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise DataError(f"{dataset.address(STATUS)}: not a run's status; remove it, the next run writes it anew")
     return content
@@ -148,6 +167,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             share += f" of {running['total']:,}" if running["total"] else ""
             told.append(f"stage {running['stage']}{share}, since {running['stage_begun']}")
             told.append(f"this stage will be done about {running['stage_ends'] or 'a time that cannot be told yet'}")
+        if running["ends"]:
+            told.append(f"all will be done about {running['ends']}, if the rest takes as long as the last time")
     else:
         told.append("nothing is running")
     if last := found["last"]:
@@ -165,13 +186,25 @@ def lines(found: dict[str, Any]) -> list[str]:
     return told
 
 
-def _ends(content: dict[str, Any]) -> float | None:
+def _stage_ends(content: dict[str, Any]) -> float | None:
     """When the stage will be done, if what remains takes as long as what is done."""
     done, total = content.get("done"), content.get("total")
     if not done or not total:
         return None
     spent = content["told"] - content["stage_started"]
     return content["told"] + spent / done * (total - done)
+
+
+def _ends(content: dict[str, Any]) -> float | None:
+    """When the run will be done, if what comes after this stage takes as long as it did in the run before; all of the
+    run, where the stage's end is not known."""
+    before, ends = content.get("before"), _stage_ends(content)
+    if not before or content.get("stage") not in before["stages"]:
+        return None
+    if ends is None:
+        whole = float(content["begun"] + before["seconds"])
+        return whole if whole > time.time() else None
+    return float(ends + before["seconds"] - before["stages"][content["stage"]])
 
 
 def _iso(seconds: float | None) -> str | None:

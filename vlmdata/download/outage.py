@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import OutageError
@@ -27,7 +29,7 @@ class Tally:
 
     def __init__(self, stop_share: float, expected: Iterable[str] = ()) -> None:
         """expected: classes that say nothing, since the rows were chosen for having ended so before."""
-        self._share, self._classes = stop_share, [name for name in ADVICE if name not in set(expected)]
+        self._share, self.classes = stop_share, [name for name in ADVICE if name not in set(expected)]
         self._counts: Counter[str] = Counter()
         self._words: dict[str, str] = {}
 
@@ -53,7 +55,7 @@ class Tally:
     @property
     def most(self) -> str | None:
         """The class in which most rows ended, of those that are looked at."""
-        return max(self._classes, key=lambda name: self._counts[name], default=None)
+        return max(self.classes, key=lambda name: self._counts[name], default=None)
 
     def worst(self, open_: int = 0) -> str | None:
         """The class of more than the share of all rows, should the `open_` ones still under way end otherwise."""
@@ -69,6 +71,37 @@ class Tally:
                 f"({self._words[worst]}): {ADVICE[worst]}; none of that is recorded, and the same command tries again "
                 "(for a list that is truly so: download.stop_share=1)"
             )
+
+
+def struck(ended: Iterable[tuple[str, pa.Table, Iterable[str]]], stop_share: float, deadline: float) -> list[str]:
+    """The names of the parts of which an outage has rows: nearly all of a part ended in one class, or one of its rows
+    was asked for when nothing was answered any more.
+
+    ended: (name, rows with `download_status`, `error` and `fetched_at`, classes that say nothing) of each part.
+    deadline: seconds that an answer may take; what was asked for that long before the last answer may be struck, too.
+    """
+    lost: set[str] = set()
+    failed: dict[str, datetime] = {}
+    answers: list[datetime] = []
+    for name, rows, expected in ended:
+        tally = Tally(stop_share, expected)
+        tally.add_part(rows)
+        if tally.worst():
+            lost.add(name)
+        failures = pc.is_in(rows["download_status"], value_set=pa.array(tally.classes, pa.string()))
+        aside = pc.is_in(rows["download_status"], value_set=pa.array([*_ASIDE, *ADVICE], pa.string()))
+        failure, answer = _last(rows, failures), _last(rows, pc.invert(aside))
+        if failure is not None:
+            failed[name] = failure
+        if answer is not None:
+            answers.append(answer)
+    since = max(answers) - timedelta(seconds=deadline) if answers else None
+    return sorted(lost | {name for name, time in failed.items() if since is None or time > since})
+
+
+def _last(rows: pa.Table, mask: pa.ChunkedArray) -> datetime | None:
+    """When the last of the rows in the mask was asked for."""
+    return pc.max(rows["fetched_at"].filter(mask)).as_py()
 
 
 class Progress(Tally):

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ahocorasick_rs
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from vlmdata.select.entries import normalise
 
 MATCHES = pa.schema([("row", pa.int32()), ("entry", pa.int32())])
-COUNTS = pa.schema([("entry", pa.int32()), ("count", pa.int64())])
 # What a snapshot records: by it new pairs are judged later.
 ENTRIES = pa.schema(
     [("entry", pa.string()), ("matches", pa.int64()), ("kept", pa.int64()), ("probability", pa.float64())]
@@ -65,20 +63,9 @@ def match(found_by: ahocorasick_rs.BytesAhoCorasick, captions: pa.Array | pa.Chu
     return pa.Table.from_arrays(columns, schema=MATCHES)
 
 
-def count(matches: pa.Table) -> pa.Table:
-    """COUNTS of one part's matches, in the order of entries."""
-    entries, counts = np.unique(matches["entry"].to_numpy(), return_counts=True)
-    return pa.Table.from_arrays([pa.array(entries), pa.array(counts.astype(np.int64))], schema=COUNTS)
-
-
-def merge(connection: duckdb.DuckDBPyConnection, counts: Any, entries: int) -> np.ndarray:
-    """int64 [entries]: the parts' counts (a dataset of COUNTS) added up."""
-    connection.register("counts", counts)
-    summed = connection.sql("SELECT entry, sum(count)::BIGINT AS count FROM counts GROUP BY entry").to_arrow_table()
-    connection.unregister("counts")
-    total = np.zeros(entries, np.int64)
-    total[summed["entry"].to_numpy()] = summed["count"].to_numpy()
-    return total
+def count(matches: pa.Table, entries: int) -> np.ndarray:
+    """int64 [entries]: how many of a part's MATCHES each of so many entries has."""
+    return np.bincount(matches["entry"].to_numpy(), minlength=entries)
 
 
 def probabilities(counts: np.ndarray, limit: int) -> np.ndarray:

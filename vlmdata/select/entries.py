@@ -72,21 +72,35 @@ def count_grams(captions: pa.Array) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def frequent(connection: duckdb.DuckDBPyConnection, grams: "pads.Dataset", options: Balance) -> list[str]:
+def scattered(grams: pa.Table, buckets: int) -> list[tuple[int, pa.Table]]:
+    """The grams by bucket, which a hash of the text decides; in the order of buckets, those with grams alone."""
+    with duckdb.connect() as connection:
+        numbered = connection.execute("SELECT (hash(gram) % $n)::BIGINT FROM grams", {"n": buckets}).fetchnumpy()
+    (number,) = numbered.values()
+    return [(each, grams.filter(pa.array(number == each))) for each in np.unique(number).tolist()]
+
+
+def add_up(grams: pa.Table, least: int) -> tuple[pa.Table, dict[int, int]]:
+    """Of several parts' grams, those that stand `least` times in all of them, with how often, in the order of (words,
+    gram); and how many words (1) and bigrams (2) there are at all."""
+    whole = grams.group_by(["words", "gram"], use_threads=False).aggregate([("count", "sum")])
+    whole = whole.rename_columns({"count_sum": "count"}).select(GRAMS.names).cast(GRAMS)
+    of = whole.group_by("words", use_threads=False).aggregate([("count", "sum")])
+    totals = dict(zip(of["words"].to_pylist(), of["count_sum"].to_pylist(), strict=True))
+    some = whole.filter(pc.greater_equal(whole["count"], least))
+    return some.sort_by([("words", "ascending"), ("gram", "ascending")]), totals
+
+
+def frequent(
+    connection: duckdb.DuckDBPyConnection, grams: "pads.Dataset", totals: dict[int, int], options: Balance
+) -> list[str]:
     """The pool's entries, of the kinds that the recipe asks for.
 
-    grams: `count_grams` of every part. A word counts where it stands `min_count` times in the pool, a bigram where it
-    also has `min_pmi` bits of pointwise mutual information, log2(p(xy) / (p(x) p(y))) (Church and Hanks 1990, "Word
-    Association Norms, Mutual Information, and Lexicography"). DuckDB spills, so memory does not grow with the pool.
+    grams, totals: what `add_up` gives of the pool, for `min_count`. A bigram is an entry where it has `min_pmi` bits of
+    pointwise mutual information, log2(p(xy) / (p(x) p(y))) (Church and Hanks 1990, "Word Association Norms, Mutual
+    Information, and Lexicography"). DuckDB spills, so memory does not grow with the pool.
     """
-    connection.register("grams", grams)
-    connection.execute(
-        "CREATE TEMP TABLE gram AS SELECT gram, words, sum(count)::BIGINT AS count FROM grams GROUP BY gram, words "
-        "HAVING sum(count) >= $least",
-        {"least": options.min_count},
-    )
-    totals = connection.execute("SELECT words, sum(count)::BIGINT FROM grams GROUP BY words").fetchall()
-    total = dict(totals)
+    connection.register("gram", grams)
     found: list[str] = []
     if "unigrams" in options.entries:
         found += [row[0] for row in connection.execute("SELECT gram FROM gram WHERE words = 1").fetchall()]
@@ -97,11 +111,10 @@ def frequent(connection: duckdb.DuckDBPyConnection, grams: "pads.Dataset", optio
             SELECT b.gram FROM gram b JOIN gram x ON x.words = 1 AND x.gram = split_part(b.gram, ' ', 1)
             JOIN gram y ON y.words = 1 AND y.gram = split_part(b.gram, ' ', 2)
             WHERE b.words = 2 AND log2((b.count / $pairs) / ((x.count / $words) * (y.count / $words))) >= $least""",
-            {"pairs": float(total.get(2, 1)), "words": float(total.get(1, 1)), "least": options.min_pmi},
+            {"pairs": float(totals.get(2, 1)), "words": float(totals.get(1, 1)), "least": options.min_pmi},
         ).fetchall()
         found += [row[0] for row in rows]
-    connection.execute("DROP TABLE gram")
-    connection.unregister("grams")
+    connection.unregister("gram")
     return found
 
 
