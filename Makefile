@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: setup demo test test-peers test-slurm test-engines test-schedule test-faults peers lint bench clean pins
+.PHONY: setup demo test test-peers test-slurm test-engines test-schedule test-faults test-minio peers lint bench clean pins
 
 setup: $(STAMP)
 	@$(BIN)/python recipes/demo_data.py fetch
@@ -83,6 +83,13 @@ test-faults: $(STAMP)
 	@test "$$(id -u)" = 0 || { echo "the test mounts small disks and gives privileges away: run it as root, in a container"; exit 1; }
 	@command -v faketime >/dev/null || { apt-get install -y -qq --no-install-recommends faketime || { apt-get update -qq && apt-get install -y -qq --no-install-recommends faketime; }; } >/dev/null
 	@$(BIN)/python -m pytest -n 2 --dist load tests/faults
+
+# What is tested of S3 against moto's server, against MinIO, which is built first (on two cores half an hour).
+MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
+test-minio: $(STAMP)
+	@command -v go >/dev/null || { echo "the test builds MinIO: install Go"; exit 1; }
+	@test -x $(ENGINES)/bin/minio || GOBIN=$(CURDIR)/$(ENGINES)/bin go install github.com/minio/minio@$(MINIO_VERSION)
+	@MINIO=$(CURDIR)/$(ENGINES)/bin/minio $(BIN)/python -m pytest -n 0 tests/test_storage_s3.py tests/test_storage_s3_keeping.py
 
 # Refreshes and jobs that a real Prefect server starts and a real worker runs; some five minutes.
 test-schedule: $(STAMP)

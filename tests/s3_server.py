@@ -1,6 +1,12 @@
-"""An S3 server on loopback (moto's), in front of which a test can refuse requests as a throttled one does."""
+"""An S3 server on loopback, in front of which a test can refuse requests as a throttled one does: moto's, or the MinIO
+program that the variable MINIO names."""
 
+import os
+import socket
+import subprocess
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +17,14 @@ from urllib.parse import parse_qs
 import boto3
 import fsspec
 import pytest
+import urllib3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.s3.models import s3_backends
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+MINIO = os.environ.get("MINIO")
+USER, PASSWORD = "test", "password-of-a-test"
+_BODY = {"Content-Type": "CONTENT_TYPE", "Content-Length": "CONTENT_LENGTH"}
 SLOW_DOWN = ("503 Slow Down", "SlowDown", "Please reduce your request rate.")
 FAILED = ("400 Bad Request", "InvalidRequest", "The part could not be taken.")
 
@@ -43,7 +53,7 @@ class Store:
         refusal = self.refuse(request)  # under no lock, since it may ask the server something
         self.refused += refusal is not None
         if refusal is None:
-            return self._moto(environ, start)
+            return self._server(environ, start)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         status, code, message = refusal
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
@@ -55,7 +65,60 @@ class Store:
         self.refuse, self.refused, self.seen = lambda request: None, 0, []
 
     def __post_init__(self) -> None:
-        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._server = _Minio(MINIO) if MINIO else DomainDispatcherApplication(create_backend_app)
+
+    def end(self) -> None:
+        """End the server, with all that it stores."""
+        if isinstance(self._server, _Minio):
+            self._server.end()
+        else:
+            s3_backends.reset()  # which all of moto's servers in a process share
+
+
+class _Minio:
+    """MinIO in a process of its own. Requests are sent on as they came: their signatures are of the host that the
+    client asked."""
+
+    def __init__(self, program: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.folder = tempfile.TemporaryDirectory(prefix="vlmdata-minio-")
+        environment = {**os.environ, "MINIO_ROOT_USER": USER, "MINIO_ROOT_PASSWORD": PASSWORD, "MINIO_BROWSER": "off"}
+        self.process = subprocess.Popen(
+            [program, "server", self.folder.name, "--address", f"127.0.0.1:{self.port}", "--quiet"],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.pool = urllib3.HTTPConnectionPool("127.0.0.1", self.port, maxsize=32, timeout=60)
+        for _ in range(300):
+            assert self.process.poll() is None, f"{program} ended with {self.process.returncode}"
+            try:
+                if self.pool.request("GET", "/minio/health/ready", retries=False).status == 200:
+                    return
+            except urllib3.exceptions.HTTPError:
+                pass  # it is not up yet
+            time.sleep(0.1)
+        raise AssertionError("MinIO does not answer")
+
+    def __call__(self, environ: Any, start: Any) -> Any:
+        headers = {
+            name[5:].replace("_", "-"): value
+            for name, value in environ.items()
+            if name.startswith("HTTP_") and name not in ("HTTP_EXPECT", "HTTP_CONNECTION")
+        }
+        headers |= {name: environ[key] for name, key in _BODY.items() if environ.get(key)}
+        answer = self.pool.urlopen(
+            environ["REQUEST_METHOD"], environ["RAW_URI"],
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)), headers,
+            retries=False, redirect=False, decode_content=False,
+        )  # fmt: skip
+        start(f"{answer.status} {answer.reason}", [each for each in answer.headers.items() if each[0] != "Connection"])
+        return [answer.data]
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self.folder.cleanup()
 
 
 class _Quiet(WSGIRequestHandler):
@@ -74,8 +137,8 @@ def serve_s3(bucket: str) -> Iterator[Store]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_ACCESS_KEY_ID": USER,
+            "AWS_SECRET_ACCESS_KEY": PASSWORD,
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():
             patch.setenv(name, value)
@@ -85,7 +148,7 @@ def serve_s3(bucket: str) -> Iterator[Store]:
         yield store
     server.shutdown()
     server.server_close()
-    s3_backends.reset()  # which all of moto's servers in a process share
+    store.end()
     _forget_servers()
 
 
