@@ -10,7 +10,8 @@ import pyarrow as pa
 from vlmdata import layers
 from vlmdata.dataset import Dataset, File, Part, part_from, part_name, snapshot_folder, write_parquet
 from vlmdata.ingest import connect
-from vlmdata.pipelines.runner import combine, received, run_parts, sent, shuffle
+from vlmdata.pipelines import scattered
+from vlmdata.pipelines.runner import combine, run_parts, shuffle
 from vlmdata.recipe import Balance, Runner
 from vlmdata.select import balance, entries
 from vlmdata.signals.models import loaded_once
@@ -18,7 +19,8 @@ from vlmdata.signals.models import loaded_once
 # A part of `pairs`, which of its rows are in force where not all are, and which of those in force are left.
 _Element = tuple[Part, pa.BooleanArray | None, pa.BooleanArray]
 # Work of this stage, removed when it has ended; `balance` is the list of entries.
-_WORK = ("grams", "frequent", "balance", "matches", "drawn", "balanced")
+_GRAMS = "work_words"
+_WORK = (_GRAMS, *(f"tables/{name}" for name in ("frequent", "balance", "matches", "drawn", "balanced")))
 _BUCKET = 1_000_000  # captions whose words and bigrams are added up at once, about
 
 
@@ -30,19 +32,18 @@ def _left(dataset: Dataset, element: _Element, column: str) -> pa.ChunkedArray:
 
 @dataclass(frozen=True)
 class _Grams:
-    """A part's words and bigrams, a file for each bucket that has some; which they are."""
+    """A part's words and bigrams, in a file by bucket; the buckets that have some, and the file."""
 
     dataset: str
-    key: str
     buckets: int
 
     def __call__(self, element: _Element) -> list[tuple[int, bytes]]:
         dataset = Dataset(self.dataset)
         grams = entries.count_grams(entries.normalise(_left(dataset, element, "caption")))
-        return [
-            (bucket, sent(dataset.write_part("grams", self.key, f"{bucket:07d}-{element[0].name}", rows, {})))
-            for bucket, rows in entries.scattered(grams, self.buckets)
-        ]
+        tables = scattered.by_bucket(grams, entries.bucket_of(grams, self.buckets), self.buckets)
+        path = f"{_GRAMS}/{element[0].name}.arrow"
+        scattered.write(dataset, path, tables, entries.GRAMS)
+        return [(number, path.encode()) for number, table in enumerate(tables) if table.num_rows]
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,14 @@ class _AddUp:
     least: int
 
     def __call__(self, element: tuple[int, list[bytes]]) -> dict[str, Any]:
-        bucket, parts = element
+        bucket, paths = element
         dataset = Dataset(self.dataset)
-        grams = pa.concat_tables([dataset.read_part(received(part)) for part in parts])
-        frequent, totals = entries.add_up(grams, self.least)
+        tables = (scattered.read(dataset, path.decode(), bucket) for path in paths)
+        grams = pa.RecordBatchReader.from_batches(
+            entries.GRAMS, (batch for table in tables for batch in table.to_batches())
+        )
+        with dataset.spool() as spill, connect(spill) as connection:
+            frequent, totals = entries.add_up(connection, grams, self.least)
         part = dataset.write_part("frequent", self.key, f"{bucket:07d}", frequent, {})
         return {"part": asdict(part), "totals": [totals.get(words, 0) for words in (1, 2)]}
 
@@ -179,7 +184,7 @@ def run(
         )
     mass = balance.mass(listed, before, after, options.limit, came, unmatched, stayed)
     for name in _WORK:
-        dataset.remove(f"tables/{name}")
+        dataset.remove(name)
     return kept, {**asdict(file), "mass": asdict(mass)}
 
 
@@ -189,7 +194,7 @@ def _pool(
     """The pool's own frequent words and bigrams, where the recipe asks for them."""
     if not {"unigrams", "bigrams"} & set(options.entries):
         return []
-    grams = _Grams(dataset.absolute, key, max(1, sum(left.true_count for _, _, left in elements) // _BUCKET))
+    grams = _Grams(dataset.absolute, max(1, sum(left.true_count for _, _, left in elements) // _BUCKET))
     add_up = _AddUp(dataset.absolute, key, options.min_count)
     counted = shuffle(dataset, "words", grams, add_up, elements, runner)
     totals = np.sum([outcome["totals"] for outcome in counted] or [[0, 0]], axis=0).tolist()

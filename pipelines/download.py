@@ -199,7 +199,10 @@ def _struck(dataset: Dataset, plan: Plan, fresh: list[Part], retried: dict[int, 
             if images and observations:
                 rows = dataset.read_part(images, ["download_status", "error"])
                 times = dataset.read_part(observations, ["fetched_at"])["fetched_at"]
-                yield part.name, rows.append_column("fetched_at", times), retried.get(part.layer, frozenset())
+                # What lies on a disk says nothing of the network.
+                web = pc.starts_with(dataset.read_part(part, ["url"])["url"], "http")
+                rows = rows.append_column("fetched_at", times).filter(pc.fill_null(web, False))
+                yield part.name, rows, retried.get(part.layer, frozenset())
 
     options = plan.recipe.download
     names = set(struck(ended(), options.stop_share, options.deadline))

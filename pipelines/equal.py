@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset, Part, Table, part_from
+from vlmdata.pipelines import scattered
 from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import Dedup, ExactDedup, PixelsDedup, Runner, UrlDedup
 from vlmdata.schemas import table_schema
@@ -34,11 +35,8 @@ class _Scatter:
         if not found.num_rows:
             return []
         bucket = bucket_of(found[column].to_numpy().astype(np.bytes_), self.buckets)
-        order = np.argsort(bucket, kind="stable")
-        found, bucket = found.take(pa.array(order)), bucket[order]
-        numbers, starts = np.unique(bucket, return_index=True)
-        bounds = zip(numbers.tolist(), starts, [*starts[1:], len(bucket)], strict=True)
-        return [(number, _encoded(found.slice(start, stop - start))) for number, start, stop in bounds]
+        tables = scattered.by_bucket(found, bucket, self.buckets)
+        return [(number, _encoded(table)) for number, table in enumerate(tables) if table.num_rows]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from vlmdata.download import Terms, download_part, forgotten, known, lists, opto
 from vlmdata.download.buckets import Bucket, buckets
 from vlmdata.download.outage import AT_LEAST, Progress, Tally, struck
 from vlmdata.errors import DataError, OutageError
+from vlmdata.pipelines import scattered
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema
 
@@ -191,12 +192,8 @@ class Scattered:
         if dataset.exists(_scattered(pairs.name)):
             return
         rows = dataset.read_part(pairs)
-        of_rows = buckets(rows["url"], self.of)
-        with dataset.spool() as folder:
-            with pa.ipc.new_file(folder / "arrow", rows.schema) as writer:
-                for number in range(self.of):
-                    writer.write_batch(_batch(rows.filter(pa.array(of_rows == number))))
-            dataset.commit(folder / "arrow", _scattered(pairs.name))
+        tables = scattered.by_bucket(rows, buckets(rows["url"], self.of), self.of)
+        scattered.write(dataset, _scattered(pairs.name), tables, rows.schema)
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,7 @@ class Bucketed:
         """(place of the first part, the bucket's rows in it and in those that follow)."""
         chunk: list[pa.Table] = []
         for place, name in enumerate(self.names):
-            rows = _read_batch(dataset, _scattered(name), number)
+            rows = scattered.read(dataset, _scattered(name), number)
             if chunk and rows.num_rows + sum(table.num_rows for table in chunk) > self.most:
                 yield place - len(chunk), chunk
                 chunk = []
@@ -252,7 +249,7 @@ class Bucketed:
                 for rows, observations in fetched:
                     packed = images.pack(rows, spool, tar, stored)
                     times = observations.select([name for name in _FETCHED.names if name not in packed.column_names])
-                    writer.write_batch(_batch(pa.table([*packed.columns, *times.columns], schema=_FETCHED)))
+                    writer.write_batch(scattered.batch(pa.table([*packed.columns, *times.columns], schema=_FETCHED)))
             dataset.guard()
             dataset.commit(folder / "tar", stored)
             dataset.commit(folder / "arrow", path)
@@ -303,7 +300,7 @@ class Assembled:
 
 def _bring(dataset: Dataset, path: str, batch: int, spool: IO[bytes]) -> pa.Table:
     """A part's rows in the file of one bucket; their images, which lie there side by side, are added to the spool."""
-    rows = _read_batch(dataset, path, batch)
+    rows = scattered.read(dataset, path, batch)
     first = pc.min(rows["offset"]).as_py()
     if first is None:
         return rows
@@ -319,13 +316,3 @@ def _bring(dataset: Dataset, path: str, batch: int, spool: IO[bytes]) -> pa.Tabl
 
 def _scattered(name: str) -> str:
     return f"{WORK}/pairs/{name}.arrow"
-
-
-def _batch(rows: pa.Table) -> pa.RecordBatch:
-    """All rows in one."""
-    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in rows.columns], schema=rows.schema)
-
-
-def _read_batch(dataset: Dataset, path: str, number: int) -> pa.Table:
-    with dataset.open(path) as file, pa.ipc.open_file(file) as reader:
-        return pa.Table.from_batches([reader.get_batch(number)])

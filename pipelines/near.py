@@ -15,9 +15,11 @@ from vlmdata import layers
 from vlmdata.dataset import Dataset, Part, part_from
 from vlmdata.dedup import semantic
 from vlmdata.dedup.components import Compared, Edges
-from vlmdata.pipelines.runner import received, sent, shuffle
+from vlmdata.pipelines import scattered
+from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import Runner, SemanticDedup
 
+_WORK = "work_near"
 _BUCKET = 65_536  # rows at home in a bucket, about; each is near to several more
 
 
@@ -48,12 +50,10 @@ class _Scatter:
         rows = vector.take(pc.subtract(told["row"], source.first)).append_column("row", told["row"])
         rows = rows.append_column("near", told["near"])
         bucket = _lists(told["near"]).astype(np.int64) * self.buckets // self.partitions
-        written = []
-        for number in np.unique(bucket).tolist():
-            mine = rows.filter(pa.array((bucket == number).any(axis=1)))
-            name = f"{number:07d}-{source.part.name}"
-            written.append((number, sent(dataset.write_part("scattered", "now", name, mine, {}))))
-        return written
+        near = [(bucket == number).any(axis=1) for number in range(self.buckets)]
+        path = f"{_WORK}/{source.part.name}.arrow"
+        scattered.write(dataset, path, (rows.filter(pa.array(mine)) for mine in near), rows.schema)
+        return [(number, path.encode()) for number, mine in enumerate(near) if mine.any()]
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class _Compare:
     similarity: float
 
     def __call__(self, element: tuple[int, list[bytes]]) -> dict[str, Any]:
-        number, parts = element
+        number, paths = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([dataset.read_part(received(part)) for part in parts]).sort_by("row")
+        rows = pa.concat_tables([scattered.read(dataset, path.decode(), number) for path in paths]).sort_by("row")
         row, near, vector = rows["row"].to_numpy(), _lists(rows["near"]), _lists(rows["vector"])
         mine = [p for p in np.unique(near).tolist() if p * self.buckets // self.partitions == number]
         tables = [
@@ -113,8 +113,8 @@ def _edges(dataset: Dataset, same: Edges, parts: list[Part]) -> Iterator[Edges]:
     for part in parts:
         found = dataset.read_part(part)
         yield Edges(*(found[name].to_numpy() for name in ("i", "j", "similarity")))
-    for name in ("nearest", "scattered", "edges"):
-        dataset.remove(f"tables/{name}")
+    for name in ("tables/nearest", "tables/edges", _WORK):
+        dataset.remove(name)
 
 
 def _lists(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,22 +1,23 @@
 """Runs one function over the parts of a stage on a Beam runner. Elements are parts, never rows."""
 
+import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 
 from vlmdata import errors
-from vlmdata.dataset import Dataset, Part, part_from
+from vlmdata.dataset import Dataset
 from vlmdata.errors import MachineError
 from vlmdata.pipelines import engines
 from vlmdata.recipe import Runner
@@ -54,71 +55,92 @@ def shuffle(
     elements: list[Any],
     runner: Runner,
 ) -> list[Any]:
-    """`gather((bucket, batches))` for every bucket, by Beam's GroupByKey; the results in the order of the buckets.
+    """`gather((bucket, what was sent))` for every bucket, by Beam's GroupByKey; results in the order of the buckets.
 
-    scatter: gives (bucket, record batch) pairs of an element; a bucket's batches are in the order of the elements.
-    What `gather` writes counts only if no part failed: it may be asked with those of the parts that did not.
+    scatter: gives of an element (bucket, what is sent to it): a record batch, or the path of a file that holds it. A
+    bucket gets it in the order of the elements. Where a part fails, nothing is gathered any more; what a `gather` wrote
+    then, which may have been asked without that part, does not count. Raises MachineError where the engine loses some.
     """
     if not elements:
         return []
+    failed = f"work/{stage}-{uuid.uuid4().hex}-failed.json"
+    told = {"dataset": dataset.absolute, "failed": failed}
     send = functools.partial(_attempt, work=scatter, guard=dataset.guard, stage=stage)
     collect = functools.partial(_attempt, work=gather, guard=dataset.guard, stage=_buckets(stage))
 
     def build(parts: Any) -> Any:
-        scattered = parts | stage >> beam.FlatMap(_send, attempt=send)
-        return scattered | "by bucket" >> beam.GroupByKey() | "buckets" >> beam.Map(_collect, attempt=collect)
+        scattered = parts | stage >> beam.FlatMap(_send, attempt=send, **told)
+        return scattered | "by bucket" >> beam.GroupByKey() | "buckets" >> beam.Map(_collect, attempt=collect, **told)
 
     (_, came), *buckets = _outcomes(dataset, stage, elements, runner, build)
-    assert came["result"] == list(range(len(elements))), f"{stage}: {came} of {len(elements)} parts came through"
+    sent, received = came["result"], [len(elements), sum(outcome["came"] for _, outcome in buckets)]
+    if sent != received:
+        raise MachineError(
+            f"{stage}: the engine lost or doubled some of the work: of {received[0]:,} parts {sent[0]:,} came through, "
+            f"of the {sent[1]:,} batches that they sent {received[1]:,}; run it again"
+        )
     return [outcome["result"] for _, outcome in buckets]
-
-
-def sent(part: Part) -> bytes:
-    """A part, as `scatter` of a shuffle gives it."""
-    return json.dumps(asdict(part)).encode()
-
-
-def received(part: bytes) -> Part:
-    """What `sent` gave."""
-    return part_from(json.loads(part))
 
 
 def combine(
     dataset: Dataset, stage: str, work: Callable[[Any], np.ndarray], elements: list[Any], runner: Runner
 ) -> np.ndarray:
-    """The sum of `work(element)` over the elements, one at least, by Beam's Combine; arrays int64 [n], all of one n."""
+    """The sum of `work(element)` over the elements, one at least, by Beam's Combine; arrays int64 [n], all of one n.
+
+    Raises MachineError where the engine loses some.
+    """
     attempt = functools.partial(_attempt, work=work, guard=dataset.guard, stage=stage)
+    groups = math.isqrt(len(elements))
 
     def build(parts: Any) -> Any:
-        return parts | stage >> beam.Map(attempt) | f"{stage}, added up" >> beam.CombineGlobally(_Sum())
+        # In two steps: Dask's workers would otherwise send every array to one of them.
+        return (
+            parts
+            | stage >> beam.Map(attempt)
+            | f"{stage}, in groups" >> beam.Map(_grouped, groups=groups)
+            | f"{stage}, summed" >> beam.CombinePerKey(_Sum())
+            | f"{stage}, sums" >> beam.Values()
+            | f"{stage}, all" >> beam.CombineGlobally(_Sum())
+            | f"{stage}, told" >> beam.Map(_told)
+        )
 
     ((_, outcome),) = _outcomes(dataset, stage, elements, runner, build)
-    summed = outcome["result"]
-    assert summed["of"] == len(elements), f"{stage}: {summed['of']} of {len(elements)} parts came through"
-    return np.array(summed["sum"], np.int64)
+    if outcome["of"] != len(elements):
+        raise MachineError(f"{stage}: {outcome['of']:,} of {len(elements):,} parts came through; run it again")
+    return np.array(outcome["sum"], np.int64)
+
+
+# How many parts were summed, the first error (place, outcome) among them or None, and the sum or None.
+_Summed = tuple[int, Any, Any]
 
 
 class _Sum(beam.CombineFn):
-    """Adds up arrays that came as (place, outcome). An accumulator is (how many came, the first error or None, their
-    sum or None)."""
+    """Adds up `_Summed`."""
 
-    def create_accumulator(self) -> tuple[int, Any, Any]:
+    def create_accumulator(self) -> _Summed:
         return 0, None, None
 
-    def add_input(self, accumulator: tuple[int, Any, Any], element: tuple[int, Any]) -> tuple[int, Any, Any]:
-        place, outcome = element
-        one = (1, (place, outcome), None) if "error" in outcome else (1, None, outcome["result"])
-        return self.merge_accumulators([accumulator, one])
+    def add_input(self, accumulator: _Summed, element: _Summed) -> _Summed:
+        return self.merge_accumulators([accumulator, element])
 
-    def merge_accumulators(self, accumulators: Iterable[tuple[int, Any, Any]]) -> tuple[int, Any, Any]:
-        counts, errors_, sums = zip(*accumulators, strict=True)
+    def merge_accumulators(self, accumulators: Iterable[_Summed]) -> _Summed:
+        counts, failures, sums = zip(*accumulators, strict=True)
         arrays = [array for array in sums if array is not None]
-        first = min((error for error in errors_ if error), key=lambda error: error[0], default=None)
+        first = min((failure for failure in failures if failure), key=lambda failure: failure[0], default=None)
         return sum(counts), first, sum(arrays) if arrays else None
 
-    def extract_output(self, accumulator: tuple[int, Any, Any]) -> tuple[int, Any]:
-        count, error, total = accumulator
-        return error or (0, {"result": {"of": count, "sum": total.tolist() if total is not None else []}})
+    def extract_output(self, accumulator: _Summed) -> _Summed:
+        return accumulator
+
+
+def _grouped(element: tuple[int, Any], groups: int) -> tuple[int, _Summed]:
+    place, outcome = element
+    return place % groups, (1, element, None) if "error" in outcome else (1, None, outcome["result"])
+
+
+def _told(summed: _Summed) -> tuple[int, Any]:
+    count, failure, total = summed
+    return failure or (0, {"of": count, "sum": total.tolist()})
 
 
 def _outcomes(
@@ -177,24 +199,33 @@ def _attempt(
     return place, outcome
 
 
-_FAILED, _SENT = -2, -1  # the buckets of errors, and of the places of the parts that were sent
+_FAILED, _SENT = -2, -1  # the buckets of errors, and of how much each part has sent
 
 
-def _send(element: tuple[int, Any], attempt: Callable[[Any], tuple[int, Any]]) -> list[tuple[int, tuple[int, Any]]]:
+def _send(
+    element: tuple[int, Any], attempt: Callable[[Any], tuple[int, Any]], dataset: str, failed: str
+) -> list[tuple[int, tuple[int, Any]]]:
     place, outcome = attempt(element)
     if "error" in outcome:
+        with contextlib.suppress(OSError, errors.MachineError):  # of a full disk; it only saves work
+            Dataset(dataset).write_json(failed, place)
         return [(_FAILED, (place, outcome))]
-    return [(_SENT, (place, place)), *((bucket, (place, batch)) for bucket, batch in outcome["result"])]
+    return [(_SENT, (place, len(outcome["result"]))), *((bucket, (place, sent)) for bucket, sent in outcome["result"])]
 
 
 def _collect(
-    group: tuple[int, Iterable[tuple[int, Any]]], attempt: Callable[[Any], tuple[int, Any]]
+    group: tuple[int, Iterable[tuple[int, Any]]], attempt: Callable[[Any], tuple[int, Any]], dataset: str, failed: str
 ) -> tuple[int, Any]:
     bucket, came = group
     values = [value for _, value in sorted(came, key=lambda found: found[0])]
     if bucket == _FAILED:
         return bucket, values[0]
-    return (bucket, {"result": values}) if bucket == _SENT else attempt((bucket, (bucket, values)))
+    if bucket == _SENT:
+        return bucket, {"result": [len(values), sum(values)]}
+    if Dataset(dataset).exists(failed):
+        return bucket, {"result": None, "came": len(values)}  # which nobody reads: the error comes first
+    place, outcome = attempt((bucket, (bucket, values)))
+    return place, outcome | {"came": len(values)}
 
 
 def _record(outcomes: list[Any], dataset: str, path: str) -> None:
@@ -224,25 +255,28 @@ def _progress(stage: str, total: int) -> Iterator[None]:
         _counts[stage] = _counts[_buckets(stage)] = 0
     ended = threading.Event()
 
+    def say(name: str, done: int, of: int | None) -> None:
+        counted = f"{done} of {of} parts" if of is not None else f"{done}"
+        progress.info("%s: %s", name, counted, extra={"stage": name, "done": done, "total": of})
+
     def tell() -> None:
         told, buckets = -1, 0
         while not ended.wait(0.5):
             if _counts[stage] != told:
                 told = _counts[stage]
-                progress.info(
-                    "%s: %d of %d parts", stage, told, total, extra={"stage": stage, "done": told, "total": total}
-                )
+                say(stage, told, total)
             if _counts[_buckets(stage)] != buckets:
                 buckets = _counts[_buckets(stage)]
-                progress.info(
-                    "%s: %d", _buckets(stage), buckets, extra={"stage": _buckets(stage), "done": buckets, "total": None}
-                )
+                say(_buckets(stage), buckets, None)
 
     thread = threading.Thread(target=tell, name="progress", daemon=True)
     thread.start()
     try:
         yield
-        progress.info("%s: %d of %d parts", stage, total, total, extra={"stage": stage, "done": total, "total": total})
+        if buckets := _counts[_buckets(stage)]:
+            say(_buckets(stage), buckets, buckets)
+        else:
+            say(stage, total, total)
     finally:
         ended.set()
         thread.join()

@@ -59,13 +59,13 @@ class _Gather:
     def __call__(self, element: tuple[int, list[bytes]]) -> list[dict[str, Any]]:
         number, paths = element[0], [path.decode() for path in element[1]]
         dataset = Dataset(self.dataset)
-        # The bucket's record is its commit: written when all its shards are in place. Where a part failed, another
-        # bucket may have been asked for without it.
+        # The bucket's record is its commit: written when all its shards are in place.
         record = f"{self.work}/bucket-{number}.json"
         if dataset.exists(record):
             found = dataset.read_json(record)
             if found["from"] == paths and all(dataset.exists(shard["path"]) for shard in found["written"]):
                 return found["written"]
+            dataset.remove(record)  # before what it tells of is written over
         bucket = shards.gather((_opened(dataset, path) for path in paths), number)
         written: list[dict[str, Any]] = []
         for name in self.into[number]:

@@ -24,6 +24,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 MINIO = os.environ.get("MINIO")
 USER, PASSWORD = "test", "password-of-a-test"
+_HOP = ("HTTP_EXPECT", "HTTP_CONNECTION", "HTTP_TRANSFER_ENCODING")  # what is between two machines alone
 _BODY = {"Content-Type": "CONTENT_TYPE", "Content-Length": "CONTENT_LENGTH"}
 SLOW_DOWN = ("503 Slow Down", "SlowDown", "Please reduce your request rate.")
 FAILED = ("400 Bad Request", "InvalidRequest", "The part could not be taken.")
@@ -98,13 +99,14 @@ class _Minio:
             except urllib3.exceptions.HTTPError:
                 pass  # it is not up yet
             time.sleep(0.1)
+        self.end()
         raise AssertionError("MinIO does not answer")
 
     def __call__(self, environ: Any, start: Any) -> Any:
         headers = {
             name[5:].replace("_", "-"): value
             for name, value in environ.items()
-            if name.startswith("HTTP_") and name not in ("HTTP_EXPECT", "HTTP_CONNECTION")
+            if name.startswith("HTTP_") and name not in _HOP
         }
         headers |= {name: environ[key] for name, key in _BODY.items() if environ.get(key)}
         answer = self.pool.urlopen(
@@ -143,13 +145,15 @@ def serve_s3(bucket: str) -> Iterator[Store]:
         }.items():
             patch.setenv(name, value)
         _forget_servers()
-        store.client = boto3.client("s3")
-        store.client.create_bucket(Bucket=bucket)
-        yield store
-    server.shutdown()
-    server.server_close()
-    store.end()
-    _forget_servers()
+        try:
+            store.client = boto3.client("s3")
+            store.client.create_bucket(Bucket=bucket)
+            yield store
+        finally:
+            server.shutdown()
+            server.server_close()
+            store.end()
+            _forget_servers()
 
 
 @contextmanager

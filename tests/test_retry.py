@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from datetime import datetime
 
 import pyarrow as pa
 import pytest
@@ -19,7 +20,7 @@ from made_dataset import picture
 
 from vlmdata import catalog, cli, ingest, layers, snapshot
 from vlmdata.dataset import Dataset, Table, part_name, table_folder
-from vlmdata.download.outage import Progress, Tally
+from vlmdata.download.outage import Progress, Tally, struck
 from vlmdata.errors import InputError, OutageError
 from vlmdata.lock import end_orphans
 from vlmdata.pipelines import download as download_stage
@@ -384,6 +385,25 @@ def test_an_outage_that_begins_amid_a_small_part_takes_that_part_too(tmp_path):
         away.clear()
         images = download_stage.run(plan, dataset, pairs)
     assert layers.statuses(dataset, pairs, images) == {"success": 600}
+
+
+def test_an_outage_strikes_what_nothing_was_answered_behind_asked_for_or_not():
+    def part(*rows):
+        statuses, seconds = zip(*rows, strict=True)
+        times = [None if second is None else datetime(2026, 1, 1, 0, 0, second) for second in seconds]
+        columns = {"download_status": statuses, "error": statuses, "fetched_at": pa.array(times, pa.timestamp("us"))}
+        return pa.table(columns)
+
+    parts = {
+        "well": part(("success", 1), ("connect", 2), ("404", 9), ("dns", None)),
+        "its own": part(("success", 10), ("connect", 11), ("success", 20)),
+        "struck": part(*[("success", 20)] * 20, *[("connect", 21)] * 20),
+        "no robots.txt": part(*[("success", 22)] * 20, *[("connect", None)] * 20),
+        "refused": part(("success", 21), ("robots", 23)),
+    }
+    ended = [(name, rows, ()) for name, rows in parts.items()]
+    assert struck(ended, 0.95, deadline=3) == ["no robots.txt", "struck"]
+    assert struck([("retried", parts["struck"], ["connect"])], 0.95, deadline=3) == []
 
 
 @pytest.mark.parametrize("rows", [40, 1000])

@@ -55,6 +55,7 @@ def test_when_all_will_be_done_is_told_from_the_last_run_that_came_to_its_end(da
             found = status.status(dataset)["running"]
             if fails:
                 raise DataError("part 3")
+            progress.info("download: begins", extra={"stage": "download", "done": 0, "total": 2})  # another group
             progress.info("shards: begins", extra={"stage": "shards", "done": 0, "total": 4})
             time.sleep(2.5)
             progress.info("shards: 4 of 4", extra={"stage": "shards", "done": 4, "total": 4})
@@ -106,7 +107,9 @@ def test_a_run_that_was_killed_is_not_running(dataset):
 
 
 def test_a_status_of_a_wrong_shape_is_told(dataset):
-    for wrong in ([], {}, {"owner": "x", "what": "a run", "state": "done", "begun": "today"}):
+    whole = {"owner": "x", "what": "a run", "state": "done", "begun": 1.0}
+    wrongs = ([], {}, {**whole, "begun": "today"}, {**whole, "before": {"x": 1}}, {**whole, "stages": [["a", "b"]]})
+    for wrong in wrongs:
         dataset.write_json("status.json", wrong)
         with pytest.raises(DataError, match=r"status\.json: not a run's status"):
             status.status(dataset)

@@ -30,11 +30,14 @@ class _Recorder(logging.Handler):
         if stage is None:
             return
         with self.turn:
-            begins, now = stage != self.content.get("stage"), time.time()
+            now, stages = time.time(), self.content["stages"]
+            # one of the same name may follow, as of another group of parts
+            begins = stage != self.content.get("stage") or (done or 0) < (self.content.get("done") or 0)
             if begins:
                 self.content |= {"stage": stage, "stage_started": now}
+                stages.append([stage, 0.0])
             self.content |= {"done": done, "total": total, "told": now}
-            self.content["stages"][stage] = now - self.content["begun"]
+            stages[-1][1] = now - self.content["begun"]
             pause = _SECONDS if self.dataset.local else _SECONDS_AWAY
             if begins or time.monotonic() - self.written >= pause:
                 self.written = time.monotonic()
@@ -54,7 +57,7 @@ def recorded(dataset: Dataset, held: dict[str, Any]) -> Iterator[None]:
         "begun": time.time(),
         "state": "running",
         "stage": None,
-        "stages": {},
+        "stages": [],
         "before": _before(dataset, held["what"]),
     }
     recorder = _Recorder(dataset, content)
@@ -83,14 +86,15 @@ def recorded(dataset: Dataset, held: dict[str, Any]) -> Iterator[None]:
 
 
 def _before(dataset: Dataset, what: str) -> dict[str, Any] | None:
-    """How long the last such run took that came to its end, and when in it each of its stages was done, in seconds."""
+    """Of the last such run that came to its end how long it took, and its stages in order, each with when it was done;
+    in seconds from the begin."""
     try:
         last = _read(dataset)
     except DataError:  # which this run overwrites
         return None
     if last is None or last["what"] != what:
         return None
-    if last["state"] != "done" or not last.get("stages"):
+    if last["state"] != "done" or not last.get("stages") or last.get("ended") is None:
         return last.get("before")
     return {"seconds": last["ended"] - last["begun"], "stages": last["stages"]}
 
@@ -149,10 +153,24 @@ def _read(dataset: Dataset) -> dict[str, Any] | None:
         "stage": str | None,
     }
     kinds |= {"stage_started": float | None, "told": float | None, "done": int | None, "total": int | None}
-    kinds |= {"stages": dict | None, "before": dict | None}
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+    right = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    before = content.get("before") if right else None
+    if not (
+        right
+        and _are_stages(content.get("stages", []))
+        and (before is None or (isinstance(before, dict) and isinstance(before.get("seconds"), float)))
+        and (before is None or _are_stages(before.get("stages")))
+    ):
         raise DataError(f"{dataset.address(STATUS)}: not a run's status; remove it, the next run writes it anew")
     return content
+
+
+def _are_stages(found: Any) -> bool:
+    """Whether it is a list of [name, seconds]."""
+    return isinstance(found, list) and all(
+        isinstance(each, list) and len(each) == 2 and isinstance(each[0], str) and isinstance(each[1], float)
+        for each in found
+    )
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -199,12 +217,14 @@ def _ends(content: dict[str, Any]) -> float | None:
     """When the run will be done, if what comes after this stage takes as long as it did in the run before; all of the
     run, where the stage's end is not known."""
     before, ends = content.get("before"), _stage_ends(content)
-    if not before or content.get("stage") not in before["stages"]:
+    if not before or not content.get("stages"):
         return None
-    if ends is None:
+    stage, turn = content["stage"], [name for name, _ in content["stages"]].count(content["stage"])
+    done = [seconds for name, seconds in before["stages"] if name == stage]
+    if ends is None or turn > len(done):
         whole = float(content["begun"] + before["seconds"])
         return whole if whole > time.time() else None
-    return float(ends + before["seconds"] - before["stages"][content["stage"]])
+    return float(ends + before["seconds"] - done[turn - 1])
 
 
 def _iso(seconds: float | None) -> str | None:

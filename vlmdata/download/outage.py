@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ from vlmdata.select import CONSENT_STATUSES
 
 # Of fewer rows nothing is concluded.
 AT_LEAST = 200
+_LATEST = datetime.max.replace(tzinfo=UTC)
 _ASIDE = (*CONSENT_STATUSES, FORGOTTEN, None)  # None: a tombstone
 ADVICE = {
     "dns": "look at this machine's network and its DNS servers",
@@ -90,7 +91,10 @@ def struck(ended: Iterable[tuple[str, pa.Table, Iterable[str]]], stop_share: flo
             lost.add(name)
         failures = pc.is_in(rows["download_status"], value_set=pa.array(tally.classes, pa.string()))
         aside = pc.is_in(rows["download_status"], value_set=pa.array([*_ASIDE, *ADVICE], pa.string()))
-        failure, answer = _last(rows, failures), _last(rows, pc.invert(aside))
+        answer, failure = _last(rows, pc.invert(aside)), _last(rows, failures)
+        if pc.any(pc.and_(failures, rows["fetched_at"].is_null())).as_py():
+            # Its host was away already, for its robots.txt or for the URLs before it: so late it may have been.
+            failure = max((time for time in (answer, failure) if time is not None), default=_LATEST)
         if failure is not None:
             failed[name] = failure
         if answer is not None:
@@ -100,8 +104,9 @@ def struck(ended: Iterable[tuple[str, pa.Table, Iterable[str]]], stop_share: flo
 
 
 def _last(rows: pa.Table, mask: pa.ChunkedArray) -> datetime | None:
-    """When the last of the rows in the mask was asked for."""
-    return pc.max(rows["fetched_at"].filter(mask)).as_py()
+    """When the last of the rows in the mask was asked for; UTC."""
+    found = pc.max(rows["fetched_at"].filter(mask)).as_py()
+    return None if found is None else found.replace(tzinfo=UTC)
 
 
 class Progress(Tally):

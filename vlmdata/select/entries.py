@@ -72,23 +72,22 @@ def count_grams(captions: pa.Array) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def scattered(grams: pa.Table, buckets: int) -> list[tuple[int, pa.Table]]:
-    """The grams by bucket, which a hash of the text decides; in the order of buckets, those with grams alone."""
-    with duckdb.connect() as connection:
-        numbered = connection.execute("SELECT (hash(gram) % $n)::BIGINT FROM grams", {"n": buckets}).fetchnumpy()
-    (number,) = numbered.values()
-    return [(each, grams.filter(pa.array(number == each))) for each in np.unique(number).tolist()]
+def bucket_of(grams: pa.Table, buckets: int) -> np.ndarray:
+    """int64 [grams]: the bucket of each of GRAMS, by a hash of its text."""
+    with duckdb.connect(config={"threads": 1}) as connection:
+        found = connection.execute("SELECT (hash(gram) % $n)::BIGINT AS bucket FROM grams", {"n": buckets})
+        return np.asarray(found.fetchnumpy()["bucket"], np.int64)
 
 
-def add_up(grams: pa.Table, least: int) -> tuple[pa.Table, dict[int, int]]:
-    """Of several parts' grams, those that stand `least` times in all of them, with how often, in the order of (words,
-    gram); and how many words (1) and bigrams (2) there are at all."""
-    whole = grams.group_by(["words", "gram"], use_threads=False).aggregate([("count", "sum")])
-    whole = whole.rename_columns({"count_sum": "count"}).select(GRAMS.names).cast(GRAMS)
-    of = whole.group_by("words", use_threads=False).aggregate([("count", "sum")])
-    totals = dict(zip(of["words"].to_pylist(), of["count_sum"].to_pylist(), strict=True))
-    some = whole.filter(pc.greater_equal(whole["count"], least))
-    return some.sort_by([("words", "ascending"), ("gram", "ascending")]), totals
+def add_up(
+    connection: duckdb.DuckDBPyConnection, grams: pa.RecordBatchReader, least: int
+) -> tuple[pa.Table, dict[int, int]]:
+    """Of several parts' GRAMS, those that stand `least` times in all of them, with how often, in the order of (words,
+    gram); and how many words (1) and bigrams (2) there are at all. DuckDB spills what is more than it may hold."""
+    connection.execute("CREATE TEMP TABLE whole AS SELECT gram, words, sum(count) AS count FROM grams GROUP BY ALL")
+    totals = dict(connection.execute("SELECT words, sum(count)::BIGINT FROM whole GROUP BY words").fetchall())
+    some = connection.sql("SELECT * FROM whole WHERE count >= $least ORDER BY words, gram", params={"least": least})
+    return some.to_arrow_table().cast(GRAMS), totals
 
 
 def frequent(

@@ -1,0 +1,37 @@
+"""A part's rows in a file with a record batch for each bucket: who works on one bucket reads only its own rows."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from vlmdata.dataset import Dataset
+
+
+def by_bucket(rows: pa.Table, bucket: np.ndarray, buckets: int) -> list[pa.Table]:
+    """The rows of each of so many buckets, in their order. bucket: int [rows], the one of each row."""
+    order = np.argsort(bucket, kind="stable")
+    bounds = np.searchsorted(bucket[order], np.arange(buckets + 1)).tolist()
+    taken = rows.take(pa.array(order))
+    return [taken.slice(start, stop - start) for start, stop in pairwise(bounds)]
+
+
+def write(dataset: Dataset, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Commit the file: batch n has the rows of table n."""
+    with dataset.spool() as folder:
+        with pa.ipc.new_file(folder / "arrow", schema) as writer:
+            for table in tables:
+                writer.write_batch(batch(table))
+        dataset.commit(folder / "arrow", path)
+
+
+def read(dataset: Dataset, path: str, bucket: int) -> pa.Table:
+    """The rows of one bucket."""
+    with dataset.open(path) as file, pa.ipc.open_file(file) as reader:
+        return pa.Table.from_batches([reader.get_batch(bucket)])
+
+
+def batch(rows: pa.Table) -> pa.RecordBatch:
+    """All rows in one."""
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in rows.columns], schema=rows.schema)
