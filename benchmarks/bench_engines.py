@@ -19,7 +19,8 @@ import numpy as np
 import psutil
 
 from vlmdata import ingest
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Table
 from vlmdata.pipelines import download, signals
 from vlmdata.pipelines.runner import engine, run_parts
 from vlmdata.plan import Plan, make_plan

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlmdata.dataset import Dataset, Table, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.forget import meant
 from vlmdata.forget.request import request
+from vlmdata.parts import Table, part_name
 from vlmdata.schemas import table_schema
 
 PART = 10_000

@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata.catalog import parquet_sql
-from vlmdata.dataset import Dataset, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.dedup import groups
+from vlmdata.parts import part_name
 from vlmdata.recipe import ExactDedup
 from vlmdata.rules import Expression, Order
 from vlmdata.select import Choice

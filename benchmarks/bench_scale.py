@@ -36,7 +36,8 @@ import yaml
 
 from vlmdata import ingest, snapshot
 from vlmdata.catalog import GROUPED
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Table
 from vlmdata.plan import Plan, make_plan, tables_there
 from vlmdata.recipe import Recipe
 from vlmdata.schemas import conform, table_schema

@@ -13,7 +13,8 @@ from prefect.artifacts import (
 )
 
 from vlmdata.catalog import logged
-from vlmdata.dataset import Dataset, snapshot_folder
+from vlmdata.dataset import Dataset
+from vlmdata.parts import snapshot_folder
 from vlmdata.snapshot import without_secrets
 
 

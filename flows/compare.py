@@ -8,9 +8,10 @@ from prefect.cache_policies import NO_CACHE
 
 from vlmdata import snapshot
 from vlmdata.compare import measures, selections, trial
-from vlmdata.dataset import Dataset, write_parquet
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.flows import curate
+from vlmdata.parts import write_parquet
 from vlmdata.pipelines import select as select_stage
 from vlmdata.pipelines import shards as shards_stage
 from vlmdata.plan import STAGES, Plan, made_from, make_plan

@@ -14,12 +14,13 @@ from prefect.cache_policies import NO_CACHE
 
 from vlmdata import card, forget, gates, ingest, layers, snapshot, status
 from vlmdata.catalog import GROUPED, append
-from vlmdata.dataset import Dataset, Table, snapshot_folder
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError, MachineError, OutageError
 from vlmdata.flows import artifacts
 from vlmdata.flows.train import deploy
 from vlmdata.jobs import missing, run_job
 from vlmdata.lock import lock
+from vlmdata.parts import Table, snapshot_folder
 from vlmdata.pipelines import dedup as dedup_stage
 from vlmdata.pipelines import download as download_stage
 from vlmdata.pipelines import extract as extract_stage

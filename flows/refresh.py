@@ -6,10 +6,11 @@ from prefect import flow, get_run_logger, task
 
 from vlmdata import layers, recipe_file, snapshot
 from vlmdata import refresh as renewal
-from vlmdata.dataset import Dataset, Table, snapshot_folder, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError
 from vlmdata.flows import curate
 from vlmdata.jobs import missing
+from vlmdata.parts import Table, snapshot_folder, table_folder
 from vlmdata.pipelines import extract as extract_stage
 from vlmdata.plan import STAGES, check_parts, check_writable, make_plan
 from vlmdata.recipe import Recipe

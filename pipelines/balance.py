@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
-from vlmdata.dataset import Dataset, File, Part, part_from, part_name, snapshot_folder, write_parquet
+from vlmdata.dataset import Dataset
 from vlmdata.ingest import connect
+from vlmdata.parts import File, Part, part_from, part_name, snapshot_folder, write_parquet
 from vlmdata.pipelines import scattered
 from vlmdata.pipelines.runner import combine, run_parts, shuffle
 from vlmdata.recipe import Balance, Runner

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from vlmdata import recipe
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
 from vlmdata.dedup import evaluation
 from vlmdata.dedup.decontaminate import unit
 from vlmdata.dedup.partitions import nearest_one, whole
 from vlmdata.dedup.partitions import train as kmeans
 from vlmdata.errors import InputError
+from vlmdata.parts import Table
 from vlmdata.pipelines.decontaminate import measured_sets
 from vlmdata.pipelines.training import trained_on
 from vlmdata.plan import Plan, SignalPlan

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers, signals
-from vlmdata.dataset import Dataset, Part, Table, make_key, part_from, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.dedup import evaluation
 from vlmdata.dedup.decontaminate import Index, Matches, reads, tables
 from vlmdata.download import lists
 from vlmdata.download.decode import to_jpeg
 from vlmdata.download.header import ImageError
 from vlmdata.errors import InputError
+from vlmdata.parts import Part, Table, make_key, part_from, part_name
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan
 from vlmdata.recipe import DecontaminateDedup, Download

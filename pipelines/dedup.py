@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import dedup, layers
-from vlmdata.dataset import Dataset, Table, noted, part_name, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError
+from vlmdata.parts import Table, noted, part_name, table_folder
 from vlmdata.pipelines import decontaminate, equal
 from vlmdata.pipelines import near as workers
 from vlmdata.plan import Plan

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import disk, layers
-from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.download import lists, optout
 from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.download.outage import Tally, struck
 from vlmdata.errors import DataError, OutageError
+from vlmdata.parts import Part, Table, noted, part_from, table_folder
 from vlmdata.pipelines import skip
 from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, Scattered, There, Whole, Work, forget, struck_buckets
 from vlmdata.pipelines.known import prepare

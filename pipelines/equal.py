@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import dedup, layers
-from vlmdata.dataset import Dataset, Part, Table, part_from
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Part, Table, part_from
 from vlmdata.pipelines import scattered
 from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import Dedup, ExactDedup, PixelsDedup, Runner, UrlDedup

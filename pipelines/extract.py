@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vlmdata import ingest
-from vlmdata.dataset import Dataset, Table, footer, part_from, part_name, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten
+from vlmdata.parts import Table, footer, part_from, part_name, table_folder
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.recipe import Runner, Source
 from vlmdata.refresh import changed

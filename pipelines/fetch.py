@@ -19,11 +19,12 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata.dataset import Dataset, Part, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.download import Terms, download_part, forgotten, known, lists, optout
 from vlmdata.download.buckets import Bucket, buckets
 from vlmdata.download.outage import AT_LEAST, Progress, Tally, struck
 from vlmdata.errors import DataError, OutageError
+from vlmdata.parts import Part, table_folder
 from vlmdata.pipelines import scattered
 from vlmdata.recipe import Consent, Download
 from vlmdata.schemas import table_schema

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import recipe, shards
-from vlmdata.dataset import Dataset, Part, Table
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
+from vlmdata.parts import Part, Table
 from vlmdata.pipelines.training import trained_on
 from vlmdata.plan import Plan, SignalPlan
 from vlmdata.signals import filter as family
@@ -71,7 +72,7 @@ def _write_pairs(dataset: Dataset, tables: dict[str, Table], signal: SignalPlan,
 
 
 def _write_tar(dataset: Dataset, images: Part, kept: pa.Table, path: Path) -> None:
-    with dataset.open(dataset.checked(images.also[0]).path) as tar:
+    with dataset.opened(images.also[0]) as tar:
         content = list(map(shards.reader(tar), kept["offset"].to_pylist(), kept["length"].to_pylist()))
     context = [json.dumps({"context": text or ""}) for text in kept["context"].to_pylist()]
     columns = {"key": kept["uid"], "jpg": pa.array(content, pa.large_binary()), "txt": kept["caption"], "json": context}

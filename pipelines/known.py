@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from vlmdata import shards
-from vlmdata.dataset import Dataset, Part, Table, part_from
+from vlmdata.dataset import Dataset
 from vlmdata.download import lists
 from vlmdata.download.known import KNOWN, Known, parse, recheck
+from vlmdata.parts import Part, Table, part_from
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, list_files
 
@@ -34,7 +35,7 @@ class _Work:
         part = dataset.current_part("known", self.key, images.name, inputs)
         if part is None:
             known = Known(lists.load(self.dataset, self.lists), self.distance)
-            with dataset.open(dataset.checked(images.also[0]).path) as tar:
+            with dataset.opened(images.also[0]) as tar:
                 found = recheck(rows, shards.reader(tar), known)
             part = dataset.write_part("known", self.key, images.name, found, inputs)
             unread = rows.num_rows - rows["length"].null_count if {"md5", "sha1"} & set(known.digests) else 0

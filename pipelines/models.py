@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata import recipe
-from vlmdata.dataset import Dataset, Table, noted
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Table, noted
 from vlmdata.pipelines import clusters, filter_network
 from vlmdata.plan import Plan, SignalPlan
 

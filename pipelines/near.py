@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import layers
-from vlmdata.dataset import Dataset, Part, part_from
+from vlmdata.dataset import Dataset
 from vlmdata.dedup import semantic
 from vlmdata.dedup.components import Compared, Edges
+from vlmdata.parts import Part, part_from
 from vlmdata.pipelines import scattered
 from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import Runner, SemanticDedup

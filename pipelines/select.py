@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from vlmdata import layers
 from vlmdata.catalog import beside, has_scalars, wide_part
-from vlmdata.dataset import Dataset, Part, Table, noted, part_from, part_name, snapshot_folder
+from vlmdata.dataset import Dataset
 from vlmdata.dedup import NEAR, NEAR_ENDING
 from vlmdata.download import lists, optout
 from vlmdata.ingest import connect
+from vlmdata.parts import Part, Table, noted, part_from, part_name, snapshot_folder
 from vlmdata.pipelines import balance
 from vlmdata.pipelines.runner import combine, run_parts
 from vlmdata.plan import Plan, list_files

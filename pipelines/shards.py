@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import blur, disk, layers, shards
-from vlmdata.dataset import Dataset, File, Part, Table, snapshot_folder
+from vlmdata.dataset import Dataset
 from vlmdata.errors import MachineError
+from vlmdata.parts import File, Part, Table, snapshot_folder
 from vlmdata.pipelines.runner import here_at_once, shuffle
 from vlmdata.pipelines.select import Selection
 from vlmdata.plan import Plan
@@ -36,7 +37,7 @@ class _Scatter:
                 nested = layers.read_in_force(dataset, faces, ["face_boxes"], in_force)
                 rows = rows.append_column("face_boxes", nested["face_boxes"])
             kept = rows.filter(rows["kept"])
-            with dataset.open(dataset.checked(images.also[0]).path) as tar, dataset.spool() as folder:
+            with dataset.opened(images.also[0]) as tar, dataset.spool() as folder:
                 read_image = shards.reader(tar)
                 if faces:
                     kept, read_image = blur.blurred(kept, read_image, self.quality)

@@ -5,7 +5,8 @@ from typing import Any
 
 from vlmdata import shards, signals
 from vlmdata.catalog import wide_part
-from vlmdata.dataset import Dataset, Part, Table, noted, part_from
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Part, Table, noted, part_from
 from vlmdata.pipelines import models
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan, SignalPlan
@@ -48,7 +49,7 @@ class _Work:
                 if earlier[signal.name]
                 for name in signal.measurement.schemas
             }
-            with dataset.open(dataset.checked(images.also[0]).path) as tar:
+            with dataset.opened(images.also[0]) as tar:
                 fresh = measure_part(rows, shards.reader(tar), [s.measurement for s in todo], measured, reuse)
             for signal in todo:
                 device = signals.device(signal.measurement.options)

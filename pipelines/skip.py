@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmdata.dataset import Dataset, Part, Table, noted, part_from, table_folder
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Part, Table, noted, part_from, table_folder
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.plan import Plan
 from vlmdata.schemas import table_schema

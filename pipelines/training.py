@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from vlmdata import layers
 from vlmdata.catalog import has_scalars, wide_part
-from vlmdata.dataset import Dataset, Part, Table
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Part, Table
 from vlmdata.plan import SignalPlan
 from vlmdata.rules import passing
 

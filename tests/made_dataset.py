@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from vlmdata import card, snapshot
 from vlmdata.catalog import append
-from vlmdata.dataset import Dataset, Table, part_name
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Table, part_name
 from vlmdata.pipelines import dedup, select, shards, signals
 from vlmdata.plan import GROUPED, make_plan
 from vlmdata.recipe import Recipe

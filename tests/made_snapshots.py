@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from vlmdata.dataset import Dataset, Table, part_name
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Table, part_name
 from vlmdata.schemas import table_schema
 
 SAMPLES = pa.schema(

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from vlmdata.catalog import view_parts
-from vlmdata.dataset import Dataset, Part, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError
+from vlmdata.parts import Part, part_name
 
 SCHEMA = pa.schema([("uid", pa.string()), ("words", pa.int32()), ("score", pa.float64())])
 

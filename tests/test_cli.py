@@ -8,8 +8,9 @@ from conftest import RECIPE, make_photos, write_recipe
 
 from vlmdata import cli
 from vlmdata.console import clean
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
 from vlmdata.lock import lock
+from vlmdata.parts import Table
 
 
 @pytest.fixture

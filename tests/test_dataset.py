@@ -3,8 +3,9 @@
 import pyarrow as pa
 import pytest
 
-from vlmdata.dataset import Dataset, Table, make_key, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, InputError
+from vlmdata.parts import Table, make_key, part_name
 
 ROWS = pa.table({"uid": ["a", "b"], "value": pa.array([1.5, None], pa.float32())})
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from vlmdata import dedup
-from vlmdata.dataset import Dataset, Table, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.dedup import partitions, semantic
 from vlmdata.errors import DataError, VlmdataError
+from vlmdata.parts import Table, part_name
 from vlmdata.pipelines import dedup as stage
 from vlmdata.pipelines import equal
 from vlmdata.recipe import ExactDedup, PerceptualDedup, Runner, SemanticDedup

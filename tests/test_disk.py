@@ -5,8 +5,9 @@ from collections import namedtuple
 import pytest
 
 from vlmdata import disk
-from vlmdata.dataset import Dataset, File, Part, Table
+from vlmdata.dataset import Dataset
 from vlmdata.errors import MachineError
+from vlmdata.parts import File, Part, Table
 from vlmdata.recipe import Download
 
 Usage = namedtuple("Usage", "total used free")

@@ -20,10 +20,11 @@ from test_download import picture
 from test_download_polite import names_answered
 
 from vlmdata import ingest
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
 from vlmdata.download import network
 from vlmdata.download.buckets import buckets
 from vlmdata.errors import OutageError
+from vlmdata.parts import Table
 from vlmdata.pipelines import download, fetch
 from vlmdata.pipelines.runner import _attempt
 from vlmdata.plan import Plan, make_plan

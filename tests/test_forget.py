@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmdata import catalog, disk, forget, ingest, refresh, snapshot, tags
-from vlmdata.dataset import Dataset, Table, noted, part_from, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten
 from vlmdata.errors import DataError, InputError
 from vlmdata.forget import journal
 from vlmdata.forget.request import request
+from vlmdata.parts import Table, noted, part_from, part_name
 from vlmdata.plan import done_already, make_plan
 from vlmdata.recipe import Recipe
 from vlmdata.report import write_report

@@ -5,8 +5,9 @@ from made_snapshots import publish
 from pydantic import ValidationError
 
 from vlmdata import gates
-from vlmdata.dataset import Dataset, part_from
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, InputError, RefusedError
+from vlmdata.parts import part_from
 from vlmdata.recipe import Gates
 
 EARLIER = [

@@ -5,9 +5,10 @@ from made_snapshots import publish
 
 from vlmdata import forget, gc, tags
 from vlmdata.cli import keeping
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError, RefusedError
 from vlmdata.lock import lock
+from vlmdata.parts import Table
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from vlmdata import ingest
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.ingest import FOUND, clean, read_source, unite
+from vlmdata.parts import Table
 from vlmdata.recipe import FolderSource, TableSource, WebdatasetSource
 from vlmdata.sources import signal_column, unite_signals
 

@@ -17,11 +17,12 @@ from made_dataset import pair, picture, publish
 from pydantic import TypeAdapter, ValidationError
 
 from vlmdata import catalog, tags
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError, JobError
 from vlmdata.jobs import Attempt, Ended, by_hand, job_key, missing, run_job
 from vlmdata.jobs.command import arguments, braces
 from vlmdata.jobs.local import run_process
+from vlmdata.parts import Table
 from vlmdata.recipe import Job, Recipe
 from vlmdata.schemas import table_schema
 from vlmdata.train import source

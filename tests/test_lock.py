@@ -11,9 +11,10 @@ import time
 import pytest
 
 import vlmdata.lock as locks
-from vlmdata.dataset import Dataset, Table
+from vlmdata.dataset import Dataset
 from vlmdata.errors import RefusedError
 from vlmdata.lock import RUN_VARIABLE, end_orphans, lock, run_mark
+from vlmdata.parts import Table
 from vlmdata.pipelines.runner import run_parts
 from vlmdata.recipe import Runner
 

@@ -19,10 +19,11 @@ from hostile import serve
 from made_dataset import picture
 
 from vlmdata import catalog, cli, ingest, layers, snapshot
-from vlmdata.dataset import Dataset, Table, part_name, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.download.outage import Progress, Tally, struck
 from vlmdata.errors import InputError, OutageError
 from vlmdata.lock import end_orphans
+from vlmdata.parts import Table, part_name, table_folder
 from vlmdata.pipelines import download as download_stage
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Recipe

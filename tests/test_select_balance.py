@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from made_dataset import RECIPE, pair, picture, publish
 
 from vlmdata import snapshot
-from vlmdata.dataset import Dataset, part_name
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, InputError
 from vlmdata.ingest import connect
+from vlmdata.parts import part_name
 from vlmdata.pipelines import balance as stage
 from vlmdata.pipelines import scattered
 from vlmdata.plan import make_plan

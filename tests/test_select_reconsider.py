@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from vlmdata.catalog import connect
 from vlmdata.cli import app
-from vlmdata.dataset import Dataset, snapshot_folder
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, InputError
+from vlmdata.parts import snapshot_folder
 from vlmdata.pipelines import select
 from vlmdata.plan import make_plan, tables_there
 from vlmdata.recipe import Recipe

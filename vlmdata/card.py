@@ -15,7 +15,8 @@ import yaml
 
 from vlmdata import catalog
 from vlmdata.croissant import copies, croissant
-from vlmdata.dataset import Dataset, snapshot_folder
+from vlmdata.dataset import Dataset
+from vlmdata.parts import snapshot_folder
 from vlmdata.report import facts
 
 _LICENCES, _LANGUAGES = 20, 20

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import Dataset, Part, Table, part_from
+from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, InputError, first_line
+from vlmdata.parts import Part, Table, part_from
 from vlmdata.rules import literal, quoted
 from vlmdata.schemas import table_schema
 

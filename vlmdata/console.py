@@ -20,9 +20,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from vlmdata.dataset import Dataset, part_from, snapshot_folder
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
 from vlmdata.lock import RUN_VARIABLE, end_orphans, run_mark
+from vlmdata.parts import part_from, snapshot_folder
 
 if TYPE_CHECKING:
     import duckdb

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import Dataset, snapshot_folder
+from vlmdata.dataset import Dataset
+from vlmdata.parts import snapshot_folder
 from vlmdata.report.facts import column_meanings
 
 # The context of the specification; mlcroissant warns about any other.

@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
-from vlmdata.dataset import Dataset, Part, Table
+from vlmdata.dataset import Dataset
 from vlmdata.errors import MachineError
+from vlmdata.parts import Part, Table
 from vlmdata.recipe import Download
 
 # Of a stored JPEG a pixel of a square with the recipe's side, where no image has come yet: less than most images take,

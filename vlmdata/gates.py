@@ -7,10 +7,11 @@ from typing import Any
 import duckdb
 
 from vlmdata.catalog import parquet_sql
-from vlmdata.dataset import Dataset, Part
+from vlmdata.dataset import Dataset
 from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import DataError, InputError, RefusedError, first_line
 from vlmdata.ingest import connect
+from vlmdata.parts import Part
 from vlmdata.recipe import Gates, nearest
 from vlmdata.rules import quoted
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmdata.catalog import GROUPED
-from vlmdata.dataset import Dataset, Table, snapshot_folder
+from vlmdata.dataset import Dataset
+from vlmdata.parts import Table, snapshot_folder
 from vlmdata.snapshot import own_files
 from vlmdata.tags import tags
 

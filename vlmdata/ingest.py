@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmdata.catalog import no_glob, view_parts
-from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, make_key, noted, part_name, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten
 from vlmdata.forget.tombstones import bury
+from vlmdata.parts import FIRST_LAYER, Part, Table, make_key, noted, part_name, table_folder
 from vlmdata.recipe import Source
 from vlmdata.rules import literal
 from vlmdata.schemas import table_schema

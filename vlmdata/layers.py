@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.dataset import FIRST_LAYER, Dataset, Part, Table, part_from
+from vlmdata.dataset import Dataset
 from vlmdata.download.stored import forget_failures
 from vlmdata.ingest import BATCH, connect, write_parts
+from vlmdata.parts import FIRST_LAYER, Part, Table, part_from
 from vlmdata.schemas import table_schema
 
 

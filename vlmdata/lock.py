@@ -14,8 +14,9 @@ from typing import Any
 
 import psutil
 
-from vlmdata.dataset import Dataset, new_id, unguarded
+from vlmdata.dataset import Dataset, unguarded
 from vlmdata.errors import DataError, MachineError, RefusedError
+from vlmdata.parts import new_id
 from vlmdata.storage import is_s3, upload
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from vlmdata import blur, dedup, ingest, select, shards, signals, sources
 from vlmdata.catalog import GROUPED
-from vlmdata.dataset import Dataset, Table, make_key
+from vlmdata.dataset import Dataset
 from vlmdata.dedup import evaluation
 from vlmdata.download import known, lists
 from vlmdata.errors import InputError
 from vlmdata.layers import same_parts
+from vlmdata.parts import Table, make_key
 from vlmdata.recipe import (
     DecontaminateDedup,
     FolderSource,

@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from vlmdata import ingest, layers
-from vlmdata.dataset import Dataset, Part, Table, noted, table_folder
+from vlmdata.dataset import Dataset
 from vlmdata.errors import RefusedError
+from vlmdata.parts import Part, Table, noted, table_folder
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.recipe import Source
 from vlmdata.schemas import table_schema

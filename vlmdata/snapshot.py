@@ -10,9 +10,10 @@ from typing import Any
 import jsonschema
 
 from vlmdata import schemas
-from vlmdata.dataset import FORMAT_VERSION, Dataset, Table, snapshot_folder, table_folder
+from vlmdata.dataset import FORMAT_VERSION, Dataset
 from vlmdata.errors import DataError
 from vlmdata.forget import proof
+from vlmdata.parts import Table, snapshot_folder, table_folder
 from vlmdata.plan import Plan, snapshot_keys
 from vlmdata.sources.urls import strip_signature, strip_urls
 from vlmdata.tags import TAGS

@@ -8,8 +8,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from vlmdata.dataset import Dataset, make_key
+from vlmdata.dataset import Dataset
 from vlmdata.evaluate.retrieval import ranks
+from vlmdata.parts import make_key
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.train.loop import train
 

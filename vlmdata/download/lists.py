@@ -20,8 +20,9 @@ from typing import IO, Any
 import numpy as np
 from aiohttp import ClientError
 
-from vlmdata.dataset import Dataset, make_key
+from vlmdata.dataset import Dataset
 from vlmdata.errors import InputError
+from vlmdata.parts import make_key
 from vlmdata.sources import files
 from vlmdata.sources.urls import strip_signature
 

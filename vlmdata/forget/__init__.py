@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmdata.dataset import Dataset, new_id, snapshot_folder
+from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten as refused
 from vlmdata.download.forgotten import Forgotten
 from vlmdata.forget import journal as journals
@@ -24,6 +24,7 @@ from vlmdata.forget.find import KINDS, find, metadata_of, parquet_files
 from vlmdata.forget.journal import FOLDER, JOURNAL
 from vlmdata.forget.request import Request
 from vlmdata.forget.stage import stage
+from vlmdata.parts import new_id, snapshot_folder
 
 __all__ = ["JOURNAL", "Forgotten", "Request", "finish", "forget", "forget_returned", "meant"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmdata.dataset import Dataset, File
+from vlmdata.dataset import Dataset
+from vlmdata.parts import File
 
 JOURNAL, FOLDER = "forgetting.json", "forgetting"
 

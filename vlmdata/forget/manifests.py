@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmdata.dataset import File
 from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.forget.journal import Staged
+from vlmdata.parts import File
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmdata import disk
-from vlmdata.dataset import Dataset, snapshot_folder
+from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten as refused
 from vlmdata.download.forgotten import FORGOTTEN
 from vlmdata.errors import MachineError
@@ -22,6 +22,7 @@ from vlmdata.forget import tombstones
 from vlmdata.forget.find import metadata_of, named_in_seen, note_of, parquet_files
 from vlmdata.forget.journal import FOLDER, Staged
 from vlmdata.forget.manifests import Gone
+from vlmdata.parts import snapshot_folder
 
 _SAMPLES = re.compile(r"snapshots/\d{6}/samples/[^/]+\.parquet")
 _SHARD = re.compile(r"(snapshots/\d{6}/shards/[^/]+?)(?:\.r(\d+))?\.(tar|parquet)")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vlmdata.dataset import Dataset, make_key, new_id
+from vlmdata.dataset import Dataset
 from vlmdata.errors import JobError
+from vlmdata.parts import make_key, new_id
 from vlmdata.recipe import Job
 from vlmdata.sources.urls import strip_urls
 

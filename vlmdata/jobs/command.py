@@ -6,9 +6,9 @@ import re
 import sys
 from collections.abc import Iterable
 
-from vlmdata.dataset import snapshot_folder
 from vlmdata.errors import InputError
 from vlmdata.jobs.attempt import Attempt
+from vlmdata.parts import snapshot_folder
 from vlmdata.recipe import CommandJob
 from vlmdata.recipe.jobs import PLACEHOLDER
 from vlmdata.train import places

@@ -13,7 +13,8 @@ import yaml
 from markupsafe import Markup
 
 from vlmdata import catalog, layers
-from vlmdata.dataset import Dataset, snapshot_folder
+from vlmdata.dataset import Dataset
+from vlmdata.parts import snapshot_folder
 from vlmdata.report import charts, comparison, facts
 from vlmdata.report.contamination import contamination
 from vlmdata.report.histograms import histograms
