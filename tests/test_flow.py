@@ -179,7 +179,7 @@ def test_a_run_killed_in_each_stage_goes_on_and_ends_with_the_same_bytes(made, t
     command = [sys.executable, "-m", "vlmdata.cli", "run", str(recipe)]
     environment = {**os.environ, "PREFECT_HOME": str(made / ".prefect")}
     # each run goes on where the one before was killed: at the first line of its stage, of whose parts some are done
-    for stage in ("ingest", "download", "signals", "dedup", "judge", "scatter", "train"):
+    for stage in ("ingest", "download", "signals", "dedup", "judge", "shards", "train"):
         if stage == "signals":  # the two before it had servers of their own, of which the second ended the first one's
             environment["PREFECT_API_URL"] = prefect_server()
         with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
