@@ -157,7 +157,7 @@ def _outcomes(
     ):
         parts = (
             pipeline
-            | "parts" >> beam.Create(list(enumerate(elements)))
+            | "parts" >> beam.Create(list(enumerate(elements)), reshuffle=False)
             # Not Reshuffle: its random keys leave the in-process runner's workers with unequal loads.
             | "key" >> beam.Map(lambda element: (element[0], element[1]))
             | "spread" >> beam.GroupByKey()
@@ -165,7 +165,8 @@ def _outcomes(
         )
         (
             build(parts)
-            | "gather" >> beam.combiners.ToList()
+            | "all" >> beam.Map(lambda outcome: (None, outcome))
+            | "gather" >> beam.GroupByKey()
             | "record" >> beam.Map(_record, dataset=dataset.absolute, path=results)
         )
     dataset.guard()
@@ -228,8 +229,8 @@ def _collect(
     return place, outcome | {"came": len(values)}
 
 
-def _record(outcomes: list[Any], dataset: str, path: str) -> None:
-    Dataset(dataset).write_json(path, outcomes)
+def _record(gathered: tuple[None, Iterable[Any]], dataset: str, path: str) -> None:
+    Dataset(dataset).write_json(path, list(gathered[1]))
 
 
 # Parts done in this process, by stage: the in-process runner's threads count here. Other engines' workers count in
