@@ -38,13 +38,13 @@ class _Grams:
     dataset: str
     buckets: int
 
-    def __call__(self, element: _Element) -> list[tuple[int, bytes]]:
+    def __call__(self, element: _Element) -> list[tuple[int, str]]:
         dataset = Dataset(self.dataset)
         grams = entries.count_grams(entries.normalise(_left(dataset, element, "caption")))
         tables = scattered.by_bucket(grams, entries.bucket_of(grams, self.buckets), self.buckets)
         path = f"{_GRAMS}/{element[0].name}.arrow"
         scattered.write(dataset, path, tables, entries.GRAMS)
-        return [(number, path.encode()) for number, table in enumerate(tables) if table.num_rows]
+        return [(number, path) for number, table in enumerate(tables) if table.num_rows]
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class _AddUp:
     key: str
     least: int
 
-    def __call__(self, element: tuple[int, list[bytes]]) -> dict[str, Any]:
+    def __call__(self, element: tuple[int, list[str]]) -> dict[str, Any]:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        tables = (scattered.read(dataset, path.decode(), bucket) for path in paths)
+        tables = (scattered.read(dataset, path, bucket) for path in paths)
         grams = pa.RecordBatchReader.from_batches(
             entries.GRAMS, (batch for table in tables for batch in table.to_batches())
         )

@@ -15,7 +15,18 @@ from vlmdata.download.outage import Tally, struck
 from vlmdata.errors import DataError, OutageError
 from vlmdata.parts import Part, Table, noted, part_from, table_folder
 from vlmdata.pipelines import skip
-from vlmdata.pipelines.fetch import WORK, Assembled, Bucketed, Scattered, There, Whole, Work, forget, struck_buckets
+from vlmdata.pipelines.fetch import (
+    WORK,
+    Assembled,
+    Bucketed,
+    Scattered,
+    There,
+    Whole,
+    Work,
+    committed,
+    forget,
+    struck_buckets,
+)
 from vlmdata.pipelines.known import prepare
 from vlmdata.pipelines.runner import at_once, engine, here_at_once, processes, run_parts
 from vlmdata.plan import Plan, list_files, source_roots
@@ -194,10 +205,8 @@ def _struck(dataset: Dataset, plan: Plan, fresh: list[Part], retried: dict[int, 
 
     def ended() -> Iterator[tuple[str, pa.Table, frozenset[str]]]:
         for part in fresh:
-            inputs = {part.path: part.sha256}
-            images = dataset.current_part("images", plan.images, part.name, inputs)
-            observations = dataset.current_part("observations", plan.images, part.name, inputs)
-            if images and observations:
+            if found := committed(dataset, plan.images, part):
+                images, observations = found
                 rows = dataset.read_part(images, ["download_status", "error"])
                 times = dataset.read_part(observations, ["fetched_at"])["fetched_at"]
                 # What lies on a disk says nothing of the network.

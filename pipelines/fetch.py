@@ -83,10 +83,8 @@ class Work:
 
     def there(self, dataset: Dataset, pairs: Part) -> dict[str, Any] | None:
         """What became of a part that is done."""
-        inputs = {pairs.path: pairs.sha256}
-        images = dataset.current_part("images", self.key, pairs.name, inputs)
-        observed = dataset.current_part("observations", self.key, pairs.name, inputs)
-        return {"images": asdict(images), "observations": asdict(observed)} if images and observed else None
+        found = committed(dataset, self.key, pairs)
+        return {"images": asdict(found[0]), "observations": asdict(found[1])} if found else None
 
     def stored(self, pairs: Part) -> str:
         """The part's tar."""
@@ -136,6 +134,14 @@ class Work:
     @property
     def _stop(self) -> str:
         return f"work/download-{self.run}-stop.json"
+
+
+def committed(dataset: Dataset, key: str, pairs: Part) -> tuple[Part, Part] | None:
+    """A part's images and observations, where it is done."""
+    inputs = {pairs.path: pairs.sha256}
+    images = dataset.current_part("images", key, pairs.name, inputs)
+    observed = dataset.current_part("observations", key, pairs.name, inputs)
+    return (images, observed) if images and observed else None
 
 
 # The outcomes of small parts in this process since the last look, by run and layer.

@@ -42,7 +42,7 @@ class _Scatter:
     buckets: int
     partitions: int
 
-    def __call__(self, element: tuple[Source, Part]) -> list[tuple[int, bytes]]:
+    def __call__(self, element: tuple[Source, Part]) -> list[tuple[int, str]]:
         source, nearest = element
         dataset = Dataset(self.dataset)
         found = layers.read_in_force(dataset, source.part, ["vector"], source.in_force)
@@ -54,7 +54,7 @@ class _Scatter:
         near = [(bucket == number).any(axis=1) for number in range(self.buckets)]
         path = f"{_WORK}/{source.part.name}.arrow"
         scattered.write(dataset, path, (rows.filter(pa.array(mine)) for mine in near), rows.schema)
-        return [(number, path.encode()) for number, mine in enumerate(near) if mine.any()]
+        return [(number, path) for number, mine in enumerate(near) if mine.any()]
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class _Compare:
     partitions: int
     similarity: float
 
-    def __call__(self, element: tuple[int, list[bytes]]) -> dict[str, Any]:
+    def __call__(self, element: tuple[int, list[str]]) -> dict[str, Any]:
         number, paths = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([scattered.read(dataset, path.decode(), number) for path in paths]).sort_by("row")
+        rows = pa.concat_tables([scattered.read(dataset, path, number) for path in paths]).sort_by("row")
         row, near, vector = rows["row"].to_numpy(), _lists(rows["near"]), _lists(rows["vector"])
         mine = [p for p in np.unique(near).tolist() if p * self.buckets // self.partitions == number]
         tables = [

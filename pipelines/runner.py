@@ -50,8 +50,8 @@ def run_parts(
 def shuffle(
     dataset: Dataset,
     stage: str,
-    scatter: Callable[[Any], list[tuple[int, bytes]]],
-    gather: Callable[[tuple[int, list[bytes]]], Any],
+    scatter: Callable[[Any], list[tuple[int, Any]]],
+    gather: Callable[[tuple[int, list[Any]]], Any],
     elements: list[Any],
     runner: Runner,
 ) -> list[Any]:

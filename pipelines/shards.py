@@ -27,7 +27,7 @@ class _Scatter:
     buckets: list[list[str]]
     quality: int
 
-    def __call__(self, element: tuple[Part, Part, Part | None, pa.BooleanArray | None]) -> list[tuple[int, bytes]]:
+    def __call__(self, element: tuple[Part, Part, Part | None, pa.BooleanArray | None]) -> list[tuple[int, str]]:
         samples, images, faces, in_force = element
         dataset = Dataset(self.dataset)
         path = f"{self.work}/{samples.name}-{samples.sha256[:16]}.batches"
@@ -43,7 +43,7 @@ class _Scatter:
                     kept, read_image = blur.blurred(kept, read_image, self.quality)
                 shards.scatter(kept, self.columns, read_image, self.buckets, folder / "scattered")
                 dataset.commit(folder / "scattered", path)
-        return [(bucket, path.encode()) for bucket in shards.buckets_of(_opened(dataset, path))]
+        return [(bucket, path) for bucket in shards.buckets_of(_opened(dataset, path))]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class _Gather:
     formats: list[str]
     into: list[list[str]]
 
-    def __call__(self, element: tuple[int, list[bytes]]) -> list[dict[str, Any]]:
-        number, paths = element[0], [path.decode() for path in element[1]]
+    def __call__(self, element: tuple[int, list[str]]) -> list[dict[str, Any]]:
+        number, paths = element
         dataset = Dataset(self.dataset)
         # The bucket's record is its commit: written when all its shards are in place.
         record = f"{self.work}/bucket-{number}.json"

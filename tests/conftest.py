@@ -161,20 +161,19 @@ def made(tmp_path_factory):
     return folder
 
 
-def train_twice(job, shards, out):
-    """Train in two processes (gloo). job: options, each process's batch among them."""
-    code = (
+def train_twice(folder, jobs):
+    """Train in two processes (gloo), one job after the other: their options, the shards and where the run goes. One
+    launch for all, since starting two processes takes longer than a small job."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "run.py").write_text(
         "import json, sys\n"
         "from pydantic import TypeAdapter\n"
         "from vlmdata.recipe import Job\n"
         "from vlmdata.train.loop import train\n"
-        "train(TypeAdapter(Job).validate_python(json.loads(sys.argv[1])), json.loads(sys.argv[2]), sys.argv[3])\n"
+        "for options, shards, out in json.load(open(sys.argv[1])):\n"
+        "    train(TypeAdapter(Job).validate_python(options), shards, out)\n"
     )
-    script = out.with_suffix(".py")
-    script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
-    done = subprocess.run(
-        [*command, json.dumps(job), json.dumps(shards), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(folder / "run.py"), str(folder / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -203,7 +203,7 @@ def test_small_batches_add_up_to_a_large_one(folder: Path, tmp_path: Path, monke
 def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
     shards = {"train": [str(folder / "some.tar")], "test": [str(folder / "some.tar")]}
     options = job(folder, batch=8).model_dump(mode="json")
-    train_twice(options | {"batch": 4}, shards, tmp_path / "two")
+    train_twice(tmp_path, [(options | {"batch": 4}, shards, str(tmp_path / "two"))])
     train(MaskedJob(**options), shards, str(tmp_path / "one"))
     one, both = (load_file(tmp_path / name / "checkpoints" / "2" / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():

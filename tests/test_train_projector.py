@@ -256,7 +256,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(models: dict[str, st
     captions = {number: "a photo " * (number % 5 + 1) for number in range(16)}  # so that the parts' tokens differ
     shards = {"train": [shard(tmp_path / "a.tar", captions=captions)], "test": [shard(tmp_path / "b.tar")]}
     one = job(models, steps=3)
-    train_twice(one.model_dump(mode="json") | {"batch": 4}, shards, tmp_path / "two")
+    train_twice(tmp_path, [(one.model_dump(mode="json") | {"batch": 4}, shards, str(tmp_path / "two"))])
     final = train(one, shards, str(tmp_path / "one"))
     whole, halves = weights(tmp_path / "one", 3), weights(tmp_path / "two", 3)
     for name, value in whole.items():

@@ -1,16 +1,11 @@
-"""Two processes (gloo) train as one does with the same global batch, by every loss and way of spreading a model.
+"""Two processes (gloo) train as one does with the same global batch, by every loss and way of spreading a model."""
 
-One launch runs all jobs, since starting two processes takes longer than all of them.
-"""
-
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import train_twice
 from safetensors.numpy import load_file
 from test_train_loop import MODEL, job, shard
 
@@ -28,15 +23,6 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cached-sharded": (TWO | {"batch": 2, "accumulate": 2, "cached": True, "parallel": "fsdp"}, ONE),
     "locked": (TWO | {"lock": ["image"], "cached": True}, ONE | {"lock": ["image"]}),
 }
-# What each process runs: the jobs of a JSON file, one after the other.
-LAUNCHED = """
-import json, sys
-from vlmdata.recipe import ContrastiveJob
-from vlmdata.train.loop import train
-
-for name, (options, shards, out) in json.load(open(sys.argv[1])).items():
-    train(ContrastiveJob.model_validate(options), shards, out)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +30,10 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """A folder with what two processes made of every run, and the shards that they trained on."""
     folder = tmp_path_factory.mktemp("ranks")
     shards = {"train": [shard(folder / "a.tar")]}
-    jobs = {
-        name: (job(**options).model_dump(mode="json"), shards, str(folder / name))
-        for name, (options, _) in RUNS.items()
-    }
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    (folder / "run.py").write_text(LAUNCHED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(folder / "run.py"), str(folder / "jobs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    train_twice(
+        folder,
+        [(job(**options).model_dump(mode="json"), shards, str(folder / name)) for name, (options, _) in RUNS.items()],
+    )
     return folder, shards
 
 

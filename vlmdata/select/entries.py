@@ -75,6 +75,7 @@ def count_grams(captions: pa.Array) -> pa.Table:
 def bucket_of(grams: pa.Table, buckets: int) -> np.ndarray:
     """int64 [grams]: the bucket of each of GRAMS, by a hash of its text."""
     with duckdb.connect(config={"threads": 1}) as connection:
+        connection.register("grams", grams)
         found = connection.execute("SELECT (hash(gram) % $n)::BIGINT AS bucket FROM grams", {"n": buckets})
         return np.asarray(found.fetchnumpy()["bucket"], np.int64)
 
@@ -84,6 +85,7 @@ def add_up(
 ) -> tuple[pa.Table, dict[int, int]]:
     """Of several parts' GRAMS, those that stand `least` times in all of them, with how often, in the order of (words,
     gram); and how many words (1) and bigrams (2) there are at all. DuckDB spills what is more than it may hold."""
+    connection.register("grams", grams)
     connection.execute("CREATE TEMP TABLE whole AS SELECT gram, words, sum(count) AS count FROM grams GROUP BY ALL")
     totals = dict(connection.execute("SELECT words, sum(count)::BIGINT FROM whole GROUP BY words").fetchall())
     some = connection.sql("SELECT * FROM whole WHERE count >= $least ORDER BY words, gram", params={"least": least})
