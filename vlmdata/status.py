@@ -153,16 +153,18 @@ def _read(dataset: Dataset) -> dict[str, Any] | None:
         "stage": str | None,
     }
     kinds |= {"stage_started": float | None, "told": float | None, "done": int | None, "total": int | None}
-    right = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+    right = _has(content, kinds) and _are_stages(content.get("stages", []))
     before = content.get("before") if right else None
-    if not (
-        right
-        and _are_stages(content.get("stages", []))
-        and (before is None or (isinstance(before, dict) and isinstance(before.get("seconds"), float)))
-        and (before is None or _are_stages(before.get("stages")))
+    if not right or (
+        before is not None and not (_has(before, {"seconds": float}) and _are_stages(before.get("stages")))
     ):
         raise DataError(f"{dataset.address(STATUS)}: not a run's status; remove it, the next run writes it anew")
     return content
+
+
+def _has(found: Any, kinds: dict[str, Any]) -> bool:
+    """Whether it is an object with values of these kinds."""
+    return isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
 
 
 def _are_stages(found: Any) -> bool:
