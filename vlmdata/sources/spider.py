@@ -39,6 +39,8 @@ from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, strip_urls, web_url
 
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
+NOT_HTML = "not a page of HTML"
+_NOT_WORTH_CLOSING = 65_536  # bytes of a body that is not wanted: read to its end, the connection is kept
 _LONGEST_VALIDATOR = 300  # characters
 _UNREACHABLE_IN_A_ROW = 20  # pages, before the host is asked whether it is gone
 
@@ -148,7 +150,9 @@ class PageSpider(scrapy.Spider):
             raise StopDownload(fail=False)
         kind = (headers.get("Content-Type") or b"text/html").lower()
         if b"html" not in kind and "page" in request.meta and not request.meta["page"].sitemap:
-            raise StopDownload(fail=False)  # parse sees what it is
+            # Not StopDownload: where the body's end came with the head, Twisted gives the connection that it closes to
+            # another request, which reaches the host and is then sent a second time.
+            request.meta.update(download_maxsize=_NOT_WORTH_CLOSING, not_html=True)
 
     def on_failure(self, failure: Failure) -> None:
         error, request = failure.value, failure.request  # type: ignore[attr-defined]
@@ -161,6 +165,8 @@ class PageSpider(scrapy.Spider):
             self._heard(page.host)
         elif isinstance(error, DownloadCancelledError | ResponseDataLossError):  # too large, or not whole
             self._heard(page.host)
+            if request.meta.get("not_html"):
+                reason = detail = NOT_HTML
         elif isinstance(error, OtherHost):
             reason = "another host"
         elif isinstance(error, Unreachable):
@@ -227,7 +233,7 @@ class PageSpider(scrapy.Spider):
 
     def _keep(self, waiting: Waiting, response: Response) -> None:
         if not isinstance(response, HtmlResponse):
-            raise ValueError("not a page of HTML")
+            raise ValueError(NOT_HTML)
         url = web_url(response.url)
         if url is None:
             raise ValueError("its address is no URL")
