@@ -106,9 +106,11 @@ def test_what_is_no_page_makes_no_other_page_be_asked_for_twice(
     site.pages |= {f"/{number}.json": (200, data, "{}" if number else " " * 70_000) for number in range(100)}
     with caplog.at_level(logging.INFO):
         rows = crawl(tmp_path, f"{site.url}/", agent="vlmdata", contact="https://example.org/bot", delay=0)
-    assert len(rows) == 100 and "100 pages not read: not a page of HTML" in caplog.text
+    assert len(rows) == 100
+    assert "100 pages not read: not a page of HTML" in caplog.text
     asked = [path for path, *_ in site.requests]
-    assert len(asked) == len(set(asked)) and set(site.pages) < set(asked)
+    assert len(asked) == len(set(asked))
+    assert set(site.pages) < set(asked)
 
 
 def test_a_site_is_read_politely_and_only_within_its_host(
