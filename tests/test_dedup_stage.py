@@ -11,11 +11,12 @@ import pytest
 
 from vlmdata import dedup
 from vlmdata.dataset import Dataset
-from vlmdata.dedup import partitions, semantic
+from vlmdata.dedup import partitions, perceptual, semantic
 from vlmdata.errors import DataError, VlmdataError
-from vlmdata.parts import Table, part_name
+from vlmdata.parts import Part, Table, part_name
 from vlmdata.pipelines import dedup as stage
 from vlmdata.pipelines import equal
+from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import ExactDedup, PerceptualDedup, Runner, SemanticDedup
 
 METHODS = [ExactDedup(kind="exact"), PerceptualDedup(kind="perceptual"), SemanticDedup(kind="semantic")]
@@ -106,8 +107,12 @@ def test_vectors_of_two_lengths_are_told_with_the_part(tmp_path: Path) -> None:
         stage.run(plan(), dataset, tables)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("groups", ["connected", "semdedup"])
+def bytes_of(dataset: Dataset, part: Part) -> list[bytes]:
+    """Of the part and of what stands beside it."""
+    return [dataset.read_bytes(path) for path in (part.path, *(file.path for file in part.also))]
+
+
+@pytest.mark.parametrize(("workers", "groups"), [(1, "semdedup"), (3, "connected")])
 def test_workers_find_what_one_process_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, groups: str
 ) -> None:
@@ -120,7 +125,7 @@ def test_workers_find_what_one_process_finds(
     asked.recipe.dedup = [SemanticDedup(kind="semantic", similarity=0.6, groups=groups)]
     dataset, tables = written(tmp_path, [rows(400, 1), rows(0, 2), rows(500, 3), rows(3, 4)])
     (one,) = stage.run(asked, dataset, tables).parts
-    want = [dataset.read_bytes(path) for path in (one.path, *(file.path for file in one.also))]
+    want = bytes_of(dataset, one)
     assert dataset.read_part(one).num_rows > 400
     if groups == "semdedup":
         pairs = dataset.read_part(one.also[0].path)
@@ -131,7 +136,52 @@ def test_workers_find_what_one_process_finds(
     monkeypatch.setattr(stage, "IN_MEMORY", 0)
     monkeypatch.setattr(dedup, "grouped", None)
     (found,) = stage.run(asked, dataset, tables).parts
-    assert [dataset.read_bytes(path) for path in (found.path, *(file.path for file in found.also))] == want
+    assert bytes_of(dataset, found) == want
+    assert not list(tmp_path.glob("work*/*"))
+
+
+def hashes(count: int, seed: int) -> dict[str, pa.Table]:
+    """`image` with hashes that crowd around a few: up to 20 bits away, many the same; every fifth row has none."""
+    draw = np.random.default_rng(seed)
+    around = np.random.default_rng(0).integers(0, 2**63, 40, np.uint64)[draw.integers(0, 40, count)]
+    for _ in range(20):
+        around ^= (draw.random(count) < 0.4).astype(np.uint64) << draw.integers(0, 64, count, np.uint64)
+    around[::7] = around[:1]
+    empty = rows(count, seed)
+    absent = np.arange(count) % 5 == 4
+    flat = np.where(np.arange(count) % 11 == 3, 0.1, 7).astype(np.float32)
+    return {
+        **empty,
+        "image": pa.table({"uid": empty["pairs"]["uid"], "phash": pa.array(around, mask=absent), "entropy": flat}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("workers", "groups", "distance"), [(1, "connected", 4), (3, "semdedup", 7), (2, "semdedup", 0)]
+)
+def test_hashes_are_near_for_workers_as_for_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, groups: str, distance: int
+) -> None:
+    monkeypatch.setattr(perceptual, "BRUTE_FORCE", 0)
+    asked = plan()
+    asked.recipe.runner = Runner(workers=workers)
+    asked.recipe.dedup = [PerceptualDedup(kind="perceptual", distance=distance, groups=groups)]
+    dataset, tables = written(tmp_path, [hashes(900, 1), hashes(0, 2), hashes(1300, 3), hashes(3, 4)])
+    (one,) = stage.run(asked, dataset, tables).parts
+    want, table = bytes_of(dataset, one), dataset.read_part(one)
+    assert len(set(table["dup_group"].to_pylist())) > (10 if distance else 0)
+    assert len(want) == (2 if groups == "semdedup" else 1)
+    monkeypatch.setattr(stage.hamming, "BUCKET", 200)
+    if distance == 7:  # bits of a band may differ, as is best for many hashes
+        bands = perceptual.Bands([perceptual.Band(0, 21), perceptual.Band(21, 21), perceptual.Band(42, 22)], 2)
+        monkeypatch.setattr(perceptual, "bands", lambda *_: bands)
+    asked.recipe.runner = Runner(kind="dask", workers=workers)
+    direct = Runner(workers=workers)
+    monkeypatch.setattr(stage.hamming, "shuffle", lambda *told: shuffle(*told[:-1], direct))
+    monkeypatch.setattr(stage.joined, "shuffle", lambda *told: shuffle(*told[:-1], direct))
+    monkeypatch.setattr(dedup, "grouped", None)
+    (found,) = stage.run(asked, dataset, tables).parts
+    assert bytes_of(dataset, found) == want
     assert not list(tmp_path.glob("work*/*"))
 
 
