@@ -13,11 +13,11 @@ from vlmdata.recipe import Runner
 
 
 def chains(draw: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of paths through n rows in no order, some hundred rows each, and a row that a fifth of them know."""
+    """Edges of paths through n rows in no order, some hundred rows each, and a row that many of the first know."""
     way = draw.permutation(n)
     i, j = way[:-1], way[1:]
     kept = draw.random(n - 1) > 0.01
-    hub = np.flatnonzero(draw.random(n) < 0.2)
+    hub = way[:100][draw.random(100) < 0.5]
     i, j = np.concatenate([i[kept], np.full(len(hub), way[0])]), np.concatenate([j[kept], hub])
     return np.minimum(i, j)[i != j], np.maximum(i, j)[i != j]
 
