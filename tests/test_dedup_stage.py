@@ -27,7 +27,7 @@ def rows(count: int, seed: int) -> dict[str, pa.Table]:
     """Some pairs' rows in the tables that are compared; every fifth is without values, every third a duplicate."""
     draw = np.random.default_rng(seed)
     place = np.where(np.arange(count) % 3 == 0, 0, np.arange(count))
-    uid = pa.array([f"{number:032x}" for number in draw.permutation(1 << 20)[:count]], pa.string())
+    uid = pa.array([hashlib.md5(f"{seed} {number}".encode()).hexdigest() for number in range(count)], pa.string())
     absent = np.arange(count) % 5 == 4
     hashes = draw.integers(0, 2**63, max(count, 1), np.uint64)[place]
     vectors = draw.standard_normal((max(count, 1), 16)).astype(np.float16)[place]
