@@ -24,7 +24,7 @@ from vlmdata.pipelines.joined import Written
 from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import PerceptualDedup, Runner
 
-BUCKET = 500_000  # rows in a bucket, about
+BUCKET = 200_000  # rows in a bucket, about
 _MIXED = np.uint64(0x9E3779B97F4A7C15)  # odd, so that different hashes stay so: Fibonacci hashing (Knuth 1973, 6.4)
 _ROWS = pa.schema([("place", pa.int64()), ("uid", joined.UID), ("phash", pa.uint64())])
 
@@ -116,18 +116,22 @@ class _ByBand:
             for count in range(self.cut.within + 1)
             for bits in combinations(range(self.digits), count)
         ]
-        taken, buckets, home = [], [], []
-        for number, band in enumerate(self.cut.bands):
-            own = perceptual.bits(hashes, band).astype(np.int64) >> band.width - self.digits
-            for flip in flips:
-                taken.append(place)
-                buckets.append((number << self.digits) + (own ^ flip))
-                home.append(np.full(len(place), flip == 0))
-        sent = rows.take(pa.array(np.concatenate(taken))).append_column("home", pa.array(np.concatenate(home)))
-        tables = scattered.by_bucket(sent, np.concatenate(buckets), len(self.cut.bands) << self.digits)
+        sent: list[int] = []
+
+        def tables() -> Iterator[pa.Table]:
+            for number, band in enumerate(self.cut.bands):
+                own = perceptual.bits(hashes, band).astype(np.int64) >> band.width - self.digits
+                copies = rows.take(pa.array(np.tile(place, len(flips))))
+                copies = copies.append_column("home", pa.array(np.repeat(np.array(flips) == 0, len(place))))
+                bucket = np.concatenate([own ^ flip for flip in flips])
+                for digits, some in enumerate(scattered.by_bucket(copies, bucket, 1 << self.digits)):
+                    if some.num_rows:
+                        sent.append((number << self.digits) + digits)
+                    yield some
+
         path = path.replace("/distinct-", "/bands-")
-        scattered.write(dataset, path, tables, sent.schema)
-        return [(bucket, path) for bucket, some in enumerate(tables) if some.num_rows]
+        scattered.write(dataset, path, tables(), _ROWS.append(pa.field("home", pa.bool_())))
+        return [(bucket, path) for bucket in sent]
 
 
 @dataclass(frozen=True)

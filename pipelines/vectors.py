@@ -26,8 +26,8 @@ from vlmdata.pipelines.joined import Written
 from vlmdata.pipelines.runner import run_parts, shuffle
 from vlmdata.recipe import Runner, SemanticDedup
 
-KEYS = 1_000_000  # rows in a bucket of keys or of groups, about
-BUCKET = 65_536  # rows at home in a bucket of partitions, about; each is near to several more
+KEYS = 250_000  # rows in a bucket of keys or of groups, about
+BUCKET = 32_768  # rows at home in a bucket of partitions, about; each is near to several more
 PIECE = 65_536  # rows whose vectors are in memory at once, or a part
 _PARTITIONS = f"{joined.FOLDER}/partitions.npz"
 _KEYED = pa.schema([("place", pa.int64()), ("uid", joined.UID), ("a", pa.uint64()), ("b", pa.uint64())])
