@@ -37,6 +37,9 @@ _PAIRS = table_schema("pairs")
 FOUND = pa.schema([f for f in _PAIRS if f.name not in ("captions", "occurrences")])
 _PART_ROWS = 100_000
 BATCH = 65_536  # rows that DuckDB gives at once
+MOST = 2_000_000_000  # bytes that DuckDB may hold
+# Of sorting only the heads of what was spilled stay: four million rows cost no more each than a million.
+_TO_SORT: dict[str, int] = {"least": 256_000_000, "each": 2}
 _NOTHING = pa.schema([])
 
 
@@ -135,7 +138,7 @@ def record(
     schema = pa.schema([field for field in raw_schema(source) if field.name != "crawled_at"])
     count = pq.read_metadata(raw).num_rows if isinstance(raw, Path) else sum(part.rows for part in raw)
     with dataset.spool() as folder:
-        connection = connect(folder, count)
+        connection = connect(folder, **_TO_SORT, rows=count)
         if isinstance(raw, Path):
             connection.execute(f"CREATE VIEW yielded AS FROM read_parquet({literal(no_glob(str(raw)))})")
         else:
@@ -180,7 +183,7 @@ def unite(
     if brings:
         tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
     with dataset.spool() as folder:
-        connection = connect(folder, sum(table.rows for table in found))
+        connection = connect(folder, **_TO_SORT, rows=sum(table.rows for table in found))
         united = united_pairs(connection, dataset, [list(table.parts) for table in found], brings, limit)
         parts = write_parts(dataset, tables, key, united, rows, together="url")
         connection.close()
@@ -298,12 +301,12 @@ def with_uid(batch: pa.RecordBatch, schema: pa.Schema, refused: forgotten.Forgot
     return bury(rows, gone)
 
 
-def connect(folder: Path, rows: int | None = None) -> duckdb.DuckDBPyConnection:
-    """DuckDB that spills to `folder`, so that memory does not grow with the dataset: 2 GB at most.
+def connect(folder: Path, least: int = MOST, each: int = 0, rows: int = 0) -> duckdb.DuckDBPyConnection:
+    """DuckDB that spills to `folder`, so that memory does not grow with the dataset: MOST at most.
 
-    rows: how many it is to sort or judge. What cannot spill is below 100 bytes of each, so few need no 2 GB.
+    least, each: bytes that it needs for what it is to do, and for each of so many rows what cannot spill.
     """
-    limit = 2_000_000_000 if rows is None else min(2_000_000_000, 128_000_000 + 100 * rows)
+    limit = min(MOST, least + each * rows)
     spill = str(folder / "spill")
     return duckdb.connect(":memory:", config={"temp_directory": spill, "memory_limit": f"{limit}B"})
 
