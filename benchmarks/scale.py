@@ -39,20 +39,27 @@ STAGES = [
     # 1,500 a second on an RTX 3080: clip-retrieval's README (ViT-B/32), not measured here; decoding for it is above
     Stage("signals: clip, ViT-B/32", 0.0005, 1_100, 3_000, "clip-retrieval's README", rows=STORED, gpu=1 / 1500),
     Stage("dedup: exact", 0.0000015, 200, 150, "benchmarks/bench_dedup.py", rows=STORED),
-    Stage(
-        "dedup: perceptual", 44e-6, 150, 300, "docs/deduplication.md, driver: bench_scale.py", rows=STORED, driver=40
-    ),
-    # partitions grow beyond 8 million rows: what is compared for a row does too (see `growth`)
-    Stage("dedup: semantic", 0.00126, 1_100 * 8, 400, "docs/deduplication.md", rows=STORED, driver=382),
+    # by workers; the driver holds the rows in groups, one in eight or ten, at 100 bytes
+    Stage("dedup: perceptual", 19e-6, 12 * 41 + 400, 200, "docs/engines.md", rows=STORED, driver=13),
+    # both grow with the rows (see `growth`), semantic beyond 8 million
+    Stage("dedup: semantic", 0.000133, 1_100 * 8, 450, "docs/engines.md", rows=STORED, driver=10),
     Stage("select", 0.00002, 1_500, 2_500, "benchmarks/bench_scale.py"),
     Stage("shards", 0.0003, 4 * IMAGE, 1_300, "assumed", rows=KEPT),
 ]
 
 
 def growth(stage: Stage, pairs: float) -> float:
-    """Semantic: k-means has a million centroids' worth of rows at most, 32 a centroid, so partitions hold more rows."""
-    centroids = (1 << 20) / 32
-    return max(1.0, pairs * stage.rows / centroids / 256) if stage.name == "dedup: semantic" else 1.0
+    """How many times as much a row costs among so many pairs.
+
+    Semantic: k-means has a million centroids' worth of rows at most, 32 a centroid, so partitions hold more rows.
+    Perceptual: of three bands of 64 / 3 bits, one of which may differ, a row meets so many others, at some 30 ns each.
+    """
+    rows = pairs * stage.rows
+    if stage.name == "dedup: semantic":
+        return max(1.0, rows / ((1 << 20) / 32) / 256)
+    if stage.name == "dedup: perceptual":
+        return 1 + 30e-9 * 3 * 22 * rows / 2 ** (64 / 3) / stage.cpu
+    return 1.0
 
 
 def table(pairs: float) -> list[str]:

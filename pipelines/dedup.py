@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset
+from vlmdata.dedup import near, perceptual, semantic
 from vlmdata.errors import DataError
-from vlmdata.parts import Table, noted, part_name, table_folder
-from vlmdata.pipelines import decontaminate, equal
-from vlmdata.pipelines import near as workers
+from vlmdata.parts import File, Table, noted, part_name, table_folder
+from vlmdata.pipelines import decontaminate, equal, hamming, joined, vectors
 from vlmdata.plan import Plan
-from vlmdata.recipe import DecontaminateDedup, Dedup, SemanticDedup
+from vlmdata.recipe import DecontaminateDedup, Dedup, PerceptualDedup, Runner, SemanticDedup
 
-IN_MEMORY = 4 << 30  # bytes of vectors; more are compared by workers
+IN_MEMORY = 4 << 30  # bytes of vectors; more are compared by workers, whatever the runner
 progress = logging.getLogger("vlmdata.progress")
 
 
@@ -37,37 +37,87 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
         progress.info("dedup: %s", method.kind, extra=told)
         # A snapshot that is out relies on the groups of its own layers, which stay.
         name, key = part_name(number, tables["pairs"].layer), plan.tables["duplicates"]
-        also = []
         if isinstance(method, DecontaminateDedup):
             groups, evaluated = decontaminate.run(plan, dataset, tables, method, in_force)
             part = dataset.write_part("contamination", key, name, evaluated, {})
             dataset.write_table(Table("contamination", key, (part,), noted(tables.values())))
             parts.append(dataset.write_part("duplicates", key, name, groups, {}))
             continue
-        read, columns = dedup.reads(method)
-        if isinstance(method, equal.METHODS) and plan.recipe.runner.kind != "direct":
-            groups = equal.groups(dataset, plan.recipe.runner, method, tables[read], in_force)
-            parts.append(dataset.write_part("duplicates", key, name, groups, {}))
-            continue
+        table = tables[dedup.reads(method)[0]]
         with dataset.spool() as folder:
-            values, sources = _gather(dataset, method, tables[read], ["uid", *columns], in_force, folder)
-            compared = None
-            if isinstance(method, SemanticDedup) and values["vector"].nbytes > IN_MEMORY:
-                compared = workers.compare(dataset, plan.recipe.runner, method, values["vector"], sources)
-            near = folder / "near.parquet" if getattr(method, "groups", "") == "semdedup" else None
-            found = dedup.grouped(method, values.pop("uid"), values, near=near, found=compared)
-            if near:
-                also.append(dataset.commit(near, f"{table_folder('duplicates', key)}/{name}{dedup.NEAR_ENDING}"))
-            if found.known:  # what a refresh compares its rows with
-                arrays: Any = found.known
-                np.savez(folder / "known.npz", **arrays)
-                path = f"{table_folder('duplicates', key)}/{name}.known.npz"
-                also.append(dataset.commit(folder / "known.npz", path))
-        parts.append(dataset.write_part("duplicates", key, name, found.table, {}, tuple(also)))
+            groups = _by_workers(dataset, plan.recipe.runner, method, table, in_force, folder)
+            if groups is None:
+                groups = _in_one_process(dataset, method, table, in_force, folder)
+            beside = f"{table_folder('duplicates', key)}/{name}"
+            also = [
+                dataset.commit(folder / made, f"{beside}{ending}")
+                for made, ending in ((_NEAR, near.ENDING), (_KNOWN, ".known.npz"))
+                if (folder / made).exists()
+            ]
+        parts.append(dataset.write_part("duplicates", key, name, groups, {}, tuple(also)))
     progress.info("dedup: done", extra={"stage": "dedup", "done": len(parts), "total": len(parts)})
     table = Table("duplicates", plan.tables["duplicates"], tuple(parts), noted(tables.values()))
     dataset.write_table(table)
     return table
+
+
+# In the folder of a method: the pairs, for SemDeDup's rule, and what a refresh compares its rows with.
+_NEAR, _KNOWN = "near.parquet", "known.npz"
+
+
+def _in_one_process(
+    dataset: Dataset, method: Dedup, table: Table, in_force: Mapping[str, pa.BooleanArray], folder: Path
+) -> pa.Table:
+    values = _gather(dataset, method, table, ["uid", *dedup.reads(method)[1]], in_force, folder)
+    near_file = folder / _NEAR if getattr(method, "groups", "") == "semdedup" else None
+    found = dedup.grouped(method, values.pop("uid"), values, near=near_file)
+    if found.known:
+        arrays: Any = found.known
+        np.savez(folder / _KNOWN, **arrays)
+    return found.table
+
+
+def _by_workers(
+    dataset: Dataset,
+    runner: Runner,
+    method: Dedup,
+    table: Table,
+    in_force: Mapping[str, pa.BooleanArray],
+    folder: Path,
+) -> pa.Table | None:
+    """None where one process is to do it: on the in-process runner, and where rows are so few that all are compared
+    with all."""
+    elsewhere = runner.kind != "direct"
+    written: list[joined.Written] = []
+    if elsewhere and isinstance(method, equal.METHODS):
+        return equal.groups(dataset, runner, method, table, in_force)
+    if elsewhere and isinstance(method, PerceptualDedup) and table.rows > perceptual.BRUTE_FORCE:
+        groups, written = hamming.groups(dataset, runner, method, table, in_force)
+    elif (
+        isinstance(method, SemanticDedup)
+        and table.rows > semantic.BRUTE_FORCE
+        and (elsewhere or _bytes(dataset, table) > IN_MEMORY)
+    ):
+        found = vectors.groups(dataset, runner, method, table, in_force, folder / _KNOWN)
+        if found is None:
+            return None
+        groups, written = found
+    else:
+        return None
+    pairs = [File(**one.pairs) for one in written if one.pairs]
+    if pairs:
+        near.write(dataset.scan(pairs, near.FOUND), folder / _NEAR)
+        dataset.remove(joined.PAIRS)
+    return groups
+
+
+def _bytes(dataset: Dataset, table: Table) -> int:
+    """How long the vectors of all parts are together, by the first of them."""
+    for part in table.parts:
+        found = dataset.read_part(part, ["vector"])["vector"].drop_null()
+        if len(found):
+            return table.rows * _values(found[:1]).nbytes
+    return 0
 
 
 def _gather(
@@ -77,13 +127,12 @@ def _gather(
     columns: list[str],
     in_force: Mapping[str, pa.BooleanArray],
     folder: Path,
-) -> tuple[dict[str, np.ndarray], list[workers.Source]]:
-    """The columns of all rows in force that have every value, each mapped from a file in `folder`; and their parts.
+) -> dict[str, np.ndarray]:
+    """The columns of all rows in force that have every value, each mapped from a file in `folder`.
 
     Memory is bounded by a part: what of the files is in memory is the system's to decide.
     """
     like: dict[str, np.ndarray] = {}
-    sources: list[workers.Source] = []
     rows = 0
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in columns}
@@ -100,14 +149,12 @@ def _gather(
                 # not by tofile, which loses on a full disk what it has buffered
                 column = values[name].astype(like[name].dtype, casting="safe", copy=False)
                 files[name].write(np.ascontiguousarray(column).data)
-            sources.append(workers.Source(part, in_force.get(part.name), rows))
             rows += found.num_rows
     if not rows:  # an empty file cannot be mapped
-        return like, sources
-    mapped: dict[str, np.ndarray] = {
+        return like
+    return {
         name: np.memmap(folder / name, first.dtype, "r", shape=(rows, *first.shape[1:])) for name, first in like.items()
     }
-    return mapped, sources
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:

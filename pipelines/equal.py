@@ -74,7 +74,7 @@ def groups(
 
 def bucket_of(values: np.ndarray, buckets: int) -> np.ndarray:
     """int64 [n]: for each of n hex numbers (bytes of 8 digits or more) the bucket that its first 8 digits lead to."""
-    digits = values.view(np.uint8).reshape(len(values), -1)[:, :8].astype(np.int64)
+    digits = values.view(np.uint8).reshape(len(values), values.itemsize)[:, :8].astype(np.int64)
     number = np.where(digits >= ord("a"), digits - ord("a") + 10, digits - ord("0")) @ (16 ** np.arange(7, -1, -1))
     return number * buckets >> 32
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from vlmdata import layers
 from vlmdata.catalog import beside, has_scalars, wide_part
 from vlmdata.dataset import Dataset
-from vlmdata.dedup import NEAR, NEAR_ENDING
+from vlmdata.dedup import near as alike
 from vlmdata.download import lists, optout
 from vlmdata.ingest import connect
 from vlmdata.parts import Part, Table, noted, part_from, part_name, snapshot_folder
@@ -233,9 +233,9 @@ def _judge(
     near: dict[str, Any] = {}
     if "duplicates" in tables:
         for method, part in zip(plan.recipe.dedup, tables["duplicates"].parts, strict=True):
-            pairs = [file for file in part.also if file.path.endswith(NEAR_ENDING)]
+            pairs = [file for file in part.also if file.path.endswith(alike.ENDING)]
             if pairs:
-                near[method.kind] = dataset.scan(pairs, NEAR)
+                near[method.kind] = dataset.scan(pairs, alike.SCHEMA)
         duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
     recorded: dict[str, Any] = {}
     files: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmdata import dedup
+from vlmdata.dedup import near as near_file
 from vlmdata.dedup import semantic
 from vlmdata.errors import InputError
 from vlmdata.plan import make_plan
@@ -38,7 +39,7 @@ def kept(
     near = folder / "near.parquet"
     options = SemanticDedup(kind="semantic", similarity=SIMILARITY)
     table = dedup.grouped(options, pa.array(uid), {"vector": vectors}, near=near).table
-    pairs = {"semantic": pads.dataset(str(near), dedup.NEAR)} if groups == "semdedup" else {}
+    pairs = {"semantic": pads.dataset(str(near), near_file.SCHEMA)} if groups == "semdedup" else {}
     judged = pads.dataset(judge_part(rows, choice))
     verdicts, _, _ = settle(judged, pads.dataset(table), [n], choice, Shards(), folder, near=pairs)
     return [row for row, stays in enumerate(next(verdicts)["kept"].to_pylist()) if stays]

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apache_beam as beam
@@ -15,11 +16,13 @@ from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOption
 from apache_beam.transforms.environments import DockerEnvironment
 from conftest import content, make_photos
 from test_consent_run import run
+from test_dedup_stage import rows, written
 
+from vlmdata import dedup as grouping
 from vlmdata.errors import MachineError
-from vlmdata.pipelines import engines
+from vlmdata.pipelines import dedup, engines, hamming, vectors
 from vlmdata.pipelines.runner import engine
-from vlmdata.recipe import Recipe, Runner
+from vlmdata.recipe import PerceptualDedup, Recipe, Runner, SemanticDedup
 
 # Says where it runs, and takes its time so that a kill comes in the middle.
 SLOW = """
@@ -140,6 +143,33 @@ def test_a_job_server_gets_the_options_and_gives_the_same_bytes(
         options = {"job_endpoint": endpoint, "environment_type": "LOOPBACK"}
         runner = {"kind": kind, "workers": 2, "options": options}
         assert different(ran(folder, runner, f"{kind}"), direct) == []
+
+
+def test_near_hashes_and_vectors_are_grouped_by_an_engines_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows than one process would compare; buckets so small that there are several of each."""
+    monkeypatch.setattr(vectors, "KEYS", 8_000)  # by the driver, who tells the workers
+    monkeypatch.setattr(vectors, "PIECE", 8_000)
+    monkeypatch.setattr(hamming, "BUCKET", 8_000)
+    methods = [
+        PerceptualDedup(kind="perceptual", distance=4, groups="semdedup"),
+        SemanticDedup(kind="semantic", similarity=0.85, groups="semdedup"),
+    ]
+    dataset, tables = written(tmp_path, [rows(6_000, seed) for seed in range(7)])
+
+    def grouped(runner: Runner) -> list[bytes]:
+        told = SimpleNamespace(recipe=SimpleNamespace(dedup=methods, runner=runner), tables={"duplicates": "d"})
+        found = dedup.run(told, dataset, tables)  # type: ignore[arg-type]
+        paths = [path for part in found.parts for path in (part.path, *(file.path for file in part.also))]
+        assert len(paths) == 5
+        return [dataset.read_bytes(path) for path in paths]
+
+    direct = grouped(Runner())
+    monkeypatch.setattr(grouping, "grouped", None)  # no longer by the driver
+    with processes.dask(tmp_path, 2) as address:
+        assert grouped(Runner(kind="dask", address=address)) == direct
+    assert grouped(Runner(kind="prism", workers=2, options={"prism_location": str(processes.PRISM)})) == direct
 
 
 def test_what_dataflow_is_told_stands_in_the_pipelines_proto(tmp_path: Path) -> None:

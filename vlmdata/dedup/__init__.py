@@ -11,17 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmdata import recipe
 from vlmdata.dedup import decontaminate, exact, perceptual, pixels, semantic, url
-from vlmdata.dedup.components import Compared, Edges, stars, unite
+from vlmdata.dedup import near as pairs
+from vlmdata.dedup.components import Edges, stars, unite
 from vlmdata.schemas import conform, table_schema
 
-VERSION = 2
-NEAR_ENDING = ".near.parquet"  # of the file of NEAR beside a part of `duplicates`
-NEAR = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
-_WRITTEN = 1_000_000  # pairs in a row group, about
+VERSION = 3
 
 _METHODS: dict[str, ModuleType] = {
     "exact": exact,
@@ -84,22 +81,20 @@ def grouped(
     values: Mapping[str, np.ndarray | pa.Array],
     earlier: Earlier | None = None,
     near: Path | None = None,
-    found: Compared | None = None,
 ) -> Grouped:
     """As `groups`, with what a later call takes as `earlier`: then only what the rows behind bring is
     looked for, and the outcome is that of all rows at once (of the semantic method by the partitions that there are).
 
-    near: a Parquet file to write to, whose columns are NEAR: every pair of rows that are alike, of which one is not
-    among the earlier. Rows of one value are with the first of them only, `equal`, as `other`.
-    found: what workers have compared already.
+    near: the file of `dedup.near` to write to: all pairs of rows that are alike, of which one is not among the earlier.
     """
     uid = np.asarray(uids).astype("S32", copy=False)
     known = None
     if earlier is not None:
         place = dict(zip(uid[: earlier.rows].tolist(), range(earlier.rows), strict=True))
         known = {**earlier.known, **({"rows": _places(place, earlier.known["rows"])} if earlier.known else {})}
-    found = found or _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, known)
-    edges = found.edges if near is None else _written(found.edges, uid, near)
+    found = _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, known)
+    aside = None if near is None else near.with_suffix(".found")
+    edges = found.edges if aside is None else pairs.noted(found.edges, uid, aside)
     least = np.zeros(len(uid), np.float32)
     if earlier is not None:
         codes = np.full(len(uid), -1, np.int64)
@@ -108,6 +103,10 @@ def grouped(
         least[members] = earlier.groups["similarity"].to_numpy()
         edges = _after(stars(codes), edges)
     label, similarity = unite(len(uid), edges)
+    if near is not None:
+        import pyarrow.dataset as pads  # it imports pandas, which most commands never need
+
+        pairs.write(pads.dataset(aside, pairs.FOUND, "parquet"), near)
     stored = {**found.known, "rows": uid[found.known["rows"]]} if found.known else {}
     return Grouped(_table(options.kind, uid, label, np.maximum(similarity, least), found.centroid), stored)
 
@@ -140,30 +139,3 @@ def _after(known: Edges, edges: Iterator[Edges]) -> Iterator[Edges]:
     # the groups are known, their similarities apart
     yield known._replace(similarity=np.zeros(len(known.i), np.float32))
     yield from edges
-
-
-def _written(edges: Iterator[Edges], uid: np.ndarray, near: Path) -> Iterator[Edges]:
-    """The same edges, written some blocks at a time; these in one order, since FAISS's answers have none.
-
-    In a row group of many pairs each uid stands once, and their order by rows makes the rest small.
-    """
-
-    def flush(waiting: list[Edges]) -> None:
-        i, j = (np.concatenate([getattr(block, side) for block in waiting]) for side in ("i", "j"))
-        equal = np.repeat([block.equal for block in waiting], [len(block.i) for block in waiting])
-        order = np.lexsort((j, i))
-        columns = [pa.array(uid[side[order]]).cast(pa.string()) for side in (j, i)]
-        writer.write_table(pa.table([*columns, equal[order]], schema=NEAR))
-
-    waiting: list[Edges] = []
-    pairs = 0
-    with pq.ParquetWriter(near, NEAR, compression="zstd", dictionary_pagesize_limit=64 << 20) as writer:
-        for block in edges:
-            waiting.append(block)
-            pairs += len(block.i)
-            if pairs >= _WRITTEN:
-                flush(waiting)
-                waiting, pairs = [], 0
-            yield block
-        if waiting:
-            flush(waiting)

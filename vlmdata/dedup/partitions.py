@@ -46,8 +46,8 @@ def train(read: Read, rows: int, k: int | None = None, seed: int = 0) -> Partiti
     Each cell has as many centroids as its share of the sample: where vectors crowd there are more partitions.
     """
     rng = np.random.default_rng(seed)
-    k = k or min(max(NEAREST, rows // PARTITION), _SAMPLE // _TRAINING)
-    chosen = np.sort(rng.choice(rows, min(rows, k * _TRAINING, max(k, _SAMPLE)), replace=False))
+    k = k or _count(rows)
+    chosen = _sample(rows, k, rng)
     sample = np.concatenate([whole(read(part)).astype(np.int16) for part in cut(chosen)])
     c = round(k**0.5)
     cells = _kmeans(
@@ -60,6 +60,19 @@ def train(read: Read, rows: int, k: int | None = None, seed: int = 0) -> Partiti
         if len(members):
             centroids.append(_kmeans(members, max(1, round(len(members) * k / len(sample))), rng))
     return Partitions(cells, np.concatenate(centroids))
+
+
+def sample(rows: int, seed: int = 0) -> np.ndarray:
+    """int64 [s], ascending: the places that `train` reads."""
+    return _sample(rows, _count(rows), np.random.default_rng(seed))
+
+
+def _count(rows: int) -> int:
+    return min(max(NEAREST, rows // PARTITION), _SAMPLE // _TRAINING)
+
+
+def _sample(rows: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    return np.sort(rng.choice(rows, min(rows, k * _TRAINING, max(k, _SAMPLE)), replace=False))
 
 
 def nearest(partitions: Partitions, blocks: Iterator[np.ndarray]) -> np.ndarray:

@@ -88,17 +88,25 @@ def _near(
     if len(hashes) <= brute_force:
         yield from _all_near(hashes, distance, fresh)
         return
-    bands, within = _bands(hashes, distance)
-    for place, band in enumerate(bands):
-        for a, b in _candidates(_bits(hashes, band), band.width, within, fresh):
-            apart = hashes[a] ^ hashes[b]
-            near = np.bitwise_count(apart) <= distance
-            a, b, apart = a[near], b[near], apart[near]
-            # a pair that an earlier band has found is not given again
-            new = np.ones(len(a), np.bool_)
-            for earlier in bands[:place]:
-                new &= np.bitwise_count(_bits(apart, earlier)) > within
-            yield a[new], b[new], np.bitwise_count(apart[new])
+    cut = bands(hashes, distance)
+    for place in range(len(cut.bands)):
+        yield from in_band(hashes, cut, place, distance, fresh)
+
+
+def in_band(
+    hashes: np.ndarray, cut: "Bands", place: int, distance: int, fresh: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The pairs of different hashes within the distance that one band finds and none before it, as places and their
+    distance; one at least is `fresh`, bool [n]."""
+    band = cut.bands[place]
+    for a, b in _candidates(bits(hashes, band), band.width, cut.within, fresh):
+        apart = hashes[a] ^ hashes[b]
+        near = np.bitwise_count(apart) <= distance
+        a, b, apart = a[near], b[near], apart[near]
+        new = np.ones(len(a), np.bool_)
+        for earlier in cut.bands[:place]:
+            new &= np.bitwise_count(bits(apart, earlier)) > cut.within
+        yield a[new], b[new], np.bitwise_count(apart[new])
 
 
 def _all_near(
@@ -120,34 +128,41 @@ def _all_near(
         yield a[once], found[once], differing[once].astype(np.int64)
 
 
-class _Band(NamedTuple):
+class Band(NamedTuple):
     """Some of a hash's bits: the lowest of them, and how many."""
 
     low: int
     width: int
 
 
-def _bands(hashes: np.ndarray, distance: int) -> tuple[list[_Band], int]:
-    """The bands for which the fewest look-ups and comparisons are to be expected of these hashes, and how many bits may
-    differ in one of them."""
+class Bands(NamedTuple):
+    """All bits of a hash, and how many may differ in one of the bands."""
+
+    bands: list[Band]
+    within: int
+
+
+def bands(hashes: np.ndarray, distance: int, times: float = 1) -> Bands:
+    """The bands for which the fewest look-ups and comparisons are to be expected of these hashes, or of so many `times`
+    as many of which these are a sample."""
     best, least = None, np.inf
     # from 3 bands on a band's 22 bits index a table that fits into memory
     for count in range(3, max(3, distance + 1) + 1):
-        bands = [_Band(low, high - low) for low, high in pairwise(64 * band // count for band in range(count + 1))]
+        cut = [Band(low, high - low) for low, high in pairwise(64 * band // count for band in range(count + 1))]
         within = distance // count
         cost = 0.0
-        for band in bands:
+        for band in cut:
             looked_up = sum(comb(band.width, flipped) for flipped in range(within + 1))
-            sizes = np.diff(_starts(_bits(hashes, band), band.width)).astype(np.float32)
+            sizes = np.diff(_starts(bits(hashes, band), band.width)).astype(np.float32) * times
             # half of the squares are pairs, and a comparison costs about two look-ups
-            cost += looked_up * (len(hashes) + float(sizes @ sizes))
+            cost += looked_up * (len(hashes) * times + float(sizes @ sizes))
         if cost < least:
-            best, least = (bands, within), cost
+            best, least = Bands(cut, within), cost
     assert best is not None
     return best
 
 
-def _bits(hashes: np.ndarray, band: _Band) -> np.ndarray:
+def bits(hashes: np.ndarray, band: Band) -> np.ndarray:
     """int32 [n]: a band's bits of each hash."""
     found = np.empty(len(hashes), np.int32)
     for start in range(0, len(hashes), _SLICE):

@@ -22,6 +22,7 @@ _PAIRS = 16_384  # whose cosine is computed at once
 _SLACK = 1e-4  # more than a float32 product's rounding
 _EQUAL = 1e-6  # a cosine this little below the threshold counts as equal to it: float32 vectors are not more exact
 
+KEY = np.dtype([("a", np.uint64), ("b", np.uint64)])
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -62,11 +63,6 @@ def compare(
         made = Partitions(known["cells"], known["centroids"]) if "cells" in known else None
         before = Index(known["rows"], known["keys"], known["near"], made)
         index, edges = added(vectors, earlier, before, options.similarity)
-    return told(vectors, index, edges)
-
-
-def told(vectors: np.ndarray, index: Index, edges: Iterator[Edges]) -> Compared:
-    """What `compare` gives, of edges found by an index."""
     stored = {name: array for name, array in index._asdict().items() if name != "partitions"}
     stored |= index.partitions._asdict() if index.partitions else {}
     return Compared(edges, stored, lambda rows: centrality(vectors, index, rows))
@@ -138,7 +134,13 @@ def centrality(vectors: np.ndarray, index: Index, rows: np.ndarray) -> np.ndarra
         total = sum(_whole(unit(vectors, index.rows[part])).sum(axis=0) for part in cut(np.arange(len(index.rows))))
         centroids, home = np.atleast_2d(total), np.zeros(len(rows), np.int64)
     else:
-        centroids, home = index.partitions.centroids.astype(np.float64), nearest(vectors, rows, index.partitions)[:, 0]
+        centroids, home = index.partitions.centroids, nearest(vectors, rows, index.partitions)[:, 0]
+    return to_centroid(vectors, rows, centroids, home)
+
+
+def to_centroid(vectors: np.ndarray, rows: np.ndarray, centroids: np.ndarray, home: np.ndarray) -> np.ndarray:
+    """float32 [len(rows)]: the cosine of rows to one of the centroids each, whose numbers are `home`."""
+    centroids = centroids.astype(np.float64)
     centroids = _whole(centroids / np.sqrt(np.square(centroids).sum(axis=1, keepdims=True)))
     found = np.empty(len(rows), np.float32)
     for part in cut(np.arange(len(rows))):
@@ -150,7 +152,7 @@ def centrality(vectors: np.ndarray, index: Index, rows: np.ndarray) -> np.ndarra
 def distinct(vectors: np.ndarray, earlier: int = 0, index: Index | None = None) -> tuple[Edges, np.ndarray, np.ndarray]:
     """Rows behind the `earlier` ones whose vector is new: edges from the first row of each vector to the others of it,
     which may be one of the index; int64 [m], the first row of each new vector, ascending; and their keys [m]."""
-    keys, rows = _keys(vectors, earlier)
+    keys, rows = keys_of(vectors, earlier)
     there = 0
     if index is not None:
         there = len(index.rows)
@@ -163,9 +165,9 @@ def distinct(vectors: np.ndarray, earlier: int = 0, index: Index | None = None) 
     return same, rows[fresh], keys[fresh]
 
 
-def _keys(vectors: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the usable rows from `start` on two 64-bit sums of the vector's bits, equal by chance in no data that was not
-    made for it; and the rows, int64."""
+def keys_of(vectors: np.ndarray, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Of the usable rows from `start` on, those that have a direction, KEY [m]: two sums of the vector's bits, equal by
+    chance in no data that was not made for it. And the rows, int64 [m]."""
     n, d = vectors.shape
     words = d * vectors.dtype.itemsize // 2
     factors = np.random.default_rng(0).integers(0, 2**63, (words, 2), np.uint64) * 2 + 1
@@ -177,7 +179,7 @@ def _keys(vectors: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
         bits = (block + block.dtype.type(0)).view(np.uint16).astype(np.uint64)
         keys.append((bits @ factors)[usable])
         rows.append(place + np.flatnonzero(usable))
-    return np.concatenate(keys).view([("a", np.uint64), ("b", np.uint64)]).ravel(), np.concatenate(rows)
+    return np.concatenate(keys).view(KEY).ravel(), np.concatenate(rows)
 
 
 def _edges(rows: np.ndarray, found: Iterator[Found]) -> Iterator[Edges]:

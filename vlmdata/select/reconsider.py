@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from vlmdata.catalog import parquet_sql
 from vlmdata.dataset import Dataset
-from vlmdata.dedup import NEAR_ENDING
+from vlmdata.dedup import near as alike
 from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.recipe import Recipe, signal_name
 from vlmdata.recipe_file import apply_setting
@@ -164,7 +164,7 @@ def _groups(
         duplicates.rank(connection, chosen)
     near = []
     for method, part in zip(snapshot["recipe"]["dedup"], parts, strict=True):
-        if pairs := [file["path"] for file in part["also"] if file["path"].endswith(NEAR_ENDING)]:
+        if pairs := [file["path"] for file in part["also"] if file["path"].endswith(alike.ENDING)]:
             _view(connection, dataset, f"near_{method['kind']}", pairs)
             near.append(method["kind"])
     return near

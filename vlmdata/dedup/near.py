@@ -1,0 +1,53 @@
+"""The pairs of rows that are alike as a file, for SemDeDup's rule: it asks more than which group a row is in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmdata.dedup.components import Edges
+from vlmdata.ingest import connect
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
+
+ENDING = ".near.parquet"  # of the file beside a part of `duplicates`
+SCHEMA = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
+# As they are found: `uid` at the place j, `other` at i, which is smaller; by these the file's rows stand.
+FOUND = pa.schema([("i", pa.int64()), ("j", pa.int64()), *SCHEMA])
+_WRITTEN = 1_000_000  # pairs in a row group
+
+
+def noted(edges: Iterator[Edges], uids: np.ndarray, path: Path, places: np.ndarray | None = None) -> Iterator[Edges]:
+    """The same edges, whose pairs are written to a Parquet file of FOUND. places: int64 [n], the rows' places among
+    all rows where they are not their own."""
+    with pq.ParquetWriter(path, FOUND, compression="zstd") as writer:
+        for block in edges:
+            sides = (block.i, block.j) if places is None else (places[block.i], places[block.j])
+            names = [pa.array(uids[side]).cast(pa.string()) for side in (block.j, block.i)]
+            equal = pa.array(np.full(len(block.i), block.equal))
+            writer.write_table(pa.table([*sides, *names, equal], schema=FOUND))
+            yield block
+
+
+def write(found: "pads.Dataset", target: Path) -> None:
+    """The file of all pairs. Rows of one value are with the first of them only, `equal`, as `other`.
+
+    In a row group of many pairs each uid stands once, and their order by rows makes the rest small; memory is bounded.
+    """
+    connection = connect(target.parent)
+    connection.register("found", found)
+    rows = connection.sql("SELECT uid, other, equal FROM found ORDER BY i, j").to_arrow_reader(_WRITTEN)
+    with pq.ParquetWriter(target, SCHEMA, compression="zstd", dictionary_pagesize_limit=64 << 20) as writer:
+        waiting = SCHEMA.empty_table()
+        for batch in rows:
+            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+            while waiting.num_rows >= _WRITTEN:
+                writer.write_table(waiting.slice(0, _WRITTEN).combine_chunks())
+                waiting = waiting.slice(_WRITTEN)
+        if waiting.num_rows:
+            writer.write_table(waiting.combine_chunks())
+    connection.close()
