@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-of-tests-")
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 # On a machine at its limit the server that a flow starts takes longer than 20 seconds.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -108,11 +110,26 @@ def prefect_server() -> str:
     return server.api_url
 
 
-def vlmdata(folder: Path, *arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
-    """The command line in `folder`. alone: a run starts its own server, as it does where nobody has set one up."""
+def prefect_home(folder: Path) -> Path:
+    """`.prefect` in `folder`, for a server of its own: its database is a copy of the worker's, as making one anew takes
+    ten seconds."""
+    prefect_server()
+    home = folder / ".prefect"
+    home.mkdir()
+    kept = Path(os.environ["PREFECT_HOME"], "prefect.db")
+    with (
+        contextlib.closing(sqlite3.connect(kept)) as one,
+        contextlib.closing(sqlite3.connect(home / kept.name)) as copy,
+    ):
+        one.backup(copy)
+    return home
+
+
+def vlmdata(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in `folder`."""
     command = [sys.executable, "-m", "vlmdata.cli", *arguments]
     environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect")}
-    if not alone and arguments[0] in ("run", "adopt", "compare"):
+    if arguments[0] in ("run", "adopt", "compare"):
         environment["PREFECT_API_URL"] = prefect_server()
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -24,6 +24,14 @@ def test_a_part_is_found_current_only_with_its_inputs(dataset):
     assert dataset.read_part(part, ["value"]).column_names == ["value"]
 
 
+def test_a_part_of_vectors_is_known_again_too(dataset):
+    vectors = pa.array([[1, 2], None], pa.list_(pa.float16(), 2))
+    part = dataset.write_part("embeddings_clip", "k", "1", pa.table({"uid": ["a", "b"], "vector": vectors}), {"a": "b"})
+    assert dataset.current_part("embeddings_clip", "k", "1", {"a": "b"}) == part
+    assert dataset.inputs(part) == {"a": "b"}
+    assert dataset.read_part(part)["vector"].to_pylist() == [[1, 2], None]
+
+
 def test_equal_rows_give_equal_bytes_however_they_are_chunked(dataset):
     chunked = pa.concat_tables([ROWS.slice(0, 1), ROWS.slice(1)])
     first = dataset.write_part("text", "k", "1", ROWS, {})

@@ -5,15 +5,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import forked
 import pyarrow.parquet as pq
 import pytest
-from conftest import HOSTILE, RECIPE, content, here, make_photos, prefect_server, vlmdata, write_recipe
+from conftest import HOSTILE, RECIPE, content, here, make_photos, prefect_home, prefect_server, vlmdata, write_recipe
 from made_warc import pack, response
 
 from vlmdata.dataset import Dataset
@@ -176,20 +175,20 @@ def test_a_run_killed_in_each_stage_goes_on_and_ends_with_the_same_bytes(made, t
     folder.mkdir()
     shutil.copytree(made / "photos", folder / "photos")
     recipe = write_recipe(folder)
-    command = [sys.executable, "-m", "vlmdata.cli", "run", str(recipe)]
-    environment = {**os.environ, "PREFECT_HOME": str(made / ".prefect")}
+    alone = {**os.environ, "PREFECT_HOME": str(prefect_home(folder))}
     # each run goes on where the one before was killed: at the first line of its stage, of whose parts some are done
     for stage in ("ingest", "download", "signals", "dedup", "judge", "shards", "train"):
-        if stage == "signals":  # the two before it had servers of their own, of which the second ended the first one's
-            environment["PREFECT_API_URL"] = prefect_server()
-        with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
-            for line in run.stderr:
+        # the first two have servers of their own, of which the second ends the first one's
+        environment = alone if stage in ("ingest", "download") else {**alone, "PREFECT_API_URL": prefect_server()}
+        with forked.command(folder, "run", str(recipe), environment=environment) as (run, told):
+            for line in told:
                 if line.startswith(stage):
-                    run.send_signal(signal.SIGKILL)
+                    os.kill(run.pid, signal.SIGKILL)
                     break
-        assert run.returncode == -signal.SIGKILL, f"{stage}: the run ended before it was killed"
-    again = vlmdata(folder, "run", str(recipe))
-    assert again.returncode == 0, again.stderr
+        assert run.exitcode == -signal.SIGKILL, f"{stage}: the run ended before it was killed"
+    with forked.command(folder, "run", str(recipe), environment=environment) as (run, told):
+        lines = told.readlines()
+    assert run.exitcode == 0, lines
     assert content(folder / "runs/it") == content(made / "runs/it")
 
 
@@ -256,9 +255,12 @@ def test_secrets_of_a_recipe_reach_its_hosts_and_neither_prefects_database_nor_t
         threading.Thread(target=server.serve_forever, daemon=True).start()
         path = f"http://127.0.0.1:{server.server_port}/a.warc.gz?token=LEAK"
         recipe = write_recipe(tmp_path, sources=[{"kind": "commoncrawl", "format": "warc", "paths": [path]}])
-        done = vlmdata(tmp_path, "run", str(recipe), "--stages", "ingest", alone=True)
+        environment = {**os.environ, "PREFECT_HOME": str(prefect_home(tmp_path))}
+        arguments = ("run", str(recipe), "--stages", "ingest")
+        with forked.command(tmp_path, *arguments, environment=environment) as (run, told):
+            lines = told.readlines()
         server.shutdown()
-    assert done.returncode == 0, done.stderr
+    assert run.exitcode == 0, lines
     assert Dataset(str(tmp_path / "runs/it")).tables_named("pairs")[0].rows == 1
     databases = {file: file.read_bytes() for file in (tmp_path / ".prefect").glob("prefect.db*")}
     assert any(b"/a.warc.gz" in content for content in databases.values())

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from datetime import datetime
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import content, here
+from conftest import content, here, prefect_server
 from hostile import serve
 from made_dataset import picture
 
@@ -22,7 +23,6 @@ from vlmdata import catalog, cli, ingest, layers, snapshot
 from vlmdata.dataset import Dataset
 from vlmdata.download.outage import Progress, Tally, struck
 from vlmdata.errors import InputError, OutageError
-from vlmdata.lock import end_orphans
 from vlmdata.parts import Table, part_name, table_folder
 from vlmdata.pipelines import download as download_stage
 from vlmdata.plan import make_plan
@@ -192,14 +192,15 @@ def killed(first, pictures, tmp_path_factory):
     layer = layers_of(folder)
     pictures.hold = 39
     command = [sys.executable, "-m", "vlmdata.cli", "run", "recipe.yaml", "--retry", "5xx,connect"]
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server()}
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=null, stdout=null) as process:
         assert pictures.reached.wait(120)
         process.send_signal(signal.SIGKILL)
         process.wait()
     pictures.hold = None
     pictures.free.set()
     assert process.returncode == -signal.SIGKILL
-    end_orphans(Dataset(str(folder / "runs/it")))  # Prefect's server, which the copies of this folder do not know
     assert layers_of(folder) == {*layer, 2}
     assert Dataset(str(folder / "runs/it")).latest()["number"] == 1
     return folder

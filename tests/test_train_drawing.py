@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import here
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -86,7 +87,7 @@ def test_a_word_gives_a_picture_of_its_colour(tmp_path: Path, language: str, sha
     assert done.returncode == 0, done.stderr
     blue, green, red = cv2.imread(str(tmp_path / "blue.png")).reshape(-1, 3).mean(0)
     assert blue > max(red, green) + 50
-    refused = subprocess.run([*command, str(tmp_path / "blue.exe")], capture_output=True, text=True, timeout=300)
+    refused = here(tmp_path, *command[3:], str(tmp_path / "blue.exe"))
     assert refused.returncode == 2
     assert "blue.exe" in refused.stderr
 

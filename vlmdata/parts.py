@@ -116,16 +116,19 @@ def write_parquet(rows: pa.Table, path: Path, metadata: dict[bytes, bytes] | Non
     """Parquet with settings that give the same bytes for the same rows."""
     # pyarrow 25 writes nulls in fixed-size lists, and then cannot read them as such; as plain lists it can.
     fixed = any(pa.types.is_fixed_size_list(column.type) for column in rows.schema)
-    pq.write_table(
-        rows.replace_schema_metadata(metadata).combine_chunks(),
+    plain = rows.replace_schema_metadata(None if fixed else metadata).combine_chunks()
+    with pq.ParquetWriter(
         path,
+        plain.schema,
         compression="zstd",
-        row_group_size=65_536,
         use_dictionary=True,
         store_schema=not fixed,
         write_statistics=True,
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(plain, row_group_size=65_536)
+        if fixed and metadata:  # which goes with the schema otherwise
+            writer.add_key_value_metadata(metadata)
 
 
 def part_from(data: dict[str, Any]) -> Part:

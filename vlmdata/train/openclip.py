@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlmdata.errors import InputError, first_line
 from vlmdata.recipe import ContrastiveJob
 from vlmdata.signals.openclip import refuse_code
-from vlmdata.train import text_towers
+from vlmdata.train import places, text_towers
 
 # Where SigLIP's training starts from (Zhai 2023, arXiv:2303.15343, section 3.2).
 SIGLIP = {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
@@ -82,7 +82,7 @@ def _create(
         return clip, open_clip.get_tokenizer(model), {"model_cfg": known | starts, "preprocess_cfg": preprocess}
     given: Any = known or model
     config: dict[str, Any] = given if "model_cfg" in given else {"model_cfg": given, "preprocess_cfg": {}}
-    config = config | {"model_cfg": text_towers.located(starts | config["model_cfg"], beside)}
+    config = config | {"model_cfg": places.located(starts | config["model_cfg"], beside)}
     refuse_code(config["model_cfg"], "jobs.train.model")
     text = dict(config["model_cfg"].get("text_cfg") or {})
     if folder is not None:  # an export has both in itself

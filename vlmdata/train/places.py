@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vlmdata.train import text_towers
-
 _PATHS = ("images", "texts", "conversations", "start")  # never a name on the hub
 _NAMES = ("pretrained", "tokenizer", "codebook", "vision", "language_model", "vae")  # a path, or a name of something
+_TEXT_TOWERS = ("hf_tokenizer_name", "hf_model_name")  # folders or names on the hub
 _WORDS = ("tiny", "small", "base", "lite", "smollm2")
 _PREFIXES = ("local-dir:", "open_clip:")
 
@@ -20,11 +19,20 @@ def absolute(options: dict[str, Any]) -> dict[str, Any]:
     found["mix"] = [{**other, "data": _path(other["data"])} for other in options.get("mix") or []]
     model = options.get("model")
     if isinstance(model, dict):
-        found["model"] = text_towers.located(model, Path())
+        found["model"] = located(model, Path())
     elif isinstance(model, str):  # open_clip's architectures are no folders, whatever lies here
         folder = options.get("objective") == "masked" or model.endswith(".json") or model.startswith(_PREFIXES)
         found["model"] = _name(model) if folder else model
     return found
+
+
+def located(model: dict[str, Any], beside: Path) -> dict[str, Any]:
+    """A model's configuration in which names of folders are absolute; relative ones are looked for in `beside`."""
+    text = model.get("text_cfg")
+    if not isinstance(text, dict):
+        return model
+    folders = {name: beside / str(text[name]) for name in _TEXT_TOWERS if text.get(name)}
+    return model | {"text_cfg": text | {n: str(path.absolute()) for n, path in folders.items() if path.is_dir()}}
 
 
 def _path(value: Any) -> Any:

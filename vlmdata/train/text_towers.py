@@ -10,17 +10,7 @@ import torch
 
 from vlmdata.errors import InputError, first_line
 
-NAMES = ("hf_tokenizer_name", "hf_model_name")
 _KINDS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
-
-
-def located(model: dict[str, Any], beside: Path) -> dict[str, Any]:
-    """A model's configuration in which names of folders are absolute; relative ones are looked for in `beside`."""
-    text = model.get("text_cfg")
-    if not isinstance(text, dict):
-        return model
-    folders = {name: beside / str(text[name]) for name in NAMES if text.get(name)}
-    return model | {"text_cfg": text | {n: str(path.absolute()) for n, path in folders.items() if path.is_dir()}}
 
 
 def tokenizer(text: dict[str, Any]) -> Any:
