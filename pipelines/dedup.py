@@ -32,6 +32,8 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
     `contamination`."""
     parts = []
     in_force = layers.in_force(dataset, tables["pairs"])
+    for left in (joined.FOLDER, joined.PAIRS):  # by a run that was killed
+        dataset.remove(left)
     for number, method in enumerate(plan.recipe.dedup):
         told = {"stage": "dedup", "done": number, "total": len(plan.recipe.dedup)}
         progress.info("dedup: %s", method.kind, extra=told)
@@ -96,7 +98,7 @@ def _by_workers(
     elif (
         isinstance(method, SemanticDedup)
         and table.rows > semantic.BRUTE_FORCE
-        and (elsewhere or _bytes(dataset, table) > IN_MEMORY)
+        and (elsewhere or 2 * table.rows * vectors.length(dataset, table) > IN_MEMORY)
     ):
         found = vectors.groups(dataset, runner, method, table, in_force, folder / _KNOWN)
         if found is None:
@@ -104,20 +106,10 @@ def _by_workers(
         groups, written = found
     else:
         return None
-    pairs = [File(**one.pairs) for one in written if one.pairs]
-    if pairs:
-        near.write(dataset.scan(pairs, near.FOUND), folder / _NEAR)
+    if method.groups == "semdedup":
+        near.write(dataset.scan([File(**one.pairs) for one in written if one.pairs], near.FOUND), folder / _NEAR)
         dataset.remove(joined.PAIRS)
     return groups
-
-
-def _bytes(dataset: Dataset, table: Table) -> int:
-    """How long the vectors of all parts are together, by the first of them."""
-    for part in table.parts:
-        found = dataset.read_part(part, ["vector"])["vector"].drop_null()
-        if len(found):
-            return table.rows * _values(found[:1]).nbytes
-    return 0
 
 
 def _gather(

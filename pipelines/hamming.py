@@ -8,7 +8,7 @@ to besides its own. See `dedup.perceptual` for the method.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from math import ceil, log2
+from math import comb
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from vlmdata.recipe import PerceptualDedup, Runner
 
 BUCKET = 200_000  # rows in a bucket, about
 _MIXED = np.uint64(0x9E3779B97F4A7C15)  # odd, so that different hashes stay so: Fibonacci hashing (Knuth 1973, 6.4)
+_MOST_DIGITS = 14  # 16,384 buckets a band
 _ROWS = pa.schema([("place", pa.int64()), ("uid", joined.UID), ("phash", pa.uint64())])
 
 
@@ -44,7 +45,7 @@ def groups(
         _, sample, rows = max(found, key=lambda one: one[2])
         hashes = scattered.read(dataset, sample, 0)["phash"].to_numpy()
         cut = perceptual.bands(hashes, options.distance, count / rows)
-        digits = min(max(0, ceil(log2(count / BUCKET))), *(band.width for band in cut.bands))
+        digits = _digits(cut, count)
         by_band = _ByBand(dataset.absolute, cut, digits)
         compare = _Compare(dataset.absolute, cut, digits, options.distance, buckets, pairs)
         results = shuffle(dataset, "bands", by_band, compare, [path for _, path, _ in found], runner)
@@ -63,7 +64,7 @@ class _ByHash:
         number, part, in_force = element
         dataset = Dataset(self.dataset)
         rows = layers.read_in_force(dataset, part, ["uid", "phash", "entropy"], in_force)
-        rows = rows.filter(rows["phash"].is_valid()).drop_null()
+        rows = rows.drop_null()
         rows = rows.filter(pa.array(perceptual.telling(rows["phash"].to_numpy(), rows["entropy"].to_numpy())))
         hashes = rows["phash"].to_numpy()
         uid = joined.binary(rows["uid"].to_numpy().astype("S32"))
@@ -110,24 +111,20 @@ class _ByBand:
     def __call__(self, path: str) -> list[tuple[int, str]]:
         dataset = Dataset(self.dataset)
         rows = scattered.read(dataset, path, 0)
-        hashes, place = rows["phash"].to_numpy(), np.arange(rows.num_rows)
-        flips = [
-            sum(1 << bit for bit in bits)
-            for count in range(self.cut.within + 1)
-            for bits in combinations(range(self.digits), count)
-        ]
+        hashes = rows["phash"].to_numpy()
+        flips = _flips(self.cut.within, self.digits)
         sent: list[int] = []
 
         def tables() -> Iterator[pa.Table]:
             for number, band in enumerate(self.cut.bands):
-                own = perceptual.bits(hashes, band).astype(np.int64) >> band.width - self.digits
-                copies = rows.take(pa.array(np.tile(place, len(flips))))
-                copies = copies.append_column("home", pa.array(np.repeat(np.array(flips) == 0, len(place))))
-                bucket = np.concatenate([own ^ flip for flip in flips])
-                for digits, some in enumerate(scattered.by_bucket(copies, bucket, 1 << self.digits)):
-                    if some.num_rows:
-                        sent.append((number << self.digits) + digits)
-                    yield some
+                digits = perceptual.bits(hashes, band) >> band.width - self.digits
+                own = scattered.by_bucket(rows, digits, 1 << self.digits)
+                for bucket in range(1 << self.digits):
+                    came = [own[bucket ^ flip] for flip in flips]
+                    home = np.repeat(np.array(flips) == 0, [some.num_rows for some in came])
+                    if len(home):
+                        sent.append((number << self.digits) + bucket)
+                    yield pa.concat_tables(came).append_column("home", pa.array(home))
 
         path = path.replace("/distinct-", "/bands-")
         scattered.write(dataset, path, tables(), _ROWS.append(pa.field("home", pa.bool_())))
@@ -160,3 +157,20 @@ class _Compare:
             once = home[smaller]
             i, j = np.minimum(a, b)[once].astype(np.int64), np.maximum(a, b)[once].astype(np.int64)
             yield Edges(i, j, (1 - differing[once] / 64).astype(np.float32))
+
+
+def _digits(cut: Bands, rows: int) -> int:
+    """How many of a band's bits name a bucket, so that it has about BUCKET rows, those that visit it too.
+
+    Where many bits of a band may differ, most buckets are visited by most rows: then the fewest rows that can be had.
+    """
+    most = min(_MOST_DIGITS, *(band.width for band in cut.bands))
+    sizes = [
+        rows * sum(comb(digits, count) for count in range(cut.within + 1)) / 2**digits for digits in range(most + 1)
+    ]
+    return next((digits for digits, size in enumerate(sizes) if size <= BUCKET), int(np.argmin(sizes)))
+
+
+def _flips(within: int, digits: int) -> list[int]:
+    """The numbers of `digits` bits of which so many at most are set, 0 first."""
+    return [sum(1 << bit for bit in bits) for count in range(within + 1) for bits in combinations(range(digits), count)]

@@ -8,6 +8,7 @@ partitions, to a sample of bounded size. Parts travel in pieces of some ten thou
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def groups(
     pieces = _pieces(table, in_force)
     buckets, pairs = max(1, table.rows // KEYS), options.groups == "semdedup"
     told = dataset.absolute, buckets
-    length = next((found for piece in pieces if (found := _read(dataset, piece)[1].shape[1])), 0)
-    found = shuffle(dataset, "vectors", _ByKey(*told, length), _Distinct(*told, len(pieces), pairs), pieces, runner)
+    dimensions = length(dataset, table)
+    found = shuffle(dataset, "vectors", _ByKey(*told, dimensions), _Distinct(*told, len(pieces), pairs), pieces, runner)
     written, files = [Written(*one) for one, _, _ in found], tuple(path for _, path, _ in found)
     counts = np.array([counts for *_, counts in found], np.int64).reshape(len(found), len(pieces)).sum(axis=0)
     count = int(counts.sum())
@@ -75,12 +76,21 @@ def groups(
         dataset.commit(folder / "partitions.npz", _PARTITIONS)
     number = len(made.centroids)
     homes = max(1, min(number, count // BUCKET))
-    scatter = _ByPartition(*told, homes, files, length)
+    scatter = _ByPartition(*told, homes, files, dimensions)
     compare = _Compare(*told, homes, number, options.similarity, pairs)
     written += [Written(*one) for one in shuffle(dataset, "compare", scatter, compare, pieces, runner)]
     _write_known(dataset, [_known(piece) for piece in pieces], count, made, known)
     central = [joined.central(str(piece.number)) for piece in pieces]
     return joined.groups(dataset, runner, options.kind, [one.joined for one in written], buckets, central), written
+
+
+def length(dataset: Dataset, table: Table) -> int:
+    """How long the first vector of some embeddings is, 0 where there is none."""
+    for part in table.parts:
+        found = dataset.read_part(part, ["vector"])["vector"].drop_null()
+        if len(found):
+            return len(found[0])
+    return 0
 
 
 @dataclass(frozen=True)
@@ -181,10 +191,13 @@ class _ByPartition:
         scattered.write(dataset, _known(piece), [known], known.schema)
         sent = known.select(["place", "uid", "near"]).append_column("vector", _lists(vectors[local]))
         bucket = near.astype(np.int64) * self.homes // len(made.centroids)
-        mine = [(bucket == number).any(axis=1) for number in range(self.homes)]
+        place = np.arange(len(bucket))[:, None]
+        pairs = np.unique(bucket * len(bucket) + place)  # of a bucket and a row, each once
+        bounds = np.searchsorted(pairs, np.arange(self.homes + 1) * len(bucket))
+        mine = [pairs[start:stop] - number * len(bucket) for number, (start, stop) in enumerate(pairwise(bounds))]
         path = f"{joined.FOLDER}/near-{piece.number}.arrow"
-        scattered.write(dataset, path, (sent.filter(pa.array(some)) for some in mine), sent.schema)
-        return [(number, path) for number, some in enumerate(mine) if some.any()]
+        scattered.write(dataset, path, (sent.take(pa.array(some)) for some in mine), sent.schema)
+        return [(number, path) for number, some in enumerate(mine) if len(some)]
 
 
 @dataclass(frozen=True)

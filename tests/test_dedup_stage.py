@@ -226,3 +226,26 @@ def test_of_a_part_that_cannot_be_read_there_are_no_groups(tmp_path: Path) -> No
     Path(dataset.path(tables["images"].parts[1].path)).unlink()
     with pytest.raises(VlmdataError, match=r"0000001\.parquet"):
         equal.groups(dataset, Runner(workers=2), METHODS[0], tables["images"], {})
+
+
+@pytest.mark.parametrize("hashes_there", [True, False])
+def test_workers_write_the_pairs_of_no_pair_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes_there: bool
+) -> None:
+    some = rows(40, 1)
+    if not hashes_there:
+        nothing = pa.nulls(40, pa.uint64())
+        some["image"] = some["image"].set_column(1, "phash", nothing)
+    some["image"] = some["image"].slice(1, 1) if hashes_there else some["image"]
+    dataset, tables = written(tmp_path, [some, rows(0, 2)])
+    asked = plan()
+    asked.recipe.dedup = [PerceptualDedup(kind="perceptual", groups="semdedup")]
+    (one,) = stage.run(asked, dataset, tables).parts
+    want = bytes_of(dataset, one)
+    assert len(want) == 2
+    monkeypatch.setattr(perceptual, "BRUTE_FORCE", 0)
+    asked.recipe.runner = Runner(kind="dask")
+    for module in (stage.hamming, stage.joined):
+        monkeypatch.setattr(module, "shuffle", lambda *told: shuffle(*told[:-1], Runner()))
+    (found,) = stage.run(asked, dataset, tables).parts
+    assert bytes_of(dataset, found) == want

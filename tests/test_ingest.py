@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import tarfile
 
 import pyarrow as pa
@@ -101,17 +102,14 @@ def test_a_pair_whose_rows_come_in_several_batches_is_one(size):
     ]
 
 
-def test_duckdb_may_have_more_memory_for_more_rows_up_to_its_bound(tmp_path):
+def test_duckdb_has_no_more_threads_than_its_memory_is_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
     limits = []
-    for needs in (
-        {"each": 100},
-        {"each": 100, "rows": 1_000_000},
-        {"each": 100, "rows": 10**9},
-        {"least": ingest.MOST},
-    ):
-        with ingest.connect(tmp_path, **{"least": 128_000_000, **needs}) as connection:
-            limits.append(connection.sql("SELECT current_setting('memory_limit')").fetchall()[0][0])
-    assert limits == ["122.0 MiB", "217.4 MiB", "1.8 GiB", "1.8 GiB"]
+    for limit in (128_000_000, 1_000_000_000, 10**12):
+        with ingest.connect(tmp_path, limit) as connection:
+            settings = "SELECT current_setting('memory_limit'), current_setting('threads')"
+            limits.append(connection.sql(settings).fetchall()[0])
+    assert limits == [("122.0 MiB", 2), ("953.6 MiB", 3), ("1.8 GiB", 7)]
 
 
 def test_parts_do_not_depend_on_the_order_of_finding(dataset):

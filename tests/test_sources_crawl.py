@@ -113,6 +113,23 @@ def test_what_is_no_page_makes_no_other_page_be_asked_for_twice(
     assert set(site.pages) < set(asked)
 
 
+def test_a_large_page_behind_an_answer_that_is_no_page_is_read(
+    web: Callable[[dict[str, Any]], Web], tmp_path: Path
+) -> None:
+    large = "<img src=1.png alt='a large page'>" + "<p>" + " " * 100_000
+    site = web({"/": "<a href=/moved></a><a href=/late></a>", "/large": large})
+    site.pages["/moved"] = (301, {"Location": "/large", "Content-Type": "text/plain"}, "there")
+    site.pages["/late"] = (500, {"Content-Type": "application/json"}, "{}")
+
+    def answered(path: str) -> None:
+        if path == "/late":
+            site.pages["/late"] = (200, {}, large.replace("1.png", "2.png"))
+
+    site.answered = answered
+    rows = crawl(tmp_path, f"{site.url}/", agent="vlmdata", contact="https://example.org/bot", delay=0)
+    assert sorted(row["url"] for row in rows) == [f"{site.url}/1.png", f"{site.url}/2.png"]
+
+
 def test_a_site_is_read_politely_and_only_within_its_host(
     web: Callable[[dict[str, Any]], Web], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,8 +39,7 @@ FOUND = pa.schema([f for f in _PAIRS if f.name not in ("captions", "occurrences"
 _PART_ROWS = 100_000
 BATCH = 65_536  # rows that DuckDB gives at once
 MOST = 2_000_000_000  # bytes that DuckDB may hold
-# Of sorting only the heads of what was spilled stay: four million rows cost no more each than a million.
-_TO_SORT: dict[str, int] = {"least": 256_000_000, "each": 2}
+_OF_A_THREAD = 256_000_000  # bytes: rows of 2 kB
 _NOTHING = pa.schema([])
 
 
@@ -136,9 +136,8 @@ def record(
     """
     layer = earlier.layer + 1 if earlier else FIRST_LAYER
     schema = pa.schema([field for field in raw_schema(source) if field.name != "crawled_at"])
-    count = pq.read_metadata(raw).num_rows if isinstance(raw, Path) else sum(part.rows for part in raw)
     with dataset.spool() as folder:
-        connection = connect(folder, **_TO_SORT, rows=count)
+        connection = connect(folder)
         if isinstance(raw, Path):
             connection.execute(f"CREATE VIEW yielded AS FROM read_parquet({literal(no_glob(str(raw)))})")
         else:
@@ -183,7 +182,7 @@ def unite(
     if brings:
         tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
     with dataset.spool() as folder:
-        connection = connect(folder, **_TO_SORT, rows=sum(table.rows for table in found))
+        connection = connect(folder)
         united = united_pairs(connection, dataset, [list(table.parts) for table in found], brings, limit)
         parts = write_parts(dataset, tables, key, united, rows, together="url")
         connection.close()
@@ -301,14 +300,17 @@ def with_uid(batch: pa.RecordBatch, schema: pa.Schema, refused: forgotten.Forgot
     return bury(rows, gone)
 
 
-def connect(folder: Path, least: int = MOST, each: int = 0, rows: int = 0) -> duckdb.DuckDBPyConnection:
-    """DuckDB that spills to `folder`, so that memory does not grow with the dataset: MOST at most.
-
-    least, each: bytes that it needs for what it is to do, and for each of so many rows what cannot spill.
-    """
-    limit = min(MOST, least + each * rows)
-    spill = str(folder / "spill")
-    return duckdb.connect(":memory:", config={"temp_directory": spill, "memory_limit": f"{limit}B"})
+def connect(folder: Path, limit: int = MOST) -> duckdb.DuckDBPyConnection:
+    """DuckDB that spills to `folder`, so that memory does not grow with the dataset; limit: bytes, MOST at most."""
+    limit = min(MOST, limit)
+    # What is sorted comes to every thread in blocks of 122,880 rows, which cannot spill while they are worked on.
+    threads = min(os.cpu_count() or 1, max(2, limit // _OF_A_THREAD))
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": str(folder / "spill"),
+        "memory_limit": f"{limit}B",
+        "threads": threads,
+    }
+    return duckdb.connect(":memory:", config=config)
 
 
 def write_parts(

@@ -40,7 +40,7 @@ def left(dataset: Dataset) -> Iterator[Difference]:
     for path in [*dataset.files("images"), *dataset.files("snapshots")]:
         if path.endswith(".tar"):
             yield from ((path, _NOTHING, found) for found in _tar(dataset, path, forgotten))
-    for folder in ("work", "work_shards", "work_download"):
+    for folder in ("work", "work_shards", "work_download", "work_joined", "work_pairs"):
         if dataset.files(folder):
             yield folder, _NOTHING, "left by a killed run: `vlmdata run` removes it"
     for unfinished in sorted(dataset.kept_folder("reading").glob("*")):

@@ -49,7 +49,7 @@ def settle(
     settled: takes what later pairs are judged by (see `append`).
     Returns the verdicts, part by part in the order of the rows; the funnel; and how many samples each split has.
     """
-    connection = connect(spill, least=128_000_000, each=100, rows=sum(sizes))  # what is updated cannot spill
+    connection = connect(spill, 128_000_000 + 100 * sum(sizes))  # what is updated cannot spill
     connection.register("judged", judged)
     connection.execute(
         "CREATE TABLE verdict AS SELECT row_number() OVER () AS place, * "

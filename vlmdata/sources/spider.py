@@ -148,6 +148,8 @@ class PageSpider(scrapy.Spider):
     def on_headers(self, headers: Any, request: scrapy.Request, **_: Any) -> None:
         if "probe" in request.meta:
             raise StopDownload(fail=False)
+        if request.meta.pop("not_html", False):  # of the answer before, which led here
+            del request.meta["download_maxsize"]
         kind = (headers.get("Content-Type") or b"text/html").lower()
         if b"html" not in kind and "page" in request.meta and not request.meta["page"].sitemap:
             # Not StopDownload: where the body's end came with the head, Twisted gives the connection that it closes to
