@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset
-from vlmdata.dedup import near, perceptual, semantic
+from vlmdata.dedup import alike, perceptual, semantic
 from vlmdata.errors import DataError
 from vlmdata.parts import File, Table, noted, part_name, table_folder
 from vlmdata.pipelines import decontaminate, equal, hamming, joined, vectors
@@ -53,7 +53,7 @@ def run(plan: Plan, dataset: Dataset, tables: dict[str, Table]) -> Table:
             beside = f"{table_folder('duplicates', key)}/{name}"
             also = [
                 dataset.commit(folder / made, f"{beside}{ending}")
-                for made, ending in ((_NEAR, near.ENDING), (_KNOWN, ".known.npz"))
+                for made, ending in ((_NEAR, alike.ENDING), (_KNOWN, ".known.npz"))
                 if (folder / made).exists()
             ]
         parts.append(dataset.write_part("duplicates", key, name, groups, {}, tuple(also)))
@@ -71,8 +71,8 @@ def _in_one_process(
     dataset: Dataset, method: Dedup, table: Table, in_force: Mapping[str, pa.BooleanArray], folder: Path
 ) -> pa.Table:
     values = _gather(dataset, method, table, ["uid", *dedup.reads(method)[1]], in_force, folder)
-    near_file = folder / _NEAR if getattr(method, "groups", "") == "semdedup" else None
-    found = dedup.grouped(method, values.pop("uid"), values, near=near_file)
+    near = folder / _NEAR if getattr(method, "groups", "") == "semdedup" else None
+    found = dedup.grouped(method, values.pop("uid"), values, near=near)
     if found.known:
         arrays: Any = found.known
         np.savez(folder / _KNOWN, **arrays)
@@ -107,7 +107,7 @@ def _by_workers(
     else:
         return None
     if method.groups == "semdedup":
-        near.write(dataset.scan([File(**one.pairs) for one in written if one.pairs], near.FOUND), folder / _NEAR)
+        alike.write(dataset.scan([File(**one.pairs) for one in written if one.pairs], alike.FOUND), folder / _NEAR)
         dataset.remove(joined.PAIRS)
     return groups
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata.dataset import Dataset
-from vlmdata.dedup import near
+from vlmdata.dedup import alike
 from vlmdata.dedup.components import Edges, unite
 from vlmdata.parts import part_from
 from vlmdata.pipelines import scattered
@@ -33,7 +33,7 @@ _CENTRAL = pa.schema([("uid", UID), ("similarity", pa.float32())])
 
 
 class Written(NamedTuple):
-    """joined: the path of what edges join, for `groups`. pairs: the file of `near.FOUND`, as a dict, or None."""
+    """joined: the path of what edges join, for `groups`. pairs: the file of `alike.FOUND`, as a dict, or None."""
 
     joined: str
     pairs: dict[str, Any] | None
@@ -57,7 +57,7 @@ def write(
         label, similarity = unite(len(rows), edges)
     else:
         with dataset.spool() as folder:
-            label, similarity = unite(len(rows), near.noted(edges, rows, folder / "pairs", places))
+            label, similarity = unite(len(rows), alike.noted(edges, rows, folder / "pairs", places))
             pairs = asdict(dataset.commit(folder / "pairs", f"{PAIRS}/{name}.parquet"))
     member = np.flatnonzero(similarity > 0)
     uid, other = rows[member], rows[label[member]]
@@ -85,11 +85,11 @@ def central(name: str) -> str:
 
 
 def groups(
-    dataset: Dataset, runner: Runner, kind: str, joined: list[str], buckets: int, central: list[str] | None = None
+    dataset: Dataset, runner: Runner, kind: str, joined: list[str], buckets: int, centralities: list[str] | None = None
 ) -> pa.Table:
     """The `duplicates` table of a method, by (dup_group, uid), as `dedup.groups` gives it.
 
-    joined, central: the files that `write` and `write_central` have made for so many buckets.
+    joined, centralities: the files that `write` and `write_central` have made for so many buckets.
     """
     told = dataset.absolute, buckets
     files, turn = joined, 0
@@ -99,7 +99,7 @@ def groups(
             break
         files = _everywhere(dataset, runner, "stars", _Smaller(*told, turn), [path for path, _ in found], buckets)
         turn += 1
-    finish = _Finish(dataset.absolute, kind, tuple(joined), None if central is None else tuple(central))
+    finish = _Finish(dataset.absolute, kind, tuple(joined), None if centralities is None else tuple(centralities))
     parts = _everywhere(dataset, runner, "groups", finish, files, buckets)
     tables = [dataset.read_part(part_from(part)) for part in parts]
     dataset.remove("tables/joined")
@@ -178,7 +178,7 @@ class _Finish:
     dataset: str
     kind: str
     joined: tuple[str, ...]
-    central: tuple[str, ...] | None
+    centralities: tuple[str, ...] | None
 
     def __call__(self, element: tuple[int, list[str]]) -> dict[str, Any]:
         bucket, paths = element
@@ -197,9 +197,9 @@ class _Finish:
             "similarity": similarity,
             "centroid_similarity": pa.nulls(len(member), pa.float32()),
         }
-        if self.central is not None:
+        if self.centralities is not None:
             found = np.zeros(len(member), np.float32)
-            for path in self.central:
+            for path in self.centralities:
                 rows = scattered.read(dataset, path, bucket)
                 place, mine = _places(member, uids(rows["uid"]))
                 found[place] = rows["similarity"].to_numpy()[mine]
@@ -239,8 +239,8 @@ def _smallest(uid: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return first, np.repeat(np.minimum(uid[first], other[first]), counts)
 
 
-def _places(of: np.ndarray, uids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _places(of: np.ndarray, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where some uids stand in `of`, which is in order, and which of them do."""
-    place = np.searchsorted(of, uids)
-    there = np.flatnonzero(of[np.minimum(place, len(of) - 1)] == uids) if len(of) else np.zeros(0, np.int64)
+    place = np.searchsorted(of, some)
+    there = np.flatnonzero(of[np.minimum(place, len(of) - 1)] == some) if len(of) else np.zeros(0, np.int64)
     return place[there], there

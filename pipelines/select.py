@@ -12,7 +12,7 @@ import pyarrow as pa
 from vlmdata import layers
 from vlmdata.catalog import beside, has_scalars, wide_part
 from vlmdata.dataset import Dataset
-from vlmdata.dedup import near as alike
+from vlmdata.dedup import alike
 from vlmdata.download import lists, optout
 from vlmdata.ingest import connect
 from vlmdata.parts import Part, Table, noted, part_from, part_name, snapshot_folder

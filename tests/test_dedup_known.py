@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_dedup_semantic import clustered
 
 from vlmdata import dedup, recipe
-from vlmdata.dedup import near, partitions, perceptual, semantic
+from vlmdata.dedup import alike, partitions, perceptual, semantic
 
 EXACT = recipe.ExactDedup(kind="exact")
 PERCEPTUAL = recipe.PerceptualDedup(kind="perceptual")
@@ -100,12 +100,12 @@ def test_a_large_set_grows_by_its_partitions(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_pairs_of_a_crowd_are_a_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "_WRITTEN", 50_000)
+    monkeypatch.setattr(alike, "_WRITTEN", 50_000)
     draw = np.random.default_rng(0)
     vectors = (draw.standard_normal(8) + 0.01 * draw.standard_normal((400, 8))).astype(np.float16)
     names = uids(400)
     dedup.grouped(SEMANTIC, names, {"vector": vectors}, near=tmp_path / "near.parquet")
-    pairs = pq.read_table(tmp_path / "near.parquet", schema=near.SCHEMA)
+    pairs = pq.read_table(tmp_path / "near.parquet", schema=alike.SCHEMA)
     found = {frozenset(pair) for pair in zip(pairs["uid"].to_pylist(), pairs["other"].to_pylist(), strict=True)}
     assert len(pairs) == len(found) == 400 * 399 // 2
     assert not any(pairs["equal"].to_pylist())
@@ -118,12 +118,12 @@ def test_what_is_known_goes_through_a_file_and_the_pairs_written_are_the_new_one
     vectors[20] = vectors[0] * 2
     names = uids(40)
     first = dedup.grouped(SEMANTIC, names[:25], {"vector": vectors[:25]}, near=tmp_path / "first.parquet")
-    assert pq.read_table(tmp_path / "first.parquet", schema=near.SCHEMA).num_rows == 1
+    assert pq.read_table(tmp_path / "first.parquet", schema=alike.SCHEMA).num_rows == 1
     np.savez(tmp_path / "known.npz", **first.known)
     with np.load(tmp_path / "known.npz", allow_pickle=False) as known:
         earlier = dedup.Earlier(25, first.table, dict(known))
     dedup.grouped(SEMANTIC, names, {"vector": vectors}, earlier, tmp_path / "second.parquet")
-    pairs = pq.read_table(tmp_path / "second.parquet", schema=near.SCHEMA).to_pylist()
+    pairs = pq.read_table(tmp_path / "second.parquet", schema=alike.SCHEMA).to_pylist()
     assert sum(pair["equal"] for pair in pairs) == 10
     told = {frozenset((pair["uid"].encode(), pair["other"].encode())) for pair in pairs}
     assert told >= {frozenset((names[row], names[row - 30])) for row in range(30, 40)}

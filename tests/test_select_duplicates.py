@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmdata import dedup
-from vlmdata.dedup import near as near_file
-from vlmdata.dedup import semantic
+from vlmdata.dedup import alike, semantic
 from vlmdata.errors import InputError
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Recipe, SemanticDedup, Shards
@@ -39,7 +38,7 @@ def kept(
     near = folder / "near.parquet"
     options = SemanticDedup(kind="semantic", similarity=SIMILARITY)
     table = dedup.grouped(options, pa.array(uid), {"vector": vectors}, near=near).table
-    pairs = {"semantic": pads.dataset(str(near), near_file.SCHEMA)} if groups == "semdedup" else {}
+    pairs = {"semantic": pads.dataset(str(near), alike.SCHEMA)} if groups == "semdedup" else {}
     judged = pads.dataset(judge_part(rows, choice))
     verdicts, _, _ = settle(judged, pads.dataset(table), [n], choice, Shards(), folder, near=pairs)
     return [row for row, stays in enumerate(next(verdicts)["kept"].to_pylist()) if stays]
@@ -139,9 +138,9 @@ def test_the_file_of_groups_says_where_each_member_stands(tmp_path):
     choice = Choice({}, frozenset(), ("exact",), tuple(check_order("select.survivor", "width desc", COLUMNS)))
     group = pa.array([uid[0]] * 4)
     table = pa.table({"uid": [uid[3], uid[0], uid[2], uid[1]], "dup_method": ["exact"] * 4, "dup_group": group})
-    judged, alike = pads.dataset(judge_part(rows, choice)), pads.dataset(table)
+    judged, grouped = pads.dataset(judge_part(rows, choice)), pads.dataset(table)
     path = tmp_path / "grouped.parquet"
-    settle(judged, alike, sizes, choice, Shards(), tmp_path, grouped=path)
+    settle(judged, grouped, sizes, choice, Shards(), tmp_path, grouped=path)
     found = pq.read_table(path).to_pylist()
     assert [(row["part"], row["row"], row["uid"], row["rank"]) for row in found] == [
         (0, 1, uid[1], 1),

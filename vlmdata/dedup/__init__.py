@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import recipe
-from vlmdata.dedup import decontaminate, exact, perceptual, pixels, semantic, url
-from vlmdata.dedup import near as pairs
+from vlmdata.dedup import alike, decontaminate, exact, perceptual, pixels, semantic, url
 from vlmdata.dedup.components import Edges, stars, unite
 from vlmdata.schemas import conform, table_schema
 
@@ -85,7 +84,7 @@ def grouped(
     """As `groups`, with what a later call takes as `earlier`: then only what the rows behind bring is
     looked for, and the outcome is that of all rows at once (of the semantic method by the partitions that there are).
 
-    near: the file of `dedup.near` to write to: all pairs of rows that are alike, of which one is not among the earlier.
+    near: the file of `dedup.alike` to write to: all pairs of rows that are alike, one of them not among the earlier.
     """
     uid = np.asarray(uids).astype("S32", copy=False)
     known = None
@@ -94,7 +93,7 @@ def grouped(
         known = {**earlier.known, **({"rows": _places(place, earlier.known["rows"])} if earlier.known else {})}
     found = _METHODS[options.kind].compare(options, values, earlier.rows if earlier else 0, known)
     aside = None if near is None else near.with_suffix(".found")
-    edges = found.edges if aside is None else pairs.noted(found.edges, uid, aside)
+    edges = found.edges if aside is None else alike.noted(found.edges, uid, aside)
     least = np.zeros(len(uid), np.float32)
     if earlier is not None:
         codes = np.full(len(uid), -1, np.int64)
@@ -106,7 +105,7 @@ def grouped(
     if near is not None:
         import pyarrow.dataset as pads  # it imports pandas, which most commands never need
 
-        pairs.write(pads.dataset(aside, pairs.FOUND, "parquet"), near)
+        alike.write(pads.dataset(aside, alike.FOUND, "parquet"), near)
     stored = {**found.known, "rows": uid[found.known["rows"]]} if found.known else {}
     return Grouped(_table(options.kind, uid, label, np.maximum(similarity, least), found.centroid), stored)
 

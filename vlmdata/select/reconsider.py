@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from vlmdata.catalog import parquet_sql
 from vlmdata.dataset import Dataset
-from vlmdata.dedup import near as alike
+from vlmdata.dedup import alike
 from vlmdata.errors import DataError, InputError, first_line
 from vlmdata.recipe import Recipe, signal_name
 from vlmdata.recipe_file import apply_setting
