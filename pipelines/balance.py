@@ -41,10 +41,8 @@ class _Grams:
     def __call__(self, element: _Element) -> list[tuple[int, str]]:
         dataset = Dataset(self.dataset)
         grams = entries.count_grams(entries.normalise(_left(dataset, element, "caption")))
-        tables = scattered.by_bucket(grams, entries.bucket_of(grams, self.buckets), self.buckets)
         path = f"{_GRAMS}/{element[0].name}.arrow"
-        scattered.write(dataset, path, tables, entries.GRAMS)
-        return [(number, path) for number, table in enumerate(tables) if table.num_rows]
+        return scattered.send(dataset, path, grams, entries.bucket_of(grams, self.buckets), self.buckets)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,6 @@ def _by_workers(
     """None where one process is to do it: on the in-process runner, and where rows are so few that all are compared
     with all."""
     elsewhere = runner.kind != "direct"
-    written: list[joined.Written] = []
     if elsewhere and isinstance(method, equal.METHODS):
         return equal.groups(dataset, runner, method, table, in_force)
     if elsewhere and isinstance(method, PerceptualDedup) and table.rows > perceptual.BRUTE_FORCE:
@@ -152,8 +151,7 @@ def _gather(
 def _values(column: pa.ChunkedArray) -> np.ndarray:
     """[n] numbers or, of texts of one length, bytes (S32, S64); of vectors [n, d]."""
     if pa.types.is_nested(column.type):
-        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(column), -1 if len(column) else 1)
+        return vectors.array(column)
     if pa.types.is_string(column.type):
         return column.to_numpy().astype(np.bytes_)
     return column.to_numpy()

@@ -65,10 +65,14 @@ def groups(
     elements = [(part, in_force.get(part.name)) for part in table.parts]
     scatter, group = _Scatter(dataset.absolute, method, buckets), _Group(dataset.absolute, method)
     results = shuffle(dataset, "equal", scatter, group, elements, runner)
-    found = [dataset.read_part(part_from(result)) for result in results]
-    dataset.remove("tables/equal")
-    schema = table_schema("duplicates")
-    every = pa.concat_tables(found) if found else schema.empty_table()
+    return collected(dataset, "equal", results)
+
+
+def collected(dataset: Dataset, table: str, parts: list[dict[str, Any]]) -> pa.Table:
+    """The rows of `duplicates` that buckets have written to parts of a table, which goes, by (dup_group, uid)."""
+    found = [dataset.read_part(part_from(part)) for part in parts]
+    dataset.remove(f"tables/{table}")
+    every = pa.concat_tables(found) if found else table_schema("duplicates").empty_table()
     return every.sort_by([("dup_group", "ascending"), ("uid", "ascending")])
 
 
@@ -76,7 +80,7 @@ def bucket_of(values: np.ndarray, buckets: int) -> np.ndarray:
     """int64 [n]: for each of n hex numbers (bytes of 8 digits or more) the bucket that its first 8 digits lead to."""
     digits = values.view(np.uint8).reshape(len(values), values.itemsize)[:, :8].astype(np.int64)
     number = np.where(digits >= ord("a"), digits - ord("a") + 10, digits - ord("0")) @ (16 ** np.arange(7, -1, -1))
-    return number * buckets >> 32
+    return scattered.share(number, buckets)
 
 
 def _encoded(rows: pa.Table) -> bytes:

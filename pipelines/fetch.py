@@ -199,8 +199,7 @@ class Scattered:
         if dataset.exists(_scattered(pairs.name)):
             return
         rows = dataset.read_part(pairs)
-        tables = scattered.by_bucket(rows, buckets(rows["url"], self.of), self.of)
-        scattered.write(dataset, _scattered(pairs.name), tables, rows.schema)
+        scattered.send(dataset, _scattered(pairs.name), rows, buckets(rows["url"], self.of), self.of)
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,8 @@ class _ByHash:
         hashes = rows["phash"].to_numpy()
         uid = joined.binary(rows["uid"].to_numpy().astype("S32"))
         sent = pa.table([(number << 32) + np.arange(rows.num_rows), uid, hashes], schema=_ROWS)
-        bucket = (hashes * _MIXED >> np.uint64(32)) * np.uint64(self.buckets) >> np.uint64(32)
-        tables = scattered.by_bucket(sent, bucket.astype(np.int64), self.buckets)
-        path = f"{joined.FOLDER}/hashes-{number}.arrow"
-        scattered.write(dataset, path, tables, _ROWS)
-        return [(place, path) for place, some in enumerate(tables) if some.num_rows]
+        bucket = scattered.share(hashes * _MIXED >> np.uint64(32), self.buckets)
+        return scattered.send(dataset, f"{joined.FOLDER}/hashes-{number}.arrow", sent, bucket, self.buckets)
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,9 @@ class _Distinct:
     def __call__(self, element: tuple[int, list[str]]) -> tuple[Written, str, int]:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([scattered.read(dataset, path, bucket) for path in paths]).sort_by("place")
+        rows = scattered.gather(dataset, paths, bucket).sort_by("place")
         _, first, codes = np.unique(rows["phash"].to_numpy(), return_index=True, return_inverse=True)
-        places = rows["place"].to_numpy() if self.pairs else None
-        uid, name = joined.uids(rows["uid"]), f"hashes-{bucket}"
-        written = joined.write(dataset, name, uid, iter([stars(codes)]), self.buckets, places)
+        written = joined.write(dataset, f"hashes-{bucket}", rows, iter([stars(codes)]), self.buckets, self.pairs)
         path = f"{joined.FOLDER}/distinct-{bucket}.arrow"
         scattered.write(dataset, path, [rows.take(pa.array(first))], _ROWS)
         return written, path, len(first)
@@ -145,10 +140,9 @@ class _Compare:
     def __call__(self, element: tuple[int, list[str]]) -> Written:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([scattered.read(dataset, path, bucket) for path in paths]).sort_by("place")
+        rows = scattered.gather(dataset, paths, bucket).sort_by("place")
         edges = self._edges(rows["phash"].to_numpy(), rows["home"].to_numpy(), bucket >> self.digits)
-        places = rows["place"].to_numpy() if self.pairs else None
-        return joined.write(dataset, f"bands-{bucket}", joined.uids(rows["uid"]), edges, self.buckets, places)
+        return joined.write(dataset, f"bands-{bucket}", rows, edges, self.buckets, self.pairs)
 
     def _edges(self, hashes: np.ndarray, home: np.ndarray, band: int) -> Iterator[Edges]:
         for a, b, differing in perceptual.in_band(hashes, self.cut, band, self.distance, home):

@@ -16,9 +16,8 @@ import pyarrow as pa
 from vlmdata.dataset import Dataset
 from vlmdata.dedup import alike
 from vlmdata.dedup.components import Edges, unite
-from vlmdata.parts import part_from
 from vlmdata.pipelines import scattered
-from vlmdata.pipelines.equal import bucket_of
+from vlmdata.pipelines.equal import bucket_of, collected
 from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import Runner
 from vlmdata.schemas import conform, table_schema
@@ -42,32 +41,33 @@ class Written(NamedTuple):
 def write(
     dataset: Dataset,
     name: str,
-    rows: np.ndarray,
+    rows: pa.Table,
     edges: Iterator[Edges],
     buckets: int,
-    places: np.ndarray | None = None,
+    pairs: bool = False,
 ) -> Written:
-    """Commit what some edges join and, where places are given, every pair.
+    """Commit what some edges join and, where they are wanted, all pairs.
 
-    rows: their uids, S32 [n]; places: int64 [n], among all rows. What is in memory is bounded by the rows, not by the
-    edges.
+    rows: between which the edges are: `uid`, see `binary`, and for pairs `place`, int64, among all rows. What is in
+    memory is bounded by the rows, not by the edges.
     """
-    pairs = None
-    if places is None:
-        label, similarity = unite(len(rows), edges)
-    else:
+    names, file = uids(rows["uid"]), None
+    if pairs:
         with dataset.spool() as folder:
-            label, similarity = unite(len(rows), alike.noted(edges, rows, folder / "pairs", places))
-            pairs = asdict(dataset.commit(folder / "pairs", f"{PAIRS}/{name}.parquet"))
+            noted = alike.noted(edges, names, folder / "pairs", rows["place"].to_numpy())
+            label, similarity = unite(len(names), noted)
+            file = asdict(dataset.commit(folder / "pairs", f"{PAIRS}/{name}.parquet"))
+    else:
+        label, similarity = unite(len(names), edges)
     member = np.flatnonzero(similarity > 0)
-    uid, other = rows[member], rows[label[member]]
+    uid, other = names[member], names[label[member]]
     inner = label[member] != member
     sent = _neighbours(
         np.concatenate([uid, other[inner]]),
         np.concatenate([other, uid[inner]]),
         np.concatenate([similarity[member], np.zeros(np.count_nonzero(inner), np.float32)]),
     )
-    return Written(_send(dataset, f"{FOLDER}/joined-{name}.arrow", sent, buckets), pairs)
+    return Written(_send(dataset, f"{FOLDER}/joined-{name}.arrow", sent, buckets), file)
 
 
 def write_central(dataset: Dataset, name: str, rows: np.ndarray, similarity: np.ndarray, buckets: int) -> None:
@@ -101,11 +101,8 @@ def groups(
         turn += 1
     finish = _Finish(dataset.absolute, kind, tuple(joined), None if centralities is None else tuple(centralities))
     parts = _everywhere(dataset, runner, "groups", finish, files, buckets)
-    tables = [dataset.read_part(part_from(part)) for part in parts]
-    dataset.remove("tables/joined")
     dataset.remove(FOLDER)
-    every = pa.concat_tables(tables) if tables else table_schema("duplicates").empty_table()
-    return every.sort_by([("dup_group", "ascending"), ("uid", "ascending")])
+    return collected(dataset, "joined", parts)
 
 
 def binary(uids: np.ndarray) -> pa.Array:
@@ -141,8 +138,7 @@ class _Larger:
     def __call__(self, element: tuple[int, list[str]]) -> tuple[str, bool]:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([scattered.read(dataset, path, bucket) for path in paths])
-        names, uid, other = _ranked(rows)
+        names, uid, other = _ranked(scattered.gather(dataset, paths, bucket))
         first, hub = _smallest(uid, other)
         counts = np.diff(np.append(first, len(uid)))
         settled = bool(np.all((other[first] > uid[first]) | (counts == 1)))
@@ -163,7 +159,7 @@ class _Smaller:
     def __call__(self, element: tuple[int, list[str]]) -> str:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        names, uid, other = _ranked(pa.concat_tables([scattered.read(dataset, path, bucket) for path in paths]))
+        names, uid, other = _ranked(scattered.gather(dataset, paths, bucket))
         first, hub = _smallest(uid, other)
         rest = other != hub
         one, two = np.concatenate([uid[first], other[rest]]), np.concatenate([hub[first], hub[rest]])
@@ -183,7 +179,7 @@ class _Finish:
     def __call__(self, element: tuple[int, list[str]]) -> dict[str, Any]:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        names, uid, other = _ranked(pa.concat_tables([scattered.read(dataset, path, bucket) for path in paths]))
+        names, uid, other = _ranked(scattered.gather(dataset, paths, bucket))
         first, hub = _smallest(uid, other)
         member, group = names[uid[first]], names[hub[first]]
         similarity = np.zeros(len(member), np.float32)
@@ -218,8 +214,7 @@ def _neighbours(uid: np.ndarray, other: np.ndarray, similarity: np.ndarray | Non
 
 
 def _send(dataset: Dataset, path: str, rows: pa.Table, buckets: int) -> str:
-    tables = scattered.by_bucket(rows, bucket_of(uids(rows["uid"]), buckets), buckets)
-    scattered.write(dataset, path, tables, rows.schema)
+    scattered.send(dataset, path, rows, bucket_of(uids(rows["uid"]), buckets), buckets)
     return path
 
 

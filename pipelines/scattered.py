@@ -26,6 +26,23 @@ def write(dataset: Dataset, path: str, tables: Iterable[pa.Table], schema: pa.Sc
         dataset.commit(folder / "arrow", path)
 
 
+def send(dataset: Dataset, path: str, rows: pa.Table, bucket: np.ndarray, buckets: int) -> list[tuple[int, str]]:
+    """Commit the rows by bucket, see `by_bucket`; for a shuffle the buckets that have some, and the file."""
+    tables = by_bucket(rows, bucket, buckets)
+    write(dataset, path, tables, rows.schema)
+    return [(number, path) for number, some in enumerate(tables) if some.num_rows]
+
+
+def share(number: np.ndarray, buckets: int) -> np.ndarray:
+    """int64 [n]: the bucket of numbers below 2**32, which are as many for each where they are evenly spread."""
+    return number.astype(np.int64) * buckets >> 32
+
+
+def gather(dataset: Dataset, paths: Iterable[str], bucket: int) -> pa.Table:
+    """The rows of one bucket in several files, one at least."""
+    return pa.concat_tables([read(dataset, path, bucket) for path in paths])
+
+
 def read(dataset: Dataset, path: str, bucket: int) -> pa.Table:
     """The rows of one bucket."""
     with dataset.open(path) as file, pa.ipc.open_file(file) as reader:

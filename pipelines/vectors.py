@@ -107,11 +107,8 @@ class _ByKey:
         keys, rows = semantic.keys_of(vectors)
         columns = [(piece.number << 32) + rows, joined.binary(uid[rows]), keys["a"], keys["b"]]
         sent = pa.table(columns, schema=_KEYED)
-        bucket = (keys["a"] >> np.uint64(32)) * np.uint64(self.buckets) >> np.uint64(32)
-        tables = scattered.by_bucket(sent, bucket.astype(np.int64), self.buckets)
-        path = f"{joined.FOLDER}/keys-{piece.number}.arrow"
-        scattered.write(dataset, path, tables, _KEYED)
-        return [(number, path) for number, some in enumerate(tables) if some.num_rows]
+        bucket = scattered.share(keys["a"] >> np.uint64(32), self.buckets)
+        return scattered.send(dataset, f"{joined.FOLDER}/keys-{piece.number}.arrow", sent, bucket, self.buckets)
 
 
 @dataclass(frozen=True)
@@ -126,18 +123,9 @@ class _Distinct:
     def __call__(self, element: tuple[int, list[str]]) -> tuple[Written, str, list[int]]:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([scattered.read(dataset, path, bucket) for path in paths]).sort_by("place")
-        keys = np.rec.fromarrays([rows["a"].to_numpy(), rows["b"].to_numpy()], dtype=semantic.KEY)
-        _, first, codes = np.unique(keys, return_index=True, return_inverse=True)
-        places = rows["place"].to_numpy()
-        written = joined.write(
-            dataset,
-            f"vectors-{bucket}",
-            joined.uids(rows["uid"]),
-            iter([stars(codes)]),
-            self.buckets,
-            places if self.pairs else None,
-        )
+        rows = scattered.gather(dataset, paths, bucket).sort_by("place")
+        _, first, codes = np.unique(_keys(rows), return_index=True, return_inverse=True)
+        written = joined.write(dataset, f"vectors-{bucket}", rows, iter([stars(codes)]), self.buckets, self.pairs)
         distinct = rows.take(pa.array(np.sort(first)))
         tables = scattered.by_bucket(distinct, distinct["place"].to_numpy() >> 32, self.pieces)
         path = f"{joined.FOLDER}/distinct-{bucket}.arrow"
@@ -214,10 +202,9 @@ class _Compare:
     def __call__(self, element: tuple[int, list[str]]) -> Written:
         bucket, paths = element
         dataset = Dataset(self.dataset)
-        rows = pa.concat_tables([scattered.read(dataset, path, bucket) for path in paths]).sort_by("place")
-        edges = self._edges(_array(rows["near"]), _array(rows["vector"]), bucket)
-        places = rows["place"].to_numpy() if self.pairs else None
-        return joined.write(dataset, f"near-{bucket}", joined.uids(rows["uid"]), edges, self.buckets, places)
+        rows = scattered.gather(dataset, paths, bucket).sort_by("place")
+        edges = self._edges(array(rows["near"]), array(rows["vector"]), bucket)
+        return joined.write(dataset, f"near-{bucket}", rows, edges, self.buckets, self.pairs)
 
     def _edges(self, near: np.ndarray, vectors: np.ndarray, bucket: int) -> Iterator[Edges]:
         for partition in np.unique(near).tolist():
@@ -252,7 +239,7 @@ def _read(dataset: Dataset, piece: Piece, length: int | None = None) -> tuple[np
         if not rows.num_rows:
             continue
         uids.append(rows["uid"].to_numpy().astype("S32"))
-        vectors.append(_array(rows["vector"]))
+        vectors.append(array(rows["vector"]))
         length = length or vectors[-1].shape[1]
         if vectors[-1].shape[1] != length:
             raise DataError(f"{part.path}: its vectors have another length than those of the parts before")
@@ -263,7 +250,7 @@ def _read(dataset: Dataset, piece: Piece, length: int | None = None) -> tuple[np
 
 def _distinct(dataset: Dataset, files: tuple[str, ...], piece: int) -> pa.Table:
     """The rows of a piece that are the first of their vector, in their order."""
-    return pa.concat_tables([scattered.read(dataset, path, piece) for path in files]).sort_by("place")
+    return scattered.gather(dataset, files, piece).sort_by("place")
 
 
 def _fit(
@@ -306,14 +293,11 @@ def _write_known(dataset: Dataset, files: list[str], rows: int, made: Partitions
     def uids(table: pa.Table) -> np.ndarray:
         return joined.uids(table["uid"])
 
-    def keys(table: pa.Table) -> np.ndarray:
-        return np.rec.fromarrays([table["a"].to_numpy(), table["b"].to_numpy()], dtype=semantic.KEY)
-
     def near(table: pa.Table) -> np.ndarray:
-        return _array(table["near"])
+        return array(table["near"])
 
     with zipfile.ZipFile(target, "w", allowZip64=True) as archive:
-        for name, column in (("rows", uids), ("keys", keys), ("near", near)):
+        for name, column in (("rows", uids), ("keys", _keys), ("near", near)):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 for place, path in enumerate(files):
                     found = np.ascontiguousarray(column(scattered.read(dataset, path, 0)))
@@ -322,16 +306,21 @@ def _write_known(dataset: Dataset, files: list[str], rows: int, made: Partitions
                         header = np.lib.format.header_data_from_array_1_0(empty) | {"shape": (rows, *found.shape[1:])}
                         np.lib.format.write_array_header_1_0(member, header)
                     member.write(found.tobytes())
-        for name, array in made._asdict().items():
+        for name, whole in made._asdict().items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                np.lib.format.write_array(member, whole, allow_pickle=False)
+
+
+def _keys(rows: pa.Table) -> np.ndarray:
+    """semantic.KEY [n], of the columns a and b."""
+    return np.rec.fromarrays([rows["a"].to_numpy(), rows["b"].to_numpy()], dtype=semantic.KEY)
 
 
 def _lists(rows: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
 
 
-def _array(column: pa.ChunkedArray) -> np.ndarray:
+def array(column: pa.ChunkedArray) -> np.ndarray:
     """[n, d], of lists of one length."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), -1 if len(column) else getattr(column.type, "list_size", 0))
+    return flat.reshape(len(column), -1 if len(column) else getattr(column.type, "list_size", 1))

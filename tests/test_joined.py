@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from vlmdata.dataset import Dataset
@@ -36,7 +37,9 @@ def test_long_chains_over_many_files_are_one_group_each(tmp_path: Path, files: i
         rows, places = np.unique(np.concatenate([i[of == number], j[of == number]]), return_inverse=True)
         one, two = np.split(places, 2)
         edges = Edges(np.minimum(one, two), np.maximum(one, two), similarity[of == number])
-        written = joined.write(dataset, str(number), uids[rows], iter([edges]), buckets)
+        written = joined.write(
+            dataset, str(number), pa.table({"uid": joined.binary(uids[rows])}), iter([edges]), buckets
+        )
         assert written.pairs is None
         paths.append(written.joined)
     joined.write_central(dataset, "all", uids, np.arange(n, dtype=np.float32), buckets)
@@ -58,5 +61,5 @@ def test_of_no_edges_there_are_no_groups(tmp_path: Path) -> None:
     dataset = Dataset(str(tmp_path))
     assert not joined.groups(dataset, Runner(), "perceptual", [], 3).num_rows
     nothing = Edges(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    written = joined.write(dataset, "0", np.zeros(0, "S32"), iter([nothing]), 3)
+    written = joined.write(dataset, "0", pa.table({"uid": joined.binary(np.zeros(0, "S32"))}), iter([nothing]), 3)
     assert not joined.groups(dataset, Runner(), "perceptual", [written.joined], 3).num_rows

@@ -305,12 +305,8 @@ def connect(folder: Path, limit: int = MOST) -> duckdb.DuckDBPyConnection:
     limit = min(MOST, limit)
     # What is sorted comes to every thread in blocks of 122,880 rows, which cannot spill while they are worked on.
     threads = min(os.cpu_count() or 1, max(2, limit // _OF_A_THREAD))
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "temp_directory": str(folder / "spill"),
-        "memory_limit": f"{limit}B",
-        "threads": threads,
-    }
-    return duckdb.connect(":memory:", config=config)
+    spill = str(folder / "spill")
+    return duckdb.connect(":memory:", config={"temp_directory": spill, "memory_limit": f"{limit}B", "threads": threads})
 
 
 def write_parts(
@@ -325,14 +321,14 @@ def write_parts(
     """The result's columns as the parts of each table, in one pass over its rows."""
     parts: dict[str, list[Part]] = {table: [] for table in tables}
     every = {column.name: column for schema in tables.values() for column in schema}
-    for number, chunk in enumerate(_chunks(result, rows, together, pa.schema(every.values()).empty_table())):
+    for number, chunk in enumerate(chunks(result, rows, together, pa.schema(every.values()).empty_table())):
         for table, schema in tables.items():
             columns = chunk.select(schema.names).cast(schema)
             parts[table].append(dataset.write_part(table, key, part_name(number, layer), columns, {}))
     return parts
 
 
-def _chunks(
+def chunks(
     result: Iterable[pa.Table | pa.RecordBatch], rows: int, together: str | None, empty: pa.Table
 ) -> Iterator[pa.Table]:
     """The result in tables of at most `rows` rows; the empty table when there are none.

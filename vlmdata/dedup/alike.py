@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata.dedup.components import Edges
-from vlmdata.ingest import connect
+from vlmdata.ingest import chunks, connect
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -51,12 +51,7 @@ def write(found: "pads.Dataset", target: Path) -> None:
     connection.register("found", found)
     rows = connection.sql("SELECT uid, other, equal FROM found ORDER BY i, j").to_arrow_reader(_WRITTEN)
     with pq.ParquetWriter(target, SCHEMA, compression="zstd", dictionary_pagesize_limit=64 << 20) as writer:
-        waiting = SCHEMA.empty_table()
-        for batch in rows:
-            waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
-            while waiting.num_rows >= _WRITTEN:
-                writer.write_table(waiting.slice(0, _WRITTEN).combine_chunks())
-                waiting = waiting.slice(_WRITTEN)
-        if waiting.num_rows:
-            writer.write_table(waiting.combine_chunks())
+        for chunk in chunks(rows, _WRITTEN, None, SCHEMA.empty_table()):
+            if chunk.num_rows:
+                writer.write_table(chunk.combine_chunks())
     connection.close()

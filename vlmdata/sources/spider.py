@@ -39,7 +39,7 @@ from vlmdata.sources.sitemap import MAX_SITEMAP_BYTES, read_sitemap
 from vlmdata.sources.urls import host_and_port, strip_urls, web_url
 
 _NOT_PAGES = tuple(f".{extension}" for extension in IGNORED_EXTENSIONS)
-NOT_HTML = "not a page of HTML"
+_NOT_HTML = "not a page of HTML"
 _NOT_WORTH_CLOSING = 65_536  # bytes of a body that is not wanted: read to its end, the connection is kept
 _LONGEST_VALIDATOR = 300  # characters
 _UNREACHABLE_IN_A_ROW = 20  # pages, before the host is asked whether it is gone
@@ -168,7 +168,7 @@ class PageSpider(scrapy.Spider):
         elif isinstance(error, DownloadCancelledError | ResponseDataLossError):  # too large, or not whole
             self._heard(page.host)
             if request.meta.get("not_html"):
-                reason = detail = NOT_HTML
+                reason = detail = _NOT_HTML
         elif isinstance(error, OtherHost):
             reason = "another host"
         elif isinstance(error, Unreachable):
@@ -235,7 +235,7 @@ class PageSpider(scrapy.Spider):
 
     def _keep(self, waiting: Waiting, response: Response) -> None:
         if not isinstance(response, HtmlResponse):
-            raise ValueError(NOT_HTML)
+            raise ValueError(_NOT_HTML)
         url = web_url(response.url)
         if url is None:
             raise ValueError("its address is no URL")
