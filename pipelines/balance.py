@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
+from vlmdata.catalog import view_files
 from vlmdata.dataset import Dataset
 from vlmdata.ingest import connect
 from vlmdata.parts import File, Part, part_from, part_name, snapshot_folder, write_parquet
@@ -197,9 +198,9 @@ def _pool(
     add_up = _AddUp(dataset.absolute, key, options.min_count)
     counted = shuffle(dataset, "words", grams, add_up, elements, runner)
     totals = np.sum([outcome["totals"] for outcome in counted] or [[0, 0]], axis=0).tolist()
-    frequent = dataset.scan([part_from(outcome["part"]) for outcome in counted], entries.GRAMS)
     with connect(spill) as connection:
-        return entries.frequent(connection, frequent, {1: totals[0], 2: totals[1]}, options)
+        view_files(connection, dataset, "grams", [part_from(outcome["part"]) for outcome in counted], entries.GRAMS)
+        return entries.frequent(connection, {1: totals[0], 2: totals[1]}, options)
 
 
 def _spread(left: pa.BooleanArray, kept: pa.ChunkedArray) -> pa.BooleanArray:

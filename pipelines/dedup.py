@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata import dedup, layers
+from vlmdata.catalog import view_files
 from vlmdata.dataset import Dataset
 from vlmdata.dedup import alike, perceptual, semantic
 from vlmdata.errors import DataError
+from vlmdata.ingest import connect
 from vlmdata.parts import File, Table, noted, part_name, table_folder
 from vlmdata.pipelines import decontaminate, equal, hamming, joined, vectors
 from vlmdata.plan import Plan
@@ -106,7 +108,10 @@ def _by_workers(
     else:
         return None
     if method.groups == "semdedup":
-        alike.write(dataset.scan([File(**one.pairs) for one in written if one.pairs], alike.FOUND), folder / _NEAR)
+        with connect(folder) as connection:
+            pairs = [File(**one.pairs) for one in written if one.pairs]
+            view_files(connection, dataset, "found", pairs, alike.FOUND)
+            alike.write(connection, folder / _NEAR)
         dataset.remove(joined.PAIRS)
     return groups
 

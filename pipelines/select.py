@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
-from vlmdata.catalog import beside, has_scalars, wide_part
+from vlmdata.catalog import beside, has_scalars, view_files, wide_part
 from vlmdata.dataset import Dataset
 from vlmdata.dedup import alike
 from vlmdata.download import lists, optout
@@ -22,6 +22,7 @@ from vlmdata.plan import Plan, list_files
 from vlmdata.rules import Expression, evaluate
 from vlmdata.schemas import table_schema
 from vlmdata.select import Choice, append, checked, denials, funnel, judge_part, settle, top, with_merged
+from vlmdata.select.settle import memory
 
 CAPTIONS = table_schema("verdict").field("captions")
 # One part of several tables, and which of its rows are in force where not all are.
@@ -229,14 +230,6 @@ def _judge(
     judge = _Judge(dataset.absolute, plan.select, choice, folder, tuple(plan.recipe.consent.respect), places)
     judged = run_parts(dataset, "judge", judge, by_part, plan.recipe.runner)
     judged_parts = [part_from(result) for result in judged]
-    duplicates = None
-    near: dict[str, Any] = {}
-    if "duplicates" in tables:
-        for method, part in zip(plan.recipe.dedup, tables["duplicates"].parts, strict=True):
-            pairs = [file for file in part.also if file.path.endswith(alike.ENDING)]
-            if pairs:
-                near[method.kind] = dataset.scan(pairs, alike.SCHEMA)
-        duplicates = dataset.scan(list(tables["duplicates"].parts), table_schema("duplicates"))
     recorded: dict[str, Any] = {}
     files: dict[str, Any] = {}
 
@@ -250,33 +243,35 @@ def _judge(
         return kept
 
     first: dict[str, int] = {}
+    grouped = "duplicates" in tables
     with dataset.spool() as spill:
-        rows = dataset.scan(judged_parts, _judged_schema(dataset, judged_parts))
+        connection = connect(spill, memory(sum(part.rows for part in judged_parts)))
+        view_files(connection, dataset, "judged", judged_parts, dataset.read_part(judged_parts[0]).schema)
+        near = _view_duplicates(connection, dataset, plan, tables["duplicates"]) if grouped else []
         sizes = [part.rows for part in judged_parts]
         balanced = balancing if choice.balanced else None
         if parent is not None:
-            standing = _standing(dataset, parent, rows, duplicates, spill)
+            standing = _standing(connection, dataset, parent) if grouped else append.STANDING.empty_table()
             first = _first(parent, plan.recipe.shards.splits)
             verdicts, counts, splits = append.append(
-                rows, standing, duplicates, sizes, choice, plan.recipe.shards, first, settled, spill, balanced, near
+                connection, standing, sizes, choice, plan.recipe.shards, first, settled, balanced, grouped, near
             )
             steps = funnel(counts, choice)
         else:
             verdicts, steps, splits = settle(
-                rows,
-                duplicates,
+                connection,
                 sizes,
                 choice,
                 plan.recipe.shards,
-                spill,
                 balanced,
+                grouped,
                 near,
                 spill / "grouped.parquet",
                 settled,
             )
-        if duplicates is not None and parent is None:
-            grouped = dataset.commit(spill / "grouped.parquet", f"{snapshot_folder(number)}/grouped.parquet")
-            files["grouped"] = asdict(grouped)
+        if grouped and parent is None:
+            file = dataset.commit(spill / "grouped.parquet", f"{snapshot_folder(number)}/grouped.parquet")
+            files["grouped"] = asdict(file)
         verdict_parts = [
             dataset.write_part("verdict", plan.select, part_name(place), verdict, {})
             for place, verdict in enumerate(verdicts, before)
@@ -286,23 +281,30 @@ def _judge(
     return _Verdicts(by_part, verdict_parts, steps, splits, in_force, files, first)
 
 
-def _standing(dataset: Dataset, parent: dict[str, Any], rows: Any, duplicates: Any, spill: Path) -> pa.Table:
-    """`append.STANDING`: the pairs in the parent's shards that share a group of duplicates with one of `rows`."""
-    if duplicates is None:
-        return append.STANDING.empty_table()
-    connection = connect(spill)
-    connection.register("fresh", rows)
-    connection.register("duplicates", duplicates)
+def _view_duplicates(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: Plan, duplicates: Table
+) -> list[str]:
+    """Make the views `duplicates` and `near_<method>` of the methods that have pairs, which are returned."""
+    near: list[str] = []
+    for method, part in zip(plan.recipe.dedup, duplicates.parts, strict=True):
+        pairs = [file for file in part.also if file.path.endswith(alike.ENDING)]
+        if pairs:
+            view_files(connection, dataset, f"near_{method.kind}", pairs, alike.SCHEMA)
+            near.append(method.kind)
+    view_files(connection, dataset, "duplicates", duplicates.parts, table_schema("duplicates"))
+    return near
+
+
+def _standing(connection: duckdb.DuckDBPyConnection, dataset: Dataset, parent: dict[str, Any]) -> pa.Table:
+    """`append.STANDING`: the pairs in the parent's shards that share a group of duplicates with one of `judged`."""
     published = [part_from(part) for part in parent["samples"]]
-    columns = pa.schema([*append.STANDING, pa.field("kept", pa.bool_())])
-    connection.register("samples", dataset.scan(published, columns))
+    view_files(connection, dataset, "samples", published, pa.schema([*append.STANDING, pa.field("kept", pa.bool_())]))
     found = connection.sql(
         """
-        WITH met AS (SELECT DISTINCT dup_method, dup_group FROM duplicates JOIN fresh USING (uid))
+        WITH met AS (SELECT DISTINCT dup_method, dup_group FROM duplicates JOIN judged USING (uid))
         SELECT uid, sha256, split FROM samples
         WHERE kept AND uid IN (SELECT uid FROM duplicates JOIN met USING (dup_method, dup_group)) ORDER BY uid"""
     ).to_arrow_table()
-    connection.close()
     return found.cast(append.STANDING)
 
 
@@ -337,7 +339,3 @@ def _thresholds(plan: Plan, dataset: Dataset, elements: list[_Element]) -> dict[
         found[name] = top.value(key[0]) if key else None
         dataset.remove("tables/ranked")
     return found
-
-
-def _judged_schema(dataset: Dataset, parts: list[Part]) -> pa.Schema:
-    return dataset.read_part(parts[0]).schema

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection import looking_at
 
 from vlmdata.recipe import Shards
 from vlmdata.rules import check_order, check_rule
@@ -45,14 +45,15 @@ def duplicates(*groups):
         for method, members in groups
         for uid in members
     ]
-    return pads.dataset(pa.Table.from_pylist(rows, table_schema("duplicates")))
+    return pa.Table.from_pylist(rows, table_schema("duplicates"))
 
 
 def verdicts(rows, chosen, groups=None, shards=None, cut=None, tmp=None):
     table = pa.Table.from_pylist(rows, COLUMNS)
     judged = judge_part(table, chosen)
     sizes = cut or [len(rows)]
-    parts, funnel, splits = settle(pads.dataset(judged), groups, sizes, chosen, shards or Shards(), tmp)
+    looked_at = looking_at(tmp, judged, groups)
+    parts, funnel, splits = settle(looked_at, sizes, chosen, shards or Shards(), duplicates=groups is not None)
     parts = list(parts)
     assert [part.num_rows for part in parts] == sizes
     return {entry["uid"]: entry for part in parts for entry in part.to_pylist()}, funnel, splits
@@ -112,7 +113,7 @@ def test_a_word_comes_before_lists_and_failures_and_never_lifts_a_refusal(tmp_pa
     assert judged["reason"].to_pylist() == [
         f"consent: {w}" for w in ("noml", "robots", "noai", "noml", "optout", "optout")
     ]
-    _, funnel, _ = settle(pads.dataset(judged), None, [6], choice(), Shards(), tmp_path)
+    _, funnel, _ = settle(looking_at(tmp_path, judged), [6], choice(), Shards())
     assert [step["reason"] for step in funnel if step["rejected"]] == [
         "consent: robots", "consent: noai", "consent: noml", "consent: optout",
     ]  # fmt: skip

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pytest
+from selection import looking_at
 
 from vlmdata.recipe import Sample, Shards, Top
 from vlmdata.rules import check_number, check_order, check_rule
@@ -31,7 +31,7 @@ def choice(methods=(), **more):
 
 
 def judged(rows, chosen):
-    return pads.dataset(judge_part(pa.Table.from_pylist(rows, COLUMNS), chosen))
+    return judge_part(pa.Table.from_pylist(rows, COLUMNS), chosen)
 
 
 def groups(*members, method="exact"):
@@ -40,7 +40,7 @@ def groups(*members, method="exact"):
         for group in members
         for uid in group
     ]
-    return pads.dataset(pa.Table.from_pylist(rows, table_schema("duplicates")))
+    return pa.Table.from_pylist(rows, table_schema("duplicates"))
 
 
 def added(rows, chosen, folder, standing=(), alike=None, settled=None, first=None, near=None, shards=None):
@@ -49,8 +49,8 @@ def added(rows, chosen, folder, standing=(), alike=None, settled=None, first=Non
     )
     shards = shards or Shards(samples=2)
     parts, counts, splits = append(
-        judged(rows, chosen), standing, alike, [len(rows)], chosen, shards, first or {"train": 0}, settled or {},
-        folder, None, near,
+        looking_at(folder, judged(rows, chosen), alike, near), standing, [len(rows)], chosen, shards,
+        first or {"train": 0}, settled or {}, None, alike is not None, list(near or {}),
     )  # fmt: skip
     (part,) = parts
     return {entry["uid"]: entry for entry in part.to_pylist()}, counts, splits
@@ -90,7 +90,7 @@ def test_a_new_pair_goes_to_the_split_of_the_published_one_that_it_is_like(tmp_p
     """By SemDeDup's rule several of a group stay; 40 new ones would else be spread over both splits."""
     rows = [row(f"new{n}") for n in range(40)]
     alike = groups(("old", *(r["uid"] for r in rows)), method="semantic")
-    near = {"semantic": pads.dataset(pa.Table.from_pylist([], NEAR))}
+    near = {"semantic": pa.Table.from_pylist([], NEAR)}
     shards = Shards(samples=10, splits={"train": 0.5, "test": 0.5})
     for split in ("train", "test"):
         found, _, splits = added(
@@ -106,7 +106,7 @@ def test_the_top_is_told_by_the_threshold_that_was_settled(tmp_path, of):
     top = choice(top=Top(by="score", fraction=0.25, of=of), top_by=check_number("select.top.by", "score", COLUMNS))
     settled = {}
     first = [row(f"old{n:02d}", score=n / 100) for n in range(100)]
-    list(settle(judged(first, top), None, [100], top, Shards(), tmp_path, settled=settled)[0])
+    list(settle(looking_at(tmp_path, judged(first, top)), [100], top, Shards(), settled=settled)[0])
     rows = [row("low", score=0.74), row("edge", score=0.75), row("high", score=0.99), row("none", score=None)]
     found, _, _ = added(rows, top, tmp_path, settled=settled)
     assert {uid: entry["reason"] for uid, entry in found.items()} == {
@@ -120,7 +120,7 @@ def test_later_pairs_are_drawn_at_the_rate_of_the_first_draw(tmp_path, replaceme
     drawn = choice(sample=Sample(weights="width / 20.0", count=500, replacement=replacement), weight=weight)
     settled = {}
     first = [row(f"old{n}") for n in range(1000)]
-    list(settle(judged(first, drawn), None, [1000], drawn, Shards(), tmp_path, settled=settled)[0])
+    list(settle(looking_at(tmp_path, judged(first, drawn)), [1000], drawn, Shards(), settled=settled)[0])
     rows = [row(f"new{n}", width=20 if n % 2 else 60) for n in range(2000)]
     found, _, splits = added(rows, drawn, tmp_path, settled=settled, shards=Shards())
     shares = [np.mean([found[f"new{n}"]["copies"] for n in range(m, 2000, 2)]) for m in (1, 0)]

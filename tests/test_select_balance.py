@@ -7,7 +7,6 @@ from pathlib import Path
 import made_wordnet
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -142,7 +141,9 @@ def test_the_pools_words_and_bigrams_are_those_of_a_plain_count(tmp_path):
     assert all(rows.num_rows for rows in by_bucket)
     added, totals = zip(*(entries.add_up(connect(tmp_path), rows.to_reader(), 10) for rows in by_bucket), strict=True)
     summed = {words: sum(total.get(words, 0) for total in totals) for words in (1, 2)}
-    found = entries.frequent(connect(tmp_path), pads.dataset(pa.concat_tables(added)), summed, options)
+    connection = connect(tmp_path)
+    connection.register("grams", pa.concat_tables(added))
+    found = entries.frequent(connection, summed, options)
     words, pairs = single.total(), double.total()
     told = {w for w, n in single.items() if n >= 10}
     for both, n in double.items():

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection import looking_at
 
 from vlmdata import dedup
-from vlmdata.dedup import alike, semantic
+from vlmdata.dedup import semantic
 from vlmdata.errors import InputError
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Recipe, SemanticDedup, Shards
@@ -38,9 +38,9 @@ def kept(
     near = folder / "near.parquet"
     options = SemanticDedup(kind="semantic", similarity=SIMILARITY)
     table = dedup.grouped(options, pa.array(uid), {"vector": vectors}, near=near).table
-    pairs = {"semantic": pads.dataset(str(near), alike.SCHEMA)} if groups == "semdedup" else {}
-    judged = pads.dataset(judge_part(rows, choice))
-    verdicts, _, _ = settle(judged, pads.dataset(table), [n], choice, Shards(), folder, near=pairs)
+    pairs = {"semantic": pq.read_table(near)} if groups == "semdedup" else {}
+    connection = looking_at(folder, judge_part(rows, choice), table, pairs)
+    verdicts, _, _ = settle(connection, [n], choice, Shards(), duplicates=True, near=list(pairs))
     return [row for row, stays in enumerate(next(verdicts)["kept"].to_pylist()) if stays]
 
 
@@ -82,14 +82,15 @@ def test_a_split_cuts_no_group_of_which_several_stay(tmp_path) -> None:
     groups = [("perceptual", n, n // 2 * 2) for n in range(40)]
     groups += [("semantic", n, n // 4 * 4 + 1) for n in range(40) if n % 4 in (1, 2)]
     rows = [{"uid": uid[n], "dup_method": method, "dup_group": uid[first]} for method, n, first in groups]
-    duplicates = pads.dataset(pa.Table.from_pylist(rows, table_schema("duplicates")))
+    duplicates = pa.Table.from_pylist(rows, table_schema("duplicates"))
     columns = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
-    near = pads.dataset(columns.empty_table())  # nothing is near: all stay
+    near = columns.empty_table()  # nothing is near: all stay
     choice = Choice({}, frozenset(), ("perceptual", "semantic"), ())
-    judged = pads.dataset(judge_part(pa.table([uid, ["success"] * 60, image, [1] * 60], schema=COLUMNS), choice))
+    judged = judge_part(pa.table([uid, ["success"] * 60, image, [1] * 60], schema=COLUMNS), choice)
     splits = Shards(splits={"train": 0.5, "test": 0.5})
     both = {"perceptual": near, "semantic": near}
-    (table,), _, counts = settle(judged, duplicates, [60], choice, splits, tmp_path, near=both)
+    connection = looking_at(tmp_path, judged, duplicates, both)
+    (table,), _, counts = settle(connection, [60], choice, splits, duplicates=True, near=list(both))
     found = table["split"].to_pylist()
     assert all(len(set(found[n : n + 4])) == 1 for n in range(0, 40, 4))
     assert set(found[50:]) == {found[0]}
@@ -138,9 +139,9 @@ def test_the_file_of_groups_says_where_each_member_stands(tmp_path):
     choice = Choice({}, frozenset(), ("exact",), tuple(check_order("select.survivor", "width desc", COLUMNS)))
     group = pa.array([uid[0]] * 4)
     table = pa.table({"uid": [uid[3], uid[0], uid[2], uid[1]], "dup_method": ["exact"] * 4, "dup_group": group})
-    judged, grouped = pads.dataset(judge_part(rows, choice)), pads.dataset(table)
     path = tmp_path / "grouped.parquet"
-    settle(judged, grouped, sizes, choice, Shards(), tmp_path, grouped=path)
+    connection = looking_at(tmp_path, judge_part(rows, choice), table)
+    settle(connection, sizes, choice, Shards(), duplicates=True, grouped=path)
     found = pq.read_table(path).to_pylist()
     assert [(row["part"], row["row"], row["uid"], row["rank"]) for row in found] == [
         (0, 1, uid[1], 1),

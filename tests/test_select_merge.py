@@ -5,10 +5,10 @@ import tarfile
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from made_dataset import pair, picture, publish
+from selection import looking_at
 from test_select import COLUMNS, choice, duplicates, row
 
 from vlmdata.recipe import Shards
@@ -23,7 +23,8 @@ def merged(rows, captions, groups, methods, merging, tmp_path, near=None):
     if merging:
         own = pa.array([captions.get(uid, [uid]) for uid in judged["uid"].to_pylist()], pa.list_(pa.string()))
         judged = judged.append_column("captions", own)
-    parts, _, _ = settle(pads.dataset(judged), groups, [len(rows)], chosen, Shards(), tmp_path, near=near)
+    connection = looking_at(tmp_path, judged, groups, near)
+    parts, _, _ = settle(connection, [len(rows)], chosen, Shards(), duplicates=True, near=list(near or {}))
     return {entry["uid"]: entry["merged"] for part in parts for entry in part.to_pylist() if entry["merged"]}
 
 
@@ -56,7 +57,7 @@ def test_by_semdedups_rule_captions_go_to_the_earliest_kept_one_that_is_near(tmp
     rows = [row(uid, width=90 - 10 * place) for place, uid in enumerate("adbcef")]
     pairs = [("b", "a", False), ("c", "b", False), ("d", "c", False), ("e", "d", False), ("f", "b", True)]
     uid, other, equal = zip(*pairs, strict=True)
-    near = {"perceptual": pads.dataset(pa.table({"uid": uid, "other": other, "equal": equal}))}
+    near = {"perceptual": pa.table({"uid": uid, "other": other, "equal": equal})}
     groups, about = duplicates(("perceptual", "abcdef")), (("perceptual",), {"perceptual"}, tmp_path)
     assert merged(rows, {}, groups, *about, near) == {"a": ["b", "f"], "d": ["c", "e"]}
     # in the order b, a, c, d, e: what is near to none that stays gives its captions to nobody
@@ -76,7 +77,7 @@ def test_a_group_found_by_decontamination_has_no_survivor(tmp_path):
     chosen = choice(("decontaminate", "exact"))
     groups = duplicates(("decontaminate", "ab"), ("exact", "bc"))
     judged = judge_part(pa.Table.from_pylist(rows, COLUMNS), chosen)
-    parts, funnel, _ = settle(pads.dataset(judged), groups, [3], chosen, Shards(), tmp_path)
+    parts, funnel, _ = settle(looking_at(tmp_path, judged, groups), [3], chosen, Shards(), duplicates=True)
     reasons = [entry["reason"] for part in parts for entry in part.to_pylist()]
     assert reasons == ["duplicate: decontaminate", "duplicate: decontaminate", None]
     assert [step["rejected"] for step in funnel if step["reason"] == "duplicate: decontaminate"] == [2]

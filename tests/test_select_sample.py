@@ -7,11 +7,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection import ENDED
 
 from vlmdata.errors import DataError, InputError
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Recipe, Sample
 from vlmdata.select import sample
+from vlmdata.select.settle import begin
 
 
 def drawn(weights, asked, reasons=None, order=None):
@@ -27,9 +29,11 @@ def drawn(weights, asked, reasons=None, order=None):
         }
     )
     connection.register("given", table)
-    connection.execute("CREATE TABLE verdict AS SELECT *, 1 AS copies FROM given")
+    connection.execute("CREATE TABLE verdict AS FROM given")
+    begin(connection)
     sample.reject(connection, asked)
-    rows = connection.sql("SELECT reason, copies FROM verdict ORDER BY place").fetchall()
+    copies = f"SELECT reason, coalesce(copies, 1) FROM {ENDED} LEFT JOIN drawn USING (place) ORDER BY place"
+    rows = connection.sql(copies).fetchall()
     found = {}
     for n, (reason, copies) in zip(order, rows, strict=True):
         assert reason in (None, "sample", reasons[n] if reasons else None)

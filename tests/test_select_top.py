@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from selection import ENDED
 
 from vlmdata.recipe import Top
 from vlmdata.select import top
+from vlmdata.select.settle import begin
 
 NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 0.25, math.inf, -math.inf, math.nan, 5e-324]))
 VALUES = st.lists(st.one_of(st.none(), NUMBERS), min_size=1, max_size=40)
@@ -44,8 +46,9 @@ def test_those_that_are_left_are_the_largest(values, data):
     connection.register("given_verdict", verdict)
     connection.execute("CREATE TABLE verdict AS SELECT * FROM given_verdict")
     connection.execute("CREATE VIEW uids AS SELECT place, uid FROM verdict")
+    begin(connection)
     top.reject(connection, Top(by="x", fraction=fraction, of=of))
-    rows = connection.sql("SELECT uid, reason FROM verdict").fetchall()
+    rows = connection.sql(f"SELECT uid, reason FROM {ENDED}").fetchall()
     kept = {int(uid) for uid, reason in rows if reason is None}
     among = [n for n in range(len(values)) if of == "pool" or passed[n]]
     wanted = math.ceil(round(fraction * 10) * len(among) / 10)

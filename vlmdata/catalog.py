@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, InputError, first_line
-from vlmdata.parts import Part, Table, part_from
+from vlmdata.parts import File, Part, Table, part_from
 from vlmdata.rules import literal, quoted
 from vlmdata.schemas import table_schema
 
@@ -177,15 +177,33 @@ def view_parts(
 ) -> None:
     """Make the view `name` of these columns of the parts; those that a layer's first part does not have are null.
 
-    DuckDB reads the files itself: by Arrow's dataset (`Dataset.scan`) it would have many batches read ahead. Raises
-    DataError as `Dataset.checked` does.
+    Raises DataError as `Dataset.checked` does.
     """
+    layers = [list(layer) for _, layer in groupby(parts, key=lambda part: part.layer)]
+    _view_layers(connection, dataset, name, layers, schema)
+
+
+def view_files(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, files: Sequence[Part | File], schema: pa.Schema
+) -> None:
+    """Make the view `name` of these columns of files that all have the same; otherwise as `view_parts`."""
+    _view_layers(connection, dataset, name, [files] if files else [], schema)
+
+
+def _view_layers(
+    connection: duckdb.DuckDBPyConnection,
+    dataset: Dataset,
+    name: str,
+    layers: Sequence[Sequence[Part | File]],
+    schema: pa.Schema,
+) -> None:
+    """DuckDB reads the files itself: by Arrow's dataset it has many batches read ahead, 350 MB of four million rows."""
     if not dataset.local and not connection.list_filesystems():
         connection.register_filesystem(dataset.fs)
     connection.register(f"{name}_columns", schema.empty_table())
     selects = [f"FROM {name}_columns"]
-    for _, layer in groupby(parts, key=lambda part: part.layer):
-        paths = [dataset.checked(part).path for part in layer]
+    for layer in layers:
+        paths = [dataset.checked(file).path for file in layer]
         with dataset.open(paths[0]) as file:
             there = [quoted(column) for column in pq.read_schema(file).names if column in schema.names]
         selects.append(f"SELECT {', '.join(there)} FROM {parquet_sql(dataset, paths)}")

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ from vlmdata.parts import (
 from vlmdata.storage import places, reaching, upload
 
 if TYPE_CHECKING:
-    import pyarrow.dataset as pads
+    pass
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 20
@@ -293,13 +293,6 @@ class Dataset:
             raise DataError(f"{self.address(relative)}: {error}; `vlmdata verify` lists what is damaged") from error
         rows = rows.replace_schema_metadata(None)
         return rows.select(columns) if columns is not None else rows
-
-    def scan(self, parts: Sequence[Part | File], schema: pa.Schema) -> "pads.Dataset":
-        """The parts' rows as an Arrow dataset, read as they are asked for. Raises DataError as `checked` does."""
-        import pyarrow.dataset as pads  # it imports pandas, which most commands never need
-
-        paths = [self.path(self.checked(part).path) for part in parts]
-        return pads.dataset(paths, schema, "parquet", filesystem=self.fs)
 
     def checked(self, file: Part | File) -> Part | File:
         """The file, when its bytes on a local disk are what they were; object stores check their own.

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.catalog import no_glob, view_parts
+from vlmdata.catalog import no_glob, view_files, view_parts
 from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten
 from vlmdata.forget.tombstones import bury
@@ -24,9 +23,6 @@ from vlmdata.rules import literal
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals, states, visited
 from vlmdata.sources.urls import LONGEST_CAPTION, shorten
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as pads
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("vlmdata.progress")
@@ -198,9 +194,11 @@ def united_pairs(
     found: list[list[Part]],
     brings: pa.Schema,
     limit: int | None = None,
-    known: "pads.Dataset | None" = None,
+    known: Sequence[Part] = (),
 ) -> Iterator[pa.Table]:
-    """The united rows of all sources' parts, as `unite` describes them, in their order. known: pairs to leave out.
+    """The united rows of all sources' parts, as `unite` describes them, in their order.
+
+    known: parts of pairs to leave out.
 
     DuckDB sorts, which spills; grouping there would hold every group's columns in memory.
     """
@@ -212,8 +210,8 @@ def united_pairs(
             view_parts(connection, dataset, f"found_{place}", parts, schema)
             every.append(f"SELECT {place} AS place, * FROM found_{place}")
     apart = ""
-    if known is not None:
-        connection.register("known", known)
+    if known:
+        view_files(connection, dataset, "known", known, pa.schema([_PAIRS.field("uid")]))
         apart = "WHERE uid NOT IN (SELECT uid FROM known)"
     connection.execute(f"CREATE VIEW every AS {' UNION ALL '.join(every)}")
     # What one source may not bring back, no other brings: the row without a URL stands first, among such rows.

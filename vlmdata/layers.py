@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlmdata.catalog import no_glob, view_files
 from vlmdata.dataset import Dataset
 from vlmdata.download.stored import forget_failures
 from vlmdata.ingest import BATCH, connect, write_parts
 from vlmdata.parts import FIRST_LAYER, Part, Table, part_from
+from vlmdata.rules import literal
 from vlmdata.schemas import table_schema
 
 
@@ -37,8 +39,9 @@ def in_force(dataset: Dataset, pairs: Table) -> dict[str, pa.BooleanArray]:
         return {}
     with dataset.spool() as folder:
         connection = connect(folder)
-        connection.register("every", dataset.scan(list(pairs.parts), table_schema("pairs")))
-        connection.register("later", dataset.scan(later, table_schema("pairs")))
+        uids = pa.schema([table_schema("pairs").field("uid")])
+        view_files(connection, dataset, "every", pairs.parts, uids)
+        view_files(connection, dataset, "later", later, uids)
         # Layers stand in their order, so a uid's last place is its newest row.
         found = connection.execute(
             """
@@ -114,13 +117,12 @@ def retry(dataset: Dataset, tables: list[Table], images: Table, classes: Iterabl
     with dataset.spool() as folder:
         if not _copy(dataset, tables, images, wanted, folder):
             return []
-        import pyarrow.dataset as pads  # it imports pandas, which most commands never need
-
         connection = connect(folder)
         schemas = {}
         for number, table in enumerate(tables):
             schemas[table.table] = pq.read_schema(folder / f"{number}.parquet")
-            connection.register(f"chosen_{number}", pads.dataset(str(folder / f"{number}.parquet")))
+            chosen = literal(no_glob(str(folder / f"{number}.parquet")))
+            connection.execute(f"CREATE VIEW chosen_{number} AS FROM read_parquet({chosen})")
         joined = "".join(f" JOIN chosen_{number} USING (uid)" for number in range(1, len(tables)))
         ordered = connection.sql(f"SELECT * FROM chosen_0{joined} ORDER BY md5(url), uid")
         copies = ordered.to_arrow_reader(BATCH)
@@ -182,9 +184,9 @@ def outcomes(dataset: Dataset, manifest: dict[str, Any]) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     with dataset.spool() as folder:
         connection = connect(folder)
-        schema = table_schema("images")
+        schema = pa.schema([table_schema("images").field(name) for name in ("uid", "download_status")])
         for layer in layers:
-            connection.register(f"images_{layer}", dataset.scan(_of(images, layer), schema))
+            view_files(connection, dataset, f"images_{layer}", _of(images, layer), schema)
         for place, layer in enumerate(layers[1:], start=1):
             earlier = " UNION ALL ".join(
                 f"SELECT {n} AS layer, uid, download_status FROM images_{n}" for n in layers[:place]

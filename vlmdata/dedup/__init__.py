@@ -13,8 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import recipe
+from vlmdata.catalog import no_glob
 from vlmdata.dedup import alike, decontaminate, exact, perceptual, pixels, semantic, url
 from vlmdata.dedup.components import Edges, stars, unite
+from vlmdata.ingest import connect
+from vlmdata.rules import literal
 from vlmdata.schemas import conform, table_schema
 
 VERSION = 3
@@ -103,9 +106,9 @@ def grouped(
         edges = _after(stars(codes), edges)
     label, similarity = unite(len(uid), edges)
     if near is not None:
-        import pyarrow.dataset as pads  # it imports pandas, which most commands never need
-
-        alike.write(pads.dataset(aside, alike.FOUND, "parquet"), near)
+        with connect(near.parent) as connection:
+            connection.execute(f"CREATE VIEW found AS FROM read_parquet({literal(no_glob(str(aside)))})")
+            alike.write(connection, near)
     stored = {**found.known, "rows": uid[found.known["rows"]]} if found.known else {}
     return Grouped(_table(options.kind, uid, label, np.maximum(similarity, least), found.centroid), stored)
 

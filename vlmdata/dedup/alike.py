@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata.dedup.components import Edges
-from vlmdata.ingest import chunks, connect
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as pads
+from vlmdata.ingest import chunks
 
 ENDING = ".near.parquet"  # of the file beside a part of `duplicates`
 SCHEMA = pa.schema([("uid", pa.string()), ("other", pa.string()), ("equal", pa.bool_())])
@@ -42,16 +39,14 @@ def noted(edges: Iterator[Edges], uids: np.ndarray, path: Path, places: np.ndarr
         writer.write_table(pa.concat_tables(waiting).combine_chunks())
 
 
-def write(found: "pads.Dataset", target: Path) -> None:
-    """The file of all pairs. Rows of one value are with the first of them only, `equal`, as `other`.
+def write(connection: duckdb.DuckDBPyConnection, target: Path) -> None:
+    """The file of all pairs; connection: has them as FOUND in the view `found`. Rows of one value are with the first of
+    them only, `equal`, as `other`.
 
     In a row group of many pairs each uid stands once, and their order by rows makes the rest small; memory is bounded.
     """
-    connection = connect(target.parent)
-    connection.register("found", found)
     rows = connection.sql("SELECT uid, other, equal FROM found ORDER BY i, j").to_arrow_reader(_WRITTEN)
     with pq.ParquetWriter(target, SCHEMA, compression="zstd", dictionary_pagesize_limit=64 << 20) as writer:
         for chunk in chunks(rows, _WRITTEN, None, SCHEMA.empty_table()):
             if chunk.num_rows:
                 writer.write_table(chunk.combine_chunks())
-    connection.close()

@@ -5,63 +5,53 @@ New pairs are judged by what the last full selection settled: `top` (the smalles
 duplicates; one that was rejected earlier stands in nobody's way.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
+import duckdb
 import pyarrow as pa
 
-from vlmdata.ingest import connect
 from vlmdata.recipe import Shards
 from vlmdata.select import captions, places, sample
 from vlmdata.select import duplicates as groups
 from vlmdata.select import top as tops
 from vlmdata.select.choice import Choice
-from vlmdata.select.settle import Balancing, balance, cut
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as pads
+from vlmdata.select.settle import Balancing, balance, begin, count, cut
 
 STANDING = pa.schema([("uid", pa.string()), ("sha256", pa.string()), ("split", pa.string())])
 
 
 def append(
-    judged: "pads.Dataset",
+    connection: duckdb.DuckDBPyConnection,
     standing: pa.Table,
-    duplicates: "pads.Dataset | None",
     sizes: list[int],
     choice: Choice,
     shards: Shards,
     first: Mapping[str, int],
     settled: Mapping[str, Any],
-    spill: Path,
     balancing: Balancing | None = None,
-    near: Mapping[str, "pads.Dataset"] | None = None,
+    duplicates: bool = False,
+    near: Collection[str] = (),
 ) -> tuple[Iterator[pa.Table], dict[str | None, int], dict[str, int]]:
     """The verdicts on new pairs, part by part; how many have each reason (None: kept); samples in each split.
 
-    judged, sizes, near: of the new pairs, as in `settle`. standing: STANDING, the published pairs that share a group of
-    duplicates with a new one. duplicates: the groups over all pairs. first: each split's first new shard.
+    connection, sizes: of the new pairs, as in `settle`; `duplicates` has the groups over all pairs. standing: STANDING,
+    the published pairs that share a group of duplicates with a new one. first: each split's first new shard.
     """
-    connection = connect(spill)
-    connection.register("judged", judged)
     connection.register("standing", standing)
     connection.execute(
         "CREATE TABLE verdict AS SELECT row_number() OVER () AS place, * "
         + ("EXCLUDE (captions)" if choice.merging else "")
-        + ", 1 AS copies, true AS fresh, NULL::VARCHAR AS split FROM judged"
+        + ", true AS fresh, NULL::VARCHAR AS published FROM judged"
     )
     connection.execute(
-        "INSERT INTO verdict BY NAME SELECT uid, sha256, split, false AS fresh, 0 AS copies, "
+        "INSERT INTO verdict BY NAME SELECT uid, sha256, split AS published, false AS fresh, "
         "row_number() OVER () + (SELECT count(*) FROM judged) AS place FROM standing"
     )
-    alike = list(near or {})
-    if duplicates is not None:
-        connection.register("duplicates", duplicates)
-        for method, pairs in (near or {}).items():
-            connection.register(f"near_{method}", pairs)
+    begin(connection)
+    if duplicates:
         groups.rank(connection, choice, ahead="v.fresh, ")
-        groups.reject(connection, choice, alike, whom="fresh")
+        groups.reject(connection, choice, near, whom="fresh")
     if choice.top is not None:
         tops.reject_below(connection, settled["top"])
     if balancing is not None:
@@ -69,7 +59,5 @@ def append(
     if choice.sample is not None:
         sample.reject_later(connection, choice.sample, settled["sample"])
     captions.merge(connection, choice)
-    splits = places.place(connection, shards, alike, first)
-    counts = dict(connection.sql("SELECT reason, count(*) FROM verdict WHERE fresh GROUP BY reason").fetchall())
-    connection.execute("ALTER TABLE verdict DROP split")  # that of the places is the one
-    return cut(connection, sizes), counts, splits
+    splits = places.place(connection, shards, near, first)
+    return cut(connection, sizes), count(connection, "fresh"), splits

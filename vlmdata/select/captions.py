@@ -11,14 +11,16 @@ MERGED = 16  # captions that a survivor gets from others of its groups, at most
 
 
 def merge(connection: duckdb.DuckDBPyConnection, choice: Choice) -> None:
-    """Make the table `merged`: uid of a kept pair, and the captions that it gets from those that it replaces."""
-    connection.execute("CREATE TABLE merged (uid VARCHAR, merged VARCHAR[])")
+    """Make the table `merged`: place of a kept pair, in order, and the captions that it gets from those it replaces."""
+    connection.execute("CREATE TABLE merged (place BIGINT, merged VARCHAR[])")
     if not choice.merging:
         return
     # A survivor may be replaced itself by a later method: each step follows one of these.
     for _ in choice.merging:
         connection.execute(
-            "UPDATE replaced SET survivor = later.survivor FROM replaced AS later WHERE replaced.survivor = later.uid"
+            "CREATE OR REPLACE TABLE replaced AS "
+            "SELECT r.* REPLACE (coalesce(later.survivor, r.survivor) AS survivor) "
+            "FROM replaced r LEFT JOIN replaced later ON later.uid = r.survivor"
         )
     connection.execute(
         f"""
@@ -29,14 +31,15 @@ def merge(connection: duckdb.DuckDBPyConnection, choice: Choice) -> None:
         given AS (
             SELECT r.survivor, r.method, r.rank, r.uid, unnest(s.captions) AS caption,
                    generate_subscripts(s.captions, 1) AS place
-            FROM replaced r JOIN said s ON s.uid = r.uid JOIN verdict v ON v.uid = r.survivor WHERE v.reason IS NULL),
+            FROM replaced r JOIN said s ON s.uid = r.uid JOIN remaining v ON v.uid = r.survivor),
         once AS (
             SELECT survivor, caption, min((method, rank, uid, place)) AS order_of
             FROM given GROUP BY survivor, caption),
         bounded AS (
             SELECT o.survivor, o.caption, row_number() OVER (PARTITION BY o.survivor ORDER BY o.order_of) AS number
             FROM once o JOIN said s ON s.uid = o.survivor WHERE NOT list_contains(s.captions, o.caption))
-        SELECT survivor, list(caption ORDER BY number) FROM bounded WHERE number <= {MERGED} GROUP BY survivor"""
+        SELECT place, list(caption ORDER BY number) FROM bounded JOIN remaining ON remaining.uid = survivor
+        WHERE number <= {MERGED} GROUP BY place ORDER BY place"""
     )
 
 

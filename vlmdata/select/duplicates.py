@@ -99,8 +99,8 @@ def reject(
         connection.execute(
             """
             CREATE OR REPLACE TEMP TABLE members AS
-            SELECT place, g.uid, g.dup_group, g.rank FROM grouped g JOIN verdict v USING (place)
-            WHERE g.dup_method = $method AND v.reason IS NULL""",
+            SELECT place, g.uid, g.dup_group, g.rank FROM grouped g SEMI JOIN remaining USING (place)
+            WHERE g.dup_method = $method""",
             {"method": method},
         )
         if method == "decontaminate":
@@ -108,12 +108,12 @@ def reject(
         else:
             later = _LATER_AND_NEAR.format(near=f"near_{method}", asked="true") if method in near else _LATER
         connection.execute(
-            "UPDATE verdict SET reason = 'duplicate: ' || $method "
+            "INSERT INTO rejected SELECT place, 'duplicate: ' || $method FROM remaining "
             f"WHERE {whom} AND place IN (SELECT place FROM members WHERE uid IN (SELECT uid FROM ({later})))",
             {"method": method},
         )
         if method in choice.merging:
             if method in near:  # only one that it is itself near to stands for it, where any such stays
-                stays = "uid IN (SELECT m.uid FROM members m JOIN verdict v USING (place) WHERE v.reason IS NULL)"
+                stays = "uid IN (SELECT m.uid FROM members m SEMI JOIN remaining USING (place))"
                 later = _LATER_AND_NEAR.format(near=f"near_{method}", asked=stays)
             connection.execute(f"INSERT INTO replaced SELECT uid, survivor, {number}, rank FROM ({later})")

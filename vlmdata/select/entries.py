@@ -7,7 +7,6 @@ Data", section 3.1). Here words and bigrams are those of the pool: of the captio
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -18,9 +17,6 @@ from vlmdata import wordnet
 from vlmdata.errors import DataError, InputError
 from vlmdata.recipe import Balance
 from vlmdata.signals.models import file_sha256
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as pads
 
 GRAMS = pa.schema([("gram", pa.string()), ("words", pa.int8()), ("count", pa.int64())])
 MADE = ("wordnet", "unigrams", "bigrams")
@@ -92,30 +88,27 @@ def add_up(
     return some.to_arrow_table().cast(GRAMS), totals
 
 
-def frequent(
-    connection: duckdb.DuckDBPyConnection, grams: "pads.Dataset", totals: dict[int, int], options: Balance
-) -> list[str]:
+def frequent(connection: duckdb.DuckDBPyConnection, totals: dict[int, int], options: Balance) -> list[str]:
     """The pool's entries, of the kinds that the recipe asks for.
 
-    grams, totals: what `add_up` gives of the pool, for `min_count`. A bigram is an entry where it has `min_pmi` bits of
-    pointwise mutual information, log2(p(xy) / (p(x) p(y))) (Church and Hanks 1990, "Word Association Norms, Mutual
-    Information, and Lexicography"). DuckDB spills, so memory does not grow with the pool.
+    connection: has as the view `grams` GRAMS of the pool, and totals what `add_up` gives, for `min_count`. A bigram is
+    an entry where it has `min_pmi` bits of pointwise mutual information, log2(p(xy) / (p(x) p(y))) (Church and Hanks
+    1990, "Word Association Norms, Mutual Information, and Lexicography"). DuckDB spills, so memory does not grow with
+    the pool.
     """
-    connection.register("gram", grams)
     found: list[str] = []
     if "unigrams" in options.entries:
-        found += [row[0] for row in connection.execute("SELECT gram FROM gram WHERE words = 1").fetchall()]
+        found += [row[0] for row in connection.execute("SELECT gram FROM grams WHERE words = 1").fetchall()]
     if "bigrams" in options.entries:
         # A bigram that is frequent enough has words that are.
         rows = connection.execute(
             """
-            SELECT b.gram FROM gram b JOIN gram x ON x.words = 1 AND x.gram = split_part(b.gram, ' ', 1)
-            JOIN gram y ON y.words = 1 AND y.gram = split_part(b.gram, ' ', 2)
+            SELECT b.gram FROM grams b JOIN grams x ON x.words = 1 AND x.gram = split_part(b.gram, ' ', 1)
+            JOIN grams y ON y.words = 1 AND y.gram = split_part(b.gram, ' ', 2)
             WHERE b.words = 2 AND log2((b.count / $pairs) / ((x.count / $words) * (y.count / $words))) >= $least""",
             {"pairs": float(totals.get(2, 1)), "words": float(totals.get(1, 1)), "least": options.min_pmi},
         ).fetchall()
         found += [row[0] for row in rows]
-    connection.unregister("gram")
     return found
 
 

@@ -16,24 +16,24 @@ def place(
     near: Collection[str] = (),
     first: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Make the table `placed` (place, split, shard, index, further_copies) of the kept rows of `verdict`; samples of
-    each split.
+    """Make the table `placed` (place, split, shard, index, copies, further_copies) of what is `remaining` (see
+    `settle.begin`); samples of each split.
 
     Kept pairs go to the splits by a seeded hash of the image's sha256 (so that one image is never in two), and to
     shards by one of the uid. near: the methods of which several of a group may stay; a split does not cut these groups
-    either: all of one go by the smallest sha256 of them. Further copies of a pair (`verdict.copies`) have places of
+    either: all of one go by the smallest sha256 of them. Further copies of a pair (the table `drawn`) have places of
     their own in the same order, so that they do not stand side by side: `<shard>:<index>` with blanks between them.
 
     first: a split's first shard, where earlier ones are out. Then `verdict` has rows (not `fresh`) that stand in those,
-    with their `split`: no place is given to them, and the rows of their groups go to the same split.
+    `published` with their split: no place is given to them, and the rows of their groups go to the same split.
     """
     connection.register("kin", _kin(connection, near))
     fresh, inherited = "true", "SELECT NULL::VARCHAR AS first, NULL::VARCHAR AS published WHERE false"
     if first is not None:
         fresh = "fresh"
         inherited = (
-            "SELECT coalesce(first, image) AS first, min_by(split, image) AS published "
-            "FROM (SELECT coalesce(sha256, uid) AS image, split FROM verdict WHERE NOT fresh) "
+            "SELECT coalesce(first, image) AS first, min_by(published, image) AS published "
+            "FROM (SELECT coalesce(sha256, uid) AS image, published FROM verdict WHERE NOT fresh) "
             "LEFT JOIN kin USING (image) GROUP BY 1"
         )
     begin = "".join(f" WHEN '{name}' THEN {number}" for name, number in (first or {}).items())
@@ -46,11 +46,11 @@ def place(
                    row_number() OVER (PARTITION BY split ORDER BY md5($seed || uid || again), uid, copy) - 1 AS rank
             FROM (
                 SELECT place, uid, split, copy, CASE WHEN copy > 1 THEN '_' || copy ELSE '' END AS again FROM (
-                    SELECT place, uid, coalesce(published, {_split(shards)}) AS split,
+                    SELECT place, uid, coalesce(inherited.published, {_split(shards)}) AS split,
                            unnest(range(1, copies + 1)) AS copy
                     FROM (
-                        SELECT place, uid, copies, coalesce(sha256, uid) AS image
-                        FROM verdict WHERE reason IS NULL AND {fresh}
+                        SELECT place, uid, coalesce(copies, 1) AS copies, coalesce(sha256, uid) AS image
+                        FROM remaining LEFT JOIN drawn USING (place) WHERE {fresh}
                     )
                     LEFT JOIN kin USING (image)
                     LEFT JOIN ({inherited}) inherited ON inherited.first = coalesce(kin.first, image)
@@ -62,10 +62,11 @@ def place(
     connection.execute(
         """
         CREATE TABLE placed AS
-        SELECT first.place, first.split, first.shard, first.index, further_copies
+        SELECT first.place, first.split, first.shard, first.index, coalesce(copies, 1) AS copies, further_copies
         FROM (SELECT * FROM ranked WHERE copy = 1) first LEFT JOIN (
-            SELECT place, string_agg(split || '-' || lpad(shard::VARCHAR, 7, '0') || ':' || index, ' ' ORDER BY copy)
-                AS further_copies
+            SELECT place, max(copy) AS copies,
+                   string_agg(split || '-' || lpad(shard::VARCHAR, 7, '0') || ':' || index, ' ' ORDER BY copy)
+                       AS further_copies
             FROM ranked WHERE copy > 1 GROUP BY place
         ) USING (place)"""
     )

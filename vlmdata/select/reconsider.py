@@ -26,7 +26,7 @@ from vlmdata.select import duplicates, top
 from vlmdata.select.checked import Checked, check_select, choice
 from vlmdata.select.choice import Choice
 from vlmdata.select.funnel import funnel
-from vlmdata.select.settle import reject
+from vlmdata.select.settle import begin, reject
 
 Steps = list[dict[str, Any]]
 _NOT_MEASURED = ": not measured"
@@ -133,15 +133,15 @@ def _counts(
     reason = f"CASE WHEN {passes} THEN NULL ELSE {literal(_RULED)} END" if whole else "NULL::VARCHAR"
     listed += [name for name in values if name != "top_by"]
     connection.execute(
-        f"CREATE TABLE verdict AS SELECT {', '.join(listed)}, {reason} AS reason, 1 AS copies FROM {rows}"
+        f"CREATE TABLE verdict AS SELECT {', '.join(listed)}, {reason} AS reason FROM {rows}"
         + ("" if whole else f" WHERE {passes}")
     )
+    begin(connection)
     near = _groups(connection, dataset, snapshot, chosen, grouped) if chosen.methods else []
     reject(connection, chosen, [], None, bool(chosen.methods), near)
-    for stored, pairs in connection.sql("SELECT reason, count(*) FROM verdict GROUP BY reason").fetchall():
-        if stored not in (None, _RULED):
-            counts[stored] += pairs
-            counts[None] -= pairs
+    for step, pairs in connection.sql("SELECT reason, count(*) FROM rejected GROUP BY reason").fetchall():
+        counts[step] += pairs
+        counts[None] -= pairs
     return dict(counts)
 
 
@@ -212,7 +212,7 @@ def _ranked(connection: duckdb.DuckDBPyConnection, by: Expression, fraction: flo
         f"FROM (SELECT {by.sql} AS number FROM {_rows([by], columns)})"
     )
     place = top.datacomp_place(fraction, connection.sql("SELECT count(*) FROM ranked").fetchall()[0][0])
-    found = top.threshold(top.counting(connection, "ranked WHERE true"), place)
+    found = top.threshold(top.counting(connection, "ranked"), place)
     return top.at_least(by, top.value(found[0]) if found else None)
 
 

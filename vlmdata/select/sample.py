@@ -12,6 +12,7 @@ from vlmdata.recipe import Sample
 _PARTS = 2**40
 _UNIFORM = "((md5_number_lower($seed || uid) >> 12) + 0.5) / 4503599627370496.0"  # in (0, 1)
 _KEY = f"ln({_UNIFORM}) / weight"
+_NOT_DRAWN = "INSERT INTO rejected SELECT place, 'sample' FROM drawn WHERE copies = 0"
 
 
 def weight_sql(sample: Sample) -> str:
@@ -24,12 +25,12 @@ def weight_sql(sample: Sample) -> str:
 
 
 def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> dict[str, float]:
-    """Give the pairs that are not drawn the reason `sample`, and those that are their `copies`. Returns what
+    """Give the pairs that are not drawn the reason `sample`, and those that are their copies. Returns what
     `reject_later` judges later pairs by: `rate`, copies for a weight of 1, or `key`, the smallest that was drawn.
 
-    connection: has the table `verdict` (see `settle`) with the columns weight (double) and copies (integer, 1).
-    Weights are 0 (never drawn) or more. Raises DataError for a weight that is null or negative, and where `count` is
-    more than there are pairs to draw from.
+    connection: has the table `verdict` (see `settle`) with the column weight (double), and what `begin` makes. Weights
+    are 0 (never drawn) or more. Raises DataError for a weight that is null or negative, and where `count` is more than
+    there are pairs to draw from.
     """
     positive = _positive(connection)
     if not positive or (not sample.replacement and sample.count > positive):
@@ -43,29 +44,29 @@ def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> dict[str, f
 def reject_later(connection: duckdb.DuckDBPyConnection, sample: Sample, drawn: dict[str, float]) -> None:
     """Draw from later pairs (`fresh`) at the rate, or by the smallest key, of the draw that returned `drawn`; so their
     number is as it comes. Raises DataError for a weight as `reject` does."""
-    _positive(connection)
+    _positive(connection, "remaining WHERE fresh")
     if sample.replacement:
         connection.execute(
             f"""
-            UPDATE verdict SET copies = floor($rate * weight + {_UNIFORM})::INTEGER
-            WHERE reason IS NULL AND fresh""",
+            INSERT INTO drawn
+            SELECT place, floor($rate * weight + {_UNIFORM})::INTEGER FROM remaining WHERE fresh""",
             {"rate": drawn["rate"], "seed": f"sample {sample.seed}\0"},
         )
-        connection.execute("UPDATE verdict SET reason = 'sample' WHERE reason IS NULL AND fresh AND copies = 0")
+        connection.execute(_NOT_DRAWN)
         return
     connection.execute(
         f"""
-        UPDATE verdict SET reason = 'sample' WHERE reason IS NULL AND fresh
-        AND NOT (weight > 0 AND {_KEY} >= $key)""",
+        INSERT INTO rejected
+        SELECT place, 'sample' FROM remaining WHERE fresh AND NOT (weight > 0 AND {_KEY} >= $key)""",
         {"key": drawn["key"], "seed": f"sample {sample.seed}\0"},
     )
 
 
-def _positive(connection: duckdb.DuckDBPyConnection) -> int:
-    """How many of the pairs that are left have a weight above 0."""
+def _positive(connection: duckdb.DuckDBPyConnection, rows: str = "remaining") -> int:
+    """How many of the pairs that are left have a weight above 0. rows: SQL of them."""
     bad, positive, uid = connection.execute(
         "SELECT count(*) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300), count(*) FILTER (weight > 0), "
-        "min(uid) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300) FROM verdict WHERE reason IS NULL"
+        f"min(uid) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300) FROM {rows}"
     ).fetchall()[0]
     if bad:
         raise DataError(
@@ -81,14 +82,12 @@ def _without_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) 
     seed = f"sample {sample.seed}\0"
     connection.execute(
         f"""
-        UPDATE verdict SET reason = 'sample' WHERE reason IS NULL AND place NOT IN (
-            SELECT place FROM verdict WHERE reason IS NULL AND weight > 0
-            ORDER BY {_KEY} DESC, uid
-            LIMIT $count
+        INSERT INTO rejected SELECT place, 'sample' FROM remaining WHERE place NOT IN (
+            SELECT place FROM remaining WHERE weight > 0 ORDER BY {_KEY} DESC, uid LIMIT $count
         )""",
         {"seed": seed, "count": sample.count},
     )
-    smallest = connection.execute(f"SELECT min({_KEY}) FROM verdict WHERE reason IS NULL", {"seed": seed}).fetchall()
+    smallest = connection.execute(f"SELECT min({_KEY}) FROM remaining", {"seed": seed}).fetchall()
     return {"key": smallest[0][0]}
 
 
@@ -100,12 +99,12 @@ def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> 
     numbers, in units of 1 / sum. Weights below 2^-40 of the largest are never drawn.
     """
     seed = f"sample {sample.seed}\0"
-    most, total = connection.execute("SELECT max(weight), sum(weight) FROM verdict WHERE reason IS NULL").fetchall()[0]
+    most, total = connection.execute("SELECT max(weight), sum(weight) FROM remaining").fetchall()[0]
     connection.execute(
         f"""
-        CREATE TEMP TABLE drawn AS
+        INSERT INTO drawn
         WITH whole AS (
-            SELECT place, uid, round(weight / $most * {_PARTS})::HUGEINT AS part FROM verdict WHERE reason IS NULL
+            SELECT place, uid, round(weight / $most * {_PARTS})::HUGEINT AS part FROM remaining
         ), line AS (
             SELECT place, $count::HUGEINT * part AS long,
                    $count::HUGEINT * (sum(part) OVER (
@@ -119,10 +118,5 @@ def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> 
         SELECT place, ((until + shift) // unit - (until - long + shift) // unit)::INTEGER AS copies FROM shifted""",
         {"most": most, "count": sample.count, "seed": seed},
     )
-    connection.execute(
-        """
-        UPDATE verdict SET copies = drawn.copies, reason = CASE WHEN drawn.copies = 0 THEN 'sample' END
-        FROM drawn WHERE drawn.place = verdict.place"""
-    )
-    connection.execute("DROP TABLE drawn")
+    connection.execute(_NOT_DRAWN)
     return {"rate": sample.count / total}

@@ -89,13 +89,13 @@ def at_least(by: Expression, smallest: float | None) -> Expression:
 
 
 def counting(connection: duckdb.DuckDBPyConnection, rows: str) -> Count:
-    """`count_keys` in DuckDB. rows: SQL of a table with the column top (uint64, see `keys`) and a condition."""
+    """`count_keys` in DuckDB. rows: SQL of a table with the column top (uint64, see `keys`)."""
 
     def count(prefix: int, known: int) -> np.ndarray:
         begins = f"top >> {_BITS - known} = {prefix}" if known else "true"
         found = connection.sql(
             f"SELECT (top >> {_BITS - DIGIT - known}) & {(1 << DIGIT) - 1} AS digit, count(*) FROM {rows} "
-            f"AND top > 0 AND {begins} GROUP BY digit"
+            f"WHERE top > 0 AND {begins} GROUP BY digit"
         ).fetchnumpy()
         digit, pairs = found.values()
         histogram = np.zeros(1 << DIGIT, np.int64)
@@ -111,23 +111,23 @@ def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> int:
     connection: has the table `verdict` (see `settle`) with the column top (uint64, see `keys`), and `uids` (place,
     uid), which is looked at only where not all ties at the threshold are in.
     """
-    ranked = "true" if top.of == "pool" else "reason IS NULL"
-    pairs = connection.sql(f"SELECT count(*) FROM verdict WHERE {ranked}").fetchall()[0][0]
-    count = counting(connection, f"verdict WHERE {ranked}")
+    ranked = "verdict" if top.of == "pool" else "remaining"
+    pairs = connection.sql(f"SELECT count(*) FROM {ranked}").fetchall()[0][0]
+    count = counting(connection, ranked)
     wanted = how_many(top, pairs)
     key, above = threshold(count, wanted) or (1, 0)  # fewer have a number: all of them
-    connection.execute("UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND top < $key", {"key": key})
-    at_key = f"FROM verdict WHERE top = {key} AND {ranked}"
+    _reject(connection, f"top < {key}")
+    at_key = f"FROM {ranked} WHERE top = {key}"
     if connection.sql(f"SELECT count(*) {at_key}").fetchall()[0][0] > wanted - above:
-        connection.execute(
-            f"""
-            UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND top = {key} AND place NOT IN (
-                SELECT place FROM uids WHERE place IN (SELECT place {at_key}) ORDER BY uid LIMIT {wanted - above}
-            )"""
-        )
+        within = f"FROM uids WHERE place IN (SELECT place {at_key}) ORDER BY uid LIMIT {wanted - above}"
+        _reject(connection, f"top = {key} AND place NOT IN (SELECT place {within})")
     return key
 
 
 def reject_below(connection: duckdb.DuckDBPyConnection, key: int) -> None:
     """The same for later pairs, by the key that `reject` returned: all ties at it are in."""
-    connection.execute("UPDATE verdict SET reason = 'top' WHERE reason IS NULL AND fresh AND top < $key", {"key": key})
+    _reject(connection, f"fresh AND top < {key}")
+
+
+def _reject(connection: duckdb.DuckDBPyConnection, which: str) -> None:
+    connection.execute(f"INSERT INTO rejected SELECT place, 'top' FROM remaining WHERE {which}")
