@@ -17,6 +17,7 @@ from vlmdata.catalog import no_glob, view_files, view_parts
 from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten
 from vlmdata.forget.tombstones import bury
+from vlmdata.ordered import in_order
 from vlmdata.parts import FIRST_LAYER, Part, Table, make_key, noted, part_name, table_folder
 from vlmdata.recipe import Source
 from vlmdata.rules import literal
@@ -33,7 +34,6 @@ _PAIRS = table_schema("pairs")
 # What a source yields: the rest of a pair's columns are made here.
 FOUND = pa.schema([f for f in _PAIRS if f.name not in ("captions", "occurrences")])
 _PART_ROWS = 100_000
-BATCH = 65_536  # rows that DuckDB gives at once
 MOST = 2_000_000_000  # bytes that DuckDB may hold
 _OF_A_THREAD = 256_000_000  # bytes: rows of 2 kB
 _NOTHING = pa.schema([])
@@ -145,15 +145,19 @@ def record(
         connection.execute(f"CREATE VIEW raw AS {rows}")
         if earlier is not None and not connection.sql("SELECT 1 FROM raw LIMIT 1").fetchall():
             return earlier
-        found = connection.sql("SELECT * EXCLUDE (crawled_at) FROM raw ORDER BY ALL")
-        ordered = found.to_arrow_reader(BATCH)
+        every = "SELECT * EXCLUDE (crawled_at) FROM raw"
+        ordered = in_order(connection, every, "uid", "SELECT * EXCLUDE (share) FROM dealt ORDER BY ALL", folder)
         parts = write_parts(dataset, {"found": schema}, key, ordered, _PART_ROWS, layer=layer)
-        observed = connection.sql(
-            "SELECT uid, min(crawled_at) AS crawled_at, NULL::TIMESTAMPTZ AS fetched_at "
-            "FROM raw WHERE crawled_at IS NOT NULL GROUP BY uid ORDER BY uid"
+        observed = in_order(
+            connection,
+            "SELECT uid, crawled_at FROM raw WHERE crawled_at IS NOT NULL",
+            "uid",
+            "SELECT uid, min(crawled_at) AS crawled_at, NULL::TIMESTAMPTZ AS fetched_at FROM dealt "
+            "GROUP BY uid ORDER BY uid",
+            folder,
         )
         times = {"observations": table_schema("observations")}
-        seen_at = write_parts(dataset, times, key, observed.to_arrow_reader(BATCH), _PART_ROWS, layer=layer)
+        seen_at = write_parts(dataset, times, key, observed, _PART_ROWS, layer=layer)
         connection.close()
     before = dataset.read_table("observations", key) if earlier else None
     dataset.write_table(Table("observations", key, (*(before.parts if before else ()), *seen_at["observations"])))
@@ -179,7 +183,7 @@ def unite(
         tables = {"source_signals": pa.schema([*table_schema("source_signals"), *brings]), **tables}
     with dataset.spool() as folder:
         connection = connect(folder)
-        united = united_pairs(connection, dataset, [list(table.parts) for table in found], brings, limit)
+        united = united_pairs(connection, dataset, [list(table.parts) for table in found], brings, folder, limit)
         parts = write_parts(dataset, tables, key, united, rows, together="url")
         connection.close()
     written = [Table(name, key, tuple(parts[name]), noted(found), {"rows": rows}) for name in tables]
@@ -193,14 +197,14 @@ def united_pairs(
     dataset: Dataset,
     found: list[list[Part]],
     brings: pa.Schema,
+    folder: Path,
     limit: int | None = None,
     known: Sequence[Part] = (),
 ) -> Iterator[pa.Table]:
     """The united rows of all sources' parts, as `unite` describes them, in their order.
 
-    known: parts of pairs to leave out.
-
-    DuckDB sorts, which spills; grouping there would hold every group's columns in memory.
+    folder: for files of its own. known: parts of pairs to leave out. Grouping in DuckDB would hold every group's
+    columns in memory; here equal rows are neighbours.
     """
     schema = pa.schema([*FOUND, *brings])
     rest = ", ".join(name for name in schema.names if name not in ("uid", "page_url", "caption_from"))
@@ -215,13 +219,12 @@ def united_pairs(
         apart = "WHERE uid NOT IN (SELECT uid FROM known)"
     connection.execute(f"CREATE VIEW every AS {' UNION ALL '.join(every)}")
     # What one source may not bring back, no other brings: the row without a URL stands first, among such rows.
-    rows = connection.sql(
-        f"""
-        SELECT * EXCLUDE (place) FROM every {apart}
-        ORDER BY CASE WHEN uid NOT IN (SELECT uid FROM every WHERE url IS NULL) THEN md5(url) END,
-                 uid, url IS NOT NULL, place, coalesce(page_url, ''), caption_from, {rest}"""
-    )
-    return _first(_united(rows.to_arrow_reader(BATCH)), limit)
+    gone = "SELECT uid FROM every WHERE url IS NULL"
+    rows = f"SELECT *, CASE WHEN uid NOT IN ({gone}) THEN md5(url) END AS hash FROM every {apart}"
+    ordered = f"""
+        SELECT * EXCLUDE (place, hash, share) FROM dealt
+        ORDER BY hash, uid, url IS NOT NULL, place, coalesce(page_url, ''), caption_from, {rest}"""
+    return _first(_united(in_order(connection, rows, "hash", ordered, folder)), limit)
 
 
 def _first(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from vlmdata.catalog import no_glob, view_files
 from vlmdata.dataset import Dataset
 from vlmdata.download.stored import forget_failures
-from vlmdata.ingest import BATCH, connect, write_parts
+from vlmdata.ingest import connect, write_parts
+from vlmdata.ordered import BATCH
 from vlmdata.parts import FIRST_LAYER, Part, Table, part_from
 from vlmdata.rules import literal
 from vlmdata.schemas import table_schema

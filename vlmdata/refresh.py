@@ -74,7 +74,7 @@ def add_layer(dataset: Dataset, plan: Plan, pairs: Table, brought: Table | None,
         return []
     with dataset.spool() as folder:
         connection = ingest.connect(folder)
-        united = ingest.united_pairs(connection, dataset, new, plan.brings, None, pairs.parts)
+        united = ingest.united_pairs(connection, dataset, new, plan.brings, folder, None, pairs.parts)
         parts = ingest.write_parts(dataset, tables, pairs.key, united, plan.recipe.parts.rows, "url", layer)
         connection.close()
     count = sum(part.rows for part in parts["pairs"])

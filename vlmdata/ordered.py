@@ -1,0 +1,80 @@
+"""Rows in an order that begins with a hash: they are dealt out to files by it, and each file is sorted alone.
+
+So what is sorted at once is a file's rows, not all, and its memory does not grow with them; DuckDB's own sorting fills
+what it may hold before it spills.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import chain, pairwise
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+BATCH = 65_536  # rows that DuckDB gives at once
+_HELD = 8_000_000  # bytes that are held, and dealt out at once
+_SORTED = 12_000_000  # bytes of a file, about
+_FILES = 256  # at most: larger ones are spilled while they are sorted
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+def in_order(
+    connection: duckdb.DuckDBPyConnection, rows: str, by: str, query: str, folder: Path
+) -> Iterator[pa.RecordBatch]:
+    """What `query` gives of all rows, when it gives them in an order by the column `by` first, nulls last.
+
+    rows: SQL of them. by: a hash in hexadecimal, of 8 digits or more, each value as likely as the others. query: SQL
+    over the view `dealt`, which has some of the rows, and as `share` their hash; rows of one hash come to it together.
+    folder: for the files.
+    """
+    ((count,),) = connection.sql(f"SELECT count(*) FROM ({rows})").fetchall()
+    reader = connection.sql(f"SELECT *, ('0x' || left({by}, 8))::UBIGINT AS share FROM ({rows})").to_arrow_reader(BATCH)
+    blocks = _blocks(reader)
+    first, second = next(blocks, None), next(blocks, None)
+    if first is None:
+        first = reader.schema.empty_table()
+    if second is None:
+        yield from _sorted(connection, first.to_reader(), query)
+        return
+    files = min(_FILES, math.ceil(count * first.nbytes / first.num_rows / _SORTED))
+    paths = [folder / f"{number}.dealt" for number in range(files)]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(pa.ipc.new_stream(path, reader.schema, options=_COMPRESSED)) for path in paths]
+        for block in chain([first, second], blocks):
+            _deal(block, writers)
+    del first, second, block
+    for path in paths:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as dealt:
+            yield from _sorted(connection, dealt, query)
+        path.unlink()
+
+
+def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in tables of some _HELD bytes."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(each.nbytes for each in held) >= _HELD:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _deal(rows: pa.Table, files: list[pa.ipc.RecordBatchStreamWriter]) -> None:
+    last = np.uint64(2**32 - 1)
+    file = (rows["share"].fill_null(last).to_numpy() * np.uint64(len(files))) >> np.uint64(32)
+    order = np.argsort(file, kind="stable")
+    bounds = np.searchsorted(file[order], np.arange(len(files) + 1)).tolist()
+    taken = rows.take(pa.array(order)).combine_chunks()
+    for writer, (start, stop) in zip(files, pairwise(bounds), strict=True):
+        writer.write_table(taken.slice(start, stop - start))
+
+
+def _sorted(connection: duckdb.DuckDBPyConnection, rows: pa.RecordBatchReader, query: str) -> Iterator[pa.RecordBatch]:
+    connection.register("dealt", rows)
+    yield from connection.sql(query).to_arrow_reader(BATCH)
+    connection.unregister("dealt")
