@@ -1,6 +1,8 @@
 """Rows that are dealt out to files and sorted there come as one sorting of all gives them."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -47,6 +49,21 @@ def test_what_comes_is_in_the_order_of_one_sorting(hashes, bytes_held, tmp_path,
     found, expected = dealt(table(hashes), tmp_path, monkeypatch, bytes_held)
     assert found.equals(expected.cast(found.schema))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_files_place_is_free_when_it_is_sorted(tmp_path, monkeypatch):
+    monkeypatch.setattr(ordered, "BATCH", 256)
+    monkeypatch.setattr(ordered, "_HELD", 50_000)
+    monkeypatch.setattr(ordered, "_SORTED", 50_000)
+    connection = duckdb.connect()
+    connection.register("given", table(hashed(20_000)))
+    rows = ordered.in_order(connection, "SELECT * FROM given", "hash", QUERY, tmp_path)
+    open_files = []
+    for _ in rows:
+        paths = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        open_files.append([path for path in paths if path.startswith(str(tmp_path))])
+    assert len(open_files) > 10
+    assert max(map(len, open_files)) == 1
 
 
 def test_there_are_no_more_files_than_may_be_open(tmp_path, monkeypatch):

@@ -130,3 +130,18 @@ def test_later_pairs_are_drawn_at_the_rate_of_the_first_draw(tmp_path, replaceme
     # what is drawn does not hang on what else is new
     again, _, _ = added(rows[:100], drawn, tmp_path, settled=settled, shards=Shards())
     assert all(again[uid]["copies"] == found[uid]["copies"] for uid in again)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_a_published_pair_beside_the_new_ones_is_not_drawn_again(tmp_path, replacement):
+    weight = check_number("select.sample.weights", "width / 20.0", COLUMNS)
+    asked = Sample(weights="width / 20.0", count=1, replacement=replacement)
+    settled = {"sample": {"rate": 1.0} if replacement else {"key": -1e9}}
+    found, counts, _ = added(
+        [row("new1"), row("new2"), row("new3")], choice(("exact",), sample=asked, weight=weight), tmp_path,
+        [("old", "train")], groups(("old", "new1")), settled,
+    )  # fmt: skip
+    assert {uid: entry["reason"] for uid, entry in found.items()} == {
+        "new1": "duplicate: exact", "new2": None, "new3": None,
+    }  # fmt: skip
+    assert counts == {None: 2, "duplicate: exact": 1}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -34,9 +34,6 @@ from vlmdata.parts import (
     write_parquet,
 )
 from vlmdata.storage import places, reaching, upload
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 20

@@ -1,7 +1,7 @@
 """Rows in an order that begins with a hash: they are dealt out to files by it, and each file is sorted alone.
 
-So what is sorted at once is a file's rows, not all, and its memory does not grow with them; DuckDB's own sorting fills
-what it may hold before it spills.
+So what is sorted at once is a file's rows, not all, and up to some 3 GB of rows memory does not grow with them; beyond
+it DuckDB spills. Its own sorting of all fills what it may hold before it does.
 """
 
 import math
@@ -26,10 +26,11 @@ def in_order(
 ) -> Iterator[pa.RecordBatch]:
     """What `query` gives of all rows, when it gives them in an order by the column `by` first, nulls last.
 
-    rows: SQL of them. by: a hash in hexadecimal, of 8 digits or more, each value as likely as the others. query: SQL
-    over the view `dealt`, which has some of the rows, and as `share` their hash; rows of one hash come to it together.
-    folder: for the files.
+    rows: SQL of them. by: a hash in lower-case hexadecimal, of 8 digits or more, each value as likely as the others.
+    query: SQL over the view `dealt`, which has some of the rows, and as `share` their hash; rows of one hash come to it
+    together. folder: for the files.
     """
+    # first, since DuckDB has one open result a connection
     ((count,),) = connection.sql(f"SELECT count(*) FROM ({rows})").fetchall()
     reader = connection.sql(f"SELECT *, ('0x' || left({by}, 8))::UBIGINT AS share FROM ({rows})").to_arrow_reader(BATCH)
     blocks = _blocks(reader)
@@ -41,11 +42,8 @@ def in_order(
         return
     files = min(_FILES, math.ceil(count * first.nbytes / first.num_rows / _SORTED))
     paths = [folder / f"{number}.dealt" for number in range(files)]
-    with ExitStack() as stack:
-        writers = [stack.enter_context(pa.ipc.new_stream(path, reader.schema, options=_COMPRESSED)) for path in paths]
-        for block in chain([first, second], blocks):
-            _deal(block, writers)
-    del first, second, block
+    _deal_out(chain([first, second], blocks), reader.schema, paths)
+    del first, second
     for path in paths:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as dealt:
             yield from _sorted(connection, dealt, query)
@@ -62,6 +60,14 @@ def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
             held = []
     if held:
         yield pa.Table.from_batches(held)
+
+
+def _deal_out(blocks: Iterable[pa.Table], schema: pa.Schema, paths: list[Path]) -> None:
+    with ExitStack() as stack:
+        files = [stack.enter_context(pa.OSFile(str(path), "wb")) for path in paths]
+        writers = [stack.enter_context(pa.ipc.new_stream(file, schema, options=_COMPRESSED)) for file in files]
+        for block in blocks:
+            _deal(block, writers)
 
 
 def _deal(rows: pa.Table, files: list[pa.ipc.RecordBatchStreamWriter]) -> None:

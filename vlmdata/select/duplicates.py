@@ -89,7 +89,7 @@ def reject(
 ) -> None:
     """Give all but the survivors the reason `duplicate: <method>`, method after method.
 
-    connection: has the tables `verdict` (see `settle`) and `grouped` (see `rank`).
+    connection: has the tables `verdict` (see `settle`) and `grouped` (see `rank`), and what `begin` makes.
     near: the methods that follow SemDeDup's rule; `near_<method>` has their pairs of rows that are alike (uid, other,
     equal), rows of one value with the first of them alone. whom: SQL of those of `verdict` that may be rejected.
     Makes the table `replaced` (uid, survivor, method, rank) for `captions.merge`.
@@ -116,4 +116,7 @@ def reject(
             if method in near:  # only one that it is itself near to stands for it, where any such stays
                 stays = "uid IN (SELECT m.uid FROM members m SEMI JOIN remaining USING (place))"
                 later = _LATER_AND_NEAR.format(near=f"near_{method}", asked=stays)
-            connection.execute(f"INSERT INTO replaced SELECT uid, survivor, {number}, rank FROM ({later})")
+            connection.execute(  # those that are not rejected, since they are published, are replaced by none
+                f"INSERT INTO replaced SELECT uid, survivor, {number}, rank FROM ({later}) "
+                "WHERE uid IN (SELECT m.uid FROM members m ANTI JOIN remaining USING (place))"
+            )

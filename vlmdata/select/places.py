@@ -46,7 +46,7 @@ def place(
                    row_number() OVER (PARTITION BY split ORDER BY md5($seed || uid || again), uid, copy) - 1 AS rank
             FROM (
                 SELECT place, uid, split, copy, CASE WHEN copy > 1 THEN '_' || copy ELSE '' END AS again FROM (
-                    SELECT place, uid, coalesce(inherited.published, {_split(shards)}) AS split,
+                    SELECT place, uid, coalesce(published, {_split(shards)}) AS split,
                            unnest(range(1, copies + 1)) AS copy
                     FROM (
                         SELECT place, uid, coalesce(copies, 1) AS copies, coalesce(sha256, uid) AS image

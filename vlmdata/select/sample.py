@@ -25,7 +25,7 @@ def weight_sql(sample: Sample) -> str:
 
 
 def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> dict[str, float]:
-    """Give the pairs that are not drawn the reason `sample`, and those that are their copies. Returns what
+    """Give the pairs that are not drawn the reason `sample`, and note copies of the others. Returns what
     `reject_later` judges later pairs by: `rate`, copies for a weight of 1, or `key`, the smallest that was drawn.
 
     connection: has the table `verdict` (see `settle`) with the column weight (double), and what `begin` makes. Weights
@@ -44,7 +44,7 @@ def reject(connection: duckdb.DuckDBPyConnection, sample: Sample) -> dict[str, f
 def reject_later(connection: duckdb.DuckDBPyConnection, sample: Sample, drawn: dict[str, float]) -> None:
     """Draw from later pairs (`fresh`) at the rate, or by the smallest key, of the draw that returned `drawn`; so their
     number is as it comes. Raises DataError for a weight as `reject` does."""
-    _positive(connection, "remaining WHERE fresh")
+    _positive(connection, "fresh")
     if sample.replacement:
         connection.execute(
             f"""
@@ -62,11 +62,11 @@ def reject_later(connection: duckdb.DuckDBPyConnection, sample: Sample, drawn: d
     )
 
 
-def _positive(connection: duckdb.DuckDBPyConnection, rows: str = "remaining") -> int:
-    """How many of the pairs that are left have a weight above 0. rows: SQL of them."""
+def _positive(connection: duckdb.DuckDBPyConnection, which: str = "true") -> int:
+    """How many of the pairs that are left have a weight above 0. which: SQL of those that are looked at."""
     bad, positive, uid = connection.execute(
         "SELECT count(*) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300), count(*) FILTER (weight > 0), "
-        f"min(uid) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300) FROM {rows}"
+        f"min(uid) FILTER (weight IS NULL OR NOT weight BETWEEN 0 AND 1e300) FROM remaining WHERE {which}"
     ).fetchall()[0]
     if bad:
         raise DataError(
@@ -99,7 +99,10 @@ def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> 
     numbers, in units of 1 / sum. Weights below 2^-40 of the largest are never drawn.
     """
     seed = f"sample {sample.seed}\0"
-    most, total = connection.execute("SELECT max(weight), sum(weight) FROM remaining").fetchall()[0]
+    most = connection.execute("SELECT max(weight) FROM remaining").fetchall()[0][0]
+    # of whole numbers, since a sum of doubles hangs on the order of the threads
+    parts = f"SELECT sum(round(weight / $most * {_PARTS})::HUGEINT)::HUGEINT FROM remaining"
+    total = connection.execute(parts, {"most": most}).fetchall()[0][0]
     connection.execute(
         f"""
         INSERT INTO drawn
@@ -119,4 +122,4 @@ def _with_replacement(connection: duckdb.DuckDBPyConnection, sample: Sample) -> 
         {"most": most, "count": sample.count, "seed": seed},
     )
     connection.execute(_NOT_DRAWN)
-    return {"rate": sample.count / total}
+    return {"rate": sample.count * _PARTS / (total * most)}

@@ -108,8 +108,8 @@ def counting(connection: duckdb.DuckDBPyConnection, rows: str) -> Count:
 def reject(connection: duckdb.DuckDBPyConnection, top: Top) -> int:
     """Give the pairs that are left and not in the top the reason `top`. Returns the smallest key that is in.
 
-    connection: has the table `verdict` (see `settle`) with the column top (uint64, see `keys`), and `uids` (place,
-    uid), which is looked at only where not all ties at the threshold are in.
+    connection: has the table `verdict` (see `settle`) with the column top (uint64, see `keys`), what `begin` makes, and
+    `uids` (place, uid), which is looked at only where not all ties at the threshold are in.
     """
     ranked = "verdict" if top.of == "pool" else "remaining"
     pairs = connection.sql(f"SELECT count(*) FROM {ranked}").fetchall()[0][0]
