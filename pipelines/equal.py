@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from vlmdata import dedup, layers
 from vlmdata.dataset import Dataset
+from vlmdata.ordered import by_bucket, share
 from vlmdata.parts import Part, Table, part_from
-from vlmdata.pipelines import scattered
 from vlmdata.pipelines.runner import shuffle
 from vlmdata.recipe import Dedup, ExactDedup, PixelsDedup, Runner, UrlDedup
 from vlmdata.schemas import table_schema
@@ -36,7 +36,7 @@ class _Scatter:
         if not found.num_rows:
             return []
         bucket = bucket_of(found[column].to_numpy().astype(np.bytes_), self.buckets)
-        tables = scattered.by_bucket(found, bucket, self.buckets)
+        tables = by_bucket(found, bucket, self.buckets)
         return [(number, _encoded(table)) for number, table in enumerate(tables) if table.num_rows]
 
 
@@ -80,7 +80,7 @@ def bucket_of(values: np.ndarray, buckets: int) -> np.ndarray:
     """int64 [n]: for each of n hex numbers (bytes of 8 digits or more) the bucket that its first 8 digits lead to."""
     digits = values.view(np.uint8).reshape(len(values), values.itemsize)[:, :8].astype(np.int64)
     number = np.where(digits >= ord("a"), digits - ord("a") + 10, digits - ord("0")) @ (16 ** np.arange(7, -1, -1))
-    return scattered.share(number, buckets)
+    return share(number, buckets)
 
 
 def _encoded(rows: pa.Table) -> bytes:

@@ -18,6 +18,7 @@ from vlmdata.dataset import Dataset
 from vlmdata.dedup import perceptual
 from vlmdata.dedup.components import Edges, stars
 from vlmdata.dedup.perceptual import Bands
+from vlmdata.ordered import by_bucket, share
 from vlmdata.parts import Part, Table
 from vlmdata.pipelines import joined, scattered
 from vlmdata.pipelines.joined import Written
@@ -69,7 +70,7 @@ class _ByHash:
         hashes = rows["phash"].to_numpy()
         uid = joined.binary(rows["uid"].to_numpy().astype("S32"))
         sent = pa.table([(number << 32) + np.arange(rows.num_rows), uid, hashes], schema=_ROWS)
-        bucket = scattered.share(hashes * _MIXED >> np.uint64(32), self.buckets)
+        bucket = share(hashes * _MIXED >> np.uint64(32), self.buckets)
         return scattered.send(dataset, f"{joined.FOLDER}/hashes-{number}.arrow", sent, bucket, self.buckets)
 
 
@@ -113,7 +114,7 @@ class _ByBand:
         def tables() -> Iterator[pa.Table]:
             for number, band in enumerate(self.cut.bands):
                 digits = perceptual.bits(hashes, band) >> band.width - self.digits
-                own = scattered.by_bucket(rows, digits, 1 << self.digits)
+                own = by_bucket(rows, digits, 1 << self.digits)
                 for bucket in range(1 << self.digits):
                     came = [own[bucket ^ flip] for flip in flips]
                     home = np.repeat(np.array(flips) == 0, [some.num_rows for some in came])

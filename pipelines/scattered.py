@@ -1,20 +1,12 @@
 """A part's rows in a file with a record batch for each bucket: who works on one bucket reads only its own rows."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from vlmdata.dataset import Dataset
-
-
-def by_bucket(rows: pa.Table, bucket: np.ndarray, buckets: int) -> list[pa.Table]:
-    """The rows of each of so many buckets, in their order. bucket: int [rows], the one of each row."""
-    order = np.argsort(bucket, kind="stable")
-    bounds = np.searchsorted(bucket[order], np.arange(buckets + 1)).tolist()
-    taken = rows.take(pa.array(order))
-    return [taken.slice(start, stop - start) for start, stop in pairwise(bounds)]
+from vlmdata.ordered import by_bucket
 
 
 def write(dataset: Dataset, path: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
@@ -31,11 +23,6 @@ def send(dataset: Dataset, path: str, rows: pa.Table, bucket: np.ndarray, bucket
     tables = by_bucket(rows, bucket, buckets)
     write(dataset, path, tables, rows.schema)
     return [(number, path) for number, some in enumerate(tables) if some.num_rows]
-
-
-def share(number: np.ndarray, buckets: int) -> np.ndarray:
-    """int64 [n]: the bucket of numbers below 2**32, which are as many for each where they are evenly spread."""
-    return number.astype(np.int64) * buckets >> 32
 
 
 def gather(dataset: Dataset, paths: Iterable[str], bucket: int) -> pa.Table:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import layers
-from vlmdata.catalog import beside, has_scalars, view_files, wide_part
+from vlmdata.catalog import beside, has_scalars, schema_of, view_files, wide_part
 from vlmdata.dataset import Dataset
 from vlmdata.dedup import alike
 from vlmdata.download import lists, optout
@@ -246,7 +246,7 @@ def _judge(
     grouped = "duplicates" in tables
     with dataset.spool() as spill:
         connection = connect(spill, memory(sum(part.rows for part in judged_parts)))
-        view_files(connection, dataset, "judged", judged_parts, dataset.read_part(judged_parts[0]).schema)
+        view_files(connection, dataset, "judged", judged_parts, schema_of(dataset, judged_parts[0].path))
         near = _view_duplicates(connection, dataset, plan, tables["duplicates"]) if grouped else []
         sizes = [part.rows for part in judged_parts]
         balanced = balancing if choice.balanced else None

@@ -21,6 +21,7 @@ from vlmdata.dedup import partitions, semantic
 from vlmdata.dedup.components import Edges, stars
 from vlmdata.dedup.partitions import Partitions
 from vlmdata.errors import DataError
+from vlmdata.ordered import by_bucket, share
 from vlmdata.parts import Part, Table
 from vlmdata.pipelines import joined, scattered
 from vlmdata.pipelines.joined import Written
@@ -107,7 +108,7 @@ class _ByKey:
         keys, rows = semantic.keys_of(vectors)
         columns = [(piece.number << 32) + rows, joined.binary(uid[rows]), keys["a"], keys["b"]]
         sent = pa.table(columns, schema=_KEYED)
-        bucket = scattered.share(keys["a"] >> np.uint64(32), self.buckets)
+        bucket = share(keys["a"] >> np.uint64(32), self.buckets)
         return scattered.send(dataset, f"{joined.FOLDER}/keys-{piece.number}.arrow", sent, bucket, self.buckets)
 
 
@@ -127,7 +128,7 @@ class _Distinct:
         _, first, codes = np.unique(_keys(rows), return_index=True, return_inverse=True)
         written = joined.write(dataset, f"vectors-{bucket}", rows, iter([stars(codes)]), self.buckets, self.pairs)
         distinct = rows.take(pa.array(np.sort(first)))
-        tables = scattered.by_bucket(distinct, distinct["place"].to_numpy() >> 32, self.pieces)
+        tables = by_bucket(distinct, distinct["place"].to_numpy() >> 32, self.pieces)
         path = f"{joined.FOLDER}/distinct-{bucket}.arrow"
         scattered.write(dataset, path, tables, _KEYED)
         return written, path, [some.num_rows for some in tables]

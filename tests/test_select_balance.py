@@ -18,9 +18,9 @@ from vlmdata import snapshot
 from vlmdata.dataset import Dataset
 from vlmdata.errors import DataError, InputError
 from vlmdata.ingest import connect
+from vlmdata.ordered import by_bucket
 from vlmdata.parts import part_name
 from vlmdata.pipelines import balance as stage
-from vlmdata.pipelines import scattered
 from vlmdata.plan import make_plan
 from vlmdata.recipe import Balance, Recipe, Runner
 from vlmdata.report import write_report
@@ -137,9 +137,9 @@ def test_the_pools_words_and_bigrams_are_those_of_a_plain_count(tmp_path):
         summed[row["gram"]] += row["count"]
     assert summed == single + double
     options = Balance(kind="metaclip", entries=["unigrams", "bigrams"], min_count=10, min_pmi=3)
-    by_bucket = scattered.by_bucket(grams, entries.bucket_of(grams, 3), 3)
-    assert all(rows.num_rows for rows in by_bucket)
-    added, totals = zip(*(entries.add_up(connect(tmp_path), rows.to_reader(), 10) for rows in by_bucket), strict=True)
+    dealt = by_bucket(grams, entries.bucket_of(grams, 3), 3)
+    assert all(rows.num_rows for rows in dealt)
+    added, totals = zip(*(entries.add_up(connect(tmp_path), rows.to_reader(), 10) for rows in dealt), strict=True)
     summed = {words: sum(total.get(words, 0) for total in totals) for words in (1, 2)}
     connection = connect(tmp_path)
     connection.register("grams", pa.concat_tables(added))

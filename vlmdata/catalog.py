@@ -5,6 +5,7 @@ Nothing is opened for writing, so a prompt never blocks a run, and a query can r
 
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -204,10 +205,20 @@ def _view_layers(
     selects = [f"FROM {name}_columns"]
     for layer in layers:
         paths = [dataset.checked(file).path for file in layer]
-        with dataset.open(paths[0]) as file:
-            there = [quoted(column) for column in pq.read_schema(file).names if column in schema.names]
+        there = [quoted(column) for column in schema_of(dataset, paths[0]).names if column in schema.names]
         selects.append(f"SELECT {', '.join(there)} FROM {parquet_sql(dataset, paths)}")
     connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL BY NAME ".join(selects)}')
+
+
+def view_local(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> None:
+    """Make the view `name` of a Parquet file of this machine."""
+    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet({literal(no_glob(str(path)))})")
+
+
+def schema_of(dataset: Dataset, path: str) -> pa.Schema:
+    """The schema of one of its Parquet files."""
+    with dataset.open(path) as file:
+        return pq.read_schema(file)
 
 
 def parquet_sql(dataset: Dataset, paths: list[str]) -> str:

@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.catalog import no_glob, view_files, view_parts
+from vlmdata.catalog import view_files, view_local, view_parts
 from vlmdata.dataset import Dataset
 from vlmdata.download import forgotten
 from vlmdata.forget.tombstones import bury
 from vlmdata.ordered import in_order
 from vlmdata.parts import FIRST_LAYER, Part, Table, make_key, noted, part_name, table_folder
 from vlmdata.recipe import Source
-from vlmdata.rules import literal
 from vlmdata.schemas import table_schema
 from vlmdata.sources import read, signals, states, visited
 from vlmdata.sources.urls import LONGEST_CAPTION, shorten
@@ -135,7 +134,7 @@ def record(
     with dataset.spool() as folder:
         connection = connect(folder)
         if isinstance(raw, Path):
-            connection.execute(f"CREATE VIEW yielded AS FROM read_parquet({literal(no_glob(str(raw)))})")
+            view_local(connection, "yielded", raw)
         else:
             view_parts(connection, dataset, "yielded", raw, raw_schema(source))
         rows = "SELECT * FROM yielded"

@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmdata.catalog import no_glob, view_files
+from vlmdata.catalog import view_files, view_local
 from vlmdata.dataset import Dataset
 from vlmdata.download.stored import forget_failures
 from vlmdata.ingest import connect, write_parts
 from vlmdata.ordered import BATCH
 from vlmdata.parts import FIRST_LAYER, Part, Table, part_from
-from vlmdata.rules import literal
 from vlmdata.schemas import table_schema
 
 
@@ -122,8 +121,7 @@ def retry(dataset: Dataset, tables: list[Table], images: Table, classes: Iterabl
         schemas = {}
         for number, table in enumerate(tables):
             schemas[table.table] = pq.read_schema(folder / f"{number}.parquet")
-            chosen = literal(no_glob(str(folder / f"{number}.parquet")))
-            connection.execute(f"CREATE VIEW chosen_{number} AS FROM read_parquet({chosen})")
+            view_local(connection, f"chosen_{number}", folder / f"{number}.parquet")
         joined = "".join(f" JOIN chosen_{number} USING (uid)" for number in range(1, len(tables)))
         ordered = connection.sql(f"SELECT * FROM chosen_0{joined} ORDER BY md5(url), uid")
         copies = ordered.to_arrow_reader(BATCH)

@@ -71,13 +71,22 @@ def _deal_out(blocks: Iterable[pa.Table], schema: pa.Schema, paths: list[Path]) 
 
 
 def _deal(rows: pa.Table, files: list[pa.ipc.RecordBatchStreamWriter]) -> None:
-    last = np.uint64(2**32 - 1)
-    file = (rows["share"].fill_null(last).to_numpy() * np.uint64(len(files))) >> np.uint64(32)
-    order = np.argsort(file, kind="stable")
-    bounds = np.searchsorted(file[order], np.arange(len(files) + 1)).tolist()
-    taken = rows.take(pa.array(order)).combine_chunks()
-    for writer, (start, stop) in zip(files, pairwise(bounds), strict=True):
-        writer.write_table(taken.slice(start, stop - start))
+    file = share(rows["share"].fill_null(2**32 - 1).to_numpy(), len(files))
+    for writer, some in zip(files, by_bucket(rows, file, len(files)), strict=True):
+        writer.write_table(some)
+
+
+def by_bucket(rows: pa.Table, bucket: np.ndarray, buckets: int) -> list[pa.Table]:
+    """The rows of each of so many buckets, in their order. bucket: int [rows], the one of each row."""
+    order = np.argsort(bucket, kind="stable")
+    bounds = np.searchsorted(bucket[order], np.arange(buckets + 1)).tolist()
+    taken = rows.take(pa.array(order))
+    return [taken.slice(start, stop - start) for start, stop in pairwise(bounds)]
+
+
+def share(number: np.ndarray, buckets: int) -> np.ndarray:
+    """int64 [n]: the bucket of numbers below 2**32, which are as many for each where they are evenly spread."""
+    return number.astype(np.int64) * buckets >> 32
 
 
 def _sorted(connection: duckdb.DuckDBPyConnection, rows: pa.RecordBatchReader, query: str) -> Iterator[pa.RecordBatch]:

@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata import recipe
-from vlmdata.catalog import no_glob
+from vlmdata.catalog import view_local
 from vlmdata.dedup import alike, decontaminate, exact, perceptual, pixels, semantic, url
 from vlmdata.dedup.components import Edges, stars, unite
 from vlmdata.ingest import connect
-from vlmdata.rules import literal
 from vlmdata.schemas import conform, table_schema
 
 VERSION = 3
@@ -105,9 +104,9 @@ def grouped(
         least[members] = earlier.groups["similarity"].to_numpy()
         edges = _after(stars(codes), edges)
     label, similarity = unite(len(uid), edges)
-    if near is not None:
+    if near is not None and aside is not None:
         with connect(near.parent) as connection:
-            connection.execute(f"CREATE VIEW found AS FROM read_parquet({literal(no_glob(str(aside)))})")
+            view_local(connection, "found", aside)
             alike.write(connection, near)
     stored = {**found.known, "rows": uid[found.known["rows"]]} if found.known else {}
     return Grouped(_table(options.kind, uid, label, np.maximum(similarity, least), found.centroid), stored)

@@ -12,10 +12,9 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from vlmdata.catalog import parquet_sql
+from vlmdata.catalog import parquet_sql, schema_of
 from vlmdata.dataset import Dataset
 from vlmdata.dedup import alike
 from vlmdata.errors import DataError, InputError, first_line
@@ -45,7 +44,7 @@ def reconsider(dataset: Dataset, settings: list[str]) -> tuple[Steps, Steps, lis
         raise InputError(f"{dataset.url}: no snapshot here; make one by `vlmdata run RECIPE`")
     published, recipe = (_recipe(dataset, snapshot, changes) for changes in ([], settings))
     paths = [part["path"] for part in snapshot["samples"]]
-    schema = _schema(dataset, paths[0])
+    schema = schema_of(dataset, paths[0])
     columns = pa.schema([schema.field(name) for name in snapshot["columns"]])
     before, after = (check_select(each, columns) for each in (published, recipe))
     chosen = choice(recipe, after, _unmeasured(dataset, snapshot, recipe))
@@ -250,13 +249,8 @@ def _unmeasured(dataset: Dataset, snapshot: dict[str, Any], recipe: Recipe) -> f
     """The columns of the signals that have an `after`."""
     names = [signal_name(signal) for signal in recipe.signals if signal.after]
     tables = [snapshot["tables"][name] for name in names if name in snapshot["tables"]]
-    found = {column for table in tables for column in _schema(dataset, table["parts"][0]["path"]).names}
+    found = {column for table in tables for column in schema_of(dataset, table["parts"][0]["path"]).names}
     return frozenset(found - {"uid"})
-
-
-def _schema(dataset: Dataset, path: str) -> pa.Schema:
-    with dataset.open(path) as file:
-        return pq.read_schema(file)
 
 
 def _view(connection: duckdb.DuckDBPyConnection, dataset: Dataset, name: str, paths: list[str]) -> None:
